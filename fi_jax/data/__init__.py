@@ -1,0 +1,1 @@
+"""Faces in: releases as published -> records -> examples (arrays) -> shared-prefix sequences."""

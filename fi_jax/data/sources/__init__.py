@@ -1,0 +1,1 @@
+"""One file a released data set: its layout and quirks -> records."""

@@ -1,0 +1,1 @@
+"""Procedural faces drawn in code, with exact labels and masks."""

@@ -1,0 +1,1 @@
+"""What can be said about a face: vocabularies, questions with closed answers, rules. Data; no arrays."""

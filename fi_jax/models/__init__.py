@@ -1,0 +1,1 @@
+"""The networks: pure linen modules that know neither data nor training."""
