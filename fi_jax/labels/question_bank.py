@@ -1,0 +1,103 @@
+"""Every closed question there is, and which of them a vocabulary or a data set asks."""
+
+from functools import cache
+
+from fi_jax.errors import require_choice
+from fi_jax.labels import celeba, maad_face, tasks
+from fi_jax.labels.questions import Question, single_choice, yes_no
+from fi_jax.labels.vocabulary import Vocabulary
+
+_ATTRIBUTES: dict[str, Question] = {
+    name: yes_no(name, text) for name, text in (celeba.QUESTIONS | maad_face.QUESTIONS).items()
+}
+
+
+def _options(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """What a person reads: "race:Latino_Hispanic" -> "Latino or Hispanic"."""
+    return tuple(name.partition(":")[2].replace("_", " or ") for name in labels)
+
+
+def _race(scheme: str) -> Question:
+    labels = tasks.RACE_GROUPS[scheme].labels
+    return single_choice(f"race:{scheme}", "race", "What is this person's race?", _options(labels), labels)
+
+
+_YEARS = tasks.AGE_YEARS.labels
+
+_CHOICES: dict[str, Question] = {
+    question.name: question
+    for question in (
+        single_choice("gender", "gender", "What is this person's gender?", ("male", "female"), tasks.GENDER.labels),
+        _race("utkface"),
+        _race("fairface"),
+        _race("raf_db"),
+        single_choice(
+            "age_group",
+            "age_group",
+            "How old is this person, in years?",
+            _options(tasks.AGE_GROUP.labels),
+            tasks.AGE_GROUP.labels,
+        ),
+        # All twenty ranges spelt out would be the longest segment by far; the rule that makes them is as clear.
+        Question(
+            "age_years",
+            "age_years",
+            "What is this person's age in years, in steps of five? A 0-4, B 5-9, C 10-14, and so on to T 95+.",
+            _options(_YEARS),
+            tuple(chr(ord("A") + i) for i in range(len(_YEARS))),
+            _YEARS,
+        ),
+        single_choice(
+            "expression",
+            "expression",
+            "What is this person's expression?",
+            tasks.EXPRESSIONS,
+            tasks.EXPRESSION.labels,
+        ),
+    )
+}
+
+_OF_DATASET: dict[str, tuple[str, ...]] = {
+    "celeba": tuple(celeba.QUESTIONS),
+    # CelebAMask-HQ's attribute file is CelebA's 40.
+    "celebamask_hq": tuple(celeba.QUESTIONS),
+    "maad_face": tuple(maad_face.QUESTIONS),
+    "fairface": ("gender", "race:fairface", "age_group"),
+    "utkface": ("gender", "race:utkface", "age_group", "age_years"),
+    "expw": ("expression",),
+    "raf_db": ("expression", "gender", "race:raf_db"),
+    "synthetic_faces": (
+        *celeba.QUESTIONS,
+        "gender",
+        "race:utkface",
+        "age_group",
+        "age_years",
+        "expression",
+    ),
+}
+
+
+def question(name: str) -> Question:
+    """Returns the question `name` (an attribute's label, or "gender", "race:utkface", "age_group", ...)."""
+    everything = _ATTRIBUTES | _CHOICES
+    require_choice("question", name, everything)
+    return everything[name]
+
+
+@cache
+def questions_for(vocab: Vocabulary) -> tuple[Question, ...]:
+    """Returns every question whose options all lie in `vocab`: yes/no ones in label order, then choices.
+
+    "Female" has no yes/no question of its own: it is asked through "gender". A choice between some of a
+    larger group's labels (RAF-DB's three races within five) is asked only where the larger one is not.
+    """
+    binary = tuple(_ATTRIBUTES[name] for name in vocab.names if name in _ATTRIBUTES)
+    fits = [q for q in _CHOICES.values() if all(label in vocab for label in q.labels)]
+    choices = tuple(q for q in fits if not any(set(q.labels) < set(other.labels) for other in fits))
+    return binary + choices
+
+
+def questions_of(dataset: str) -> tuple[Question, ...]:
+    """Returns the questions that the protocol of `dataset` asks; an unknown set is a `UserError`."""
+    require_choice("data set", dataset, _OF_DATASET)
+    return tuple(question(name) for name in _OF_DATASET[dataset])
