@@ -1,0 +1,178 @@
+"""The vision transformer of CLIP, used for the photograph and, with weights of its own, for the segmentation map."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from fi_jax.config import VitConfig
+from fi_jax.models.layers import activation, drop_branch, rematerialise
+from fi_jax.models.lora import Linear
+
+
+class VitOutput(NamedTuple):
+    """What the encoder says of one image.
+
+    `tokens`: hidden state `feature_layer` without the class token, neighbours merged (d' = d * merge**2).
+    `pooled`: the class token after the last layer and the final norm.
+    """
+
+    tokens: Float[Array, "b i d_merged"]
+    pooled: Float[Array, "b d"]
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head self-attention."""
+
+    config: VitConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        cfg = self.config
+        q, k, v = (
+            rearrange(_linear(cfg, cfg.hidden_size, name, self.dtype)(x), "b t (h d) -> b t h d", h=cfg.num_heads)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        y = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h d -> b t (h d)")
+        return _linear(cfg, cfg.hidden_size, "out_proj", self.dtype)(y)
+
+
+class Mlp(nn.Module):
+    """fc1, activation, fc2."""
+
+    config: VitConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        cfg = self.config
+        y = activation(cfg.hidden_act)(_linear(cfg, cfg.intermediate_size, "fc1", self.dtype)(x))
+        return _linear(cfg, cfg.hidden_size, "fc2", self.dtype)(y)
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer. `drop` switches stochastic depth on."""
+
+    config: VitConfig
+    dtype: jnp.dtype
+    drop: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"], rate: Float[Array, ""]) -> Float[Array, "b t d"]:
+        def branch(y):
+            return drop_branch(y, rate, self.make_rng("dropout")) if self.drop else y
+
+        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        x = x + branch(Attention(self.config, self.dtype, name="attn")(_norm(self.config, "norm1", self.dtype)(x)))
+        return x + branch(Mlp(self.config, self.dtype, name="mlp")(_norm(self.config, "norm2", self.dtype)(x)))
+
+
+class Vit(nn.Module):
+    """CLIP's vision tower (Radford et al. 2021), layers stacked on axis 0 under `layers`.
+
+    `dtype` is the compute type; `remat` is what the backward pass keeps of a layer (see `ModelConfig.remat`).
+    """
+
+    config: VitConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "b y x 3"], *, train: bool = False) -> VitOutput:
+        """Encodes normalised pictures of `image_size` pixels; `train` needs the rng "dropout" where drop_path > 0."""
+        cfg = self.config
+        if pixels.shape[1:] != (cfg.image_size, cfg.image_size, 3):
+            raise ValueError(f"pictures of shape {pixels.shape} given to an encoder of image_size {cfg.image_size}")
+        p, d = cfg.patch_size, cfg.hidden_size
+
+        # The stride equals the patch, so the convolution is one matmul (faster than a convolution on CPUs).
+        kernel = PatchEmbed(p, d, name="patch_embed")()
+        patches = rearrange(pixels.astype(self.dtype), "b (y p) (x q) c -> b (y x) (p q c)", p=p, q=p)
+        x = patches @ kernel.reshape(-1, d).astype(self.dtype)
+
+        cls = self.param("class_embedding", nn.initializers.normal(0.02), (d,))
+        positions = self.param("position_embedding", nn.initializers.normal(0.02), (cfg.grid**2 + 1, d))
+        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, d))
+        x = jnp.concatenate([cls, x], axis=1) + positions.astype(self.dtype)
+        x = _norm(cfg, "pre_norm", self.dtype)(x)
+
+        wanted = cfg.feature_layer % (cfg.num_layers + 1)
+        drop = train and cfg.drop_path > 0
+        layers = rematerialise(Layer, self.remat)(cfg, self.dtype, drop, name="layers")
+
+        # Carrying the one wanted hidden state, outside the rematerialised layer, stores neither all of them
+        # nor a second residual.
+        def step(layer, carry, xs):
+            x, selected = carry
+            index, rate = xs
+            x = layer(x, rate)
+            return (x, jnp.where(index == wanted, x, selected)), None
+
+        scan = nn.scan(
+            step, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=cfg.num_layers
+        )
+        rates = jnp.linspace(0.0, cfg.drop_path, cfg.num_layers)
+        (x, selected), _ = scan(layers, (x, x), (jnp.arange(1, cfg.num_layers + 1), rates))
+
+        pooled = _norm(cfg, "post_norm", self.dtype)(x[:, 0])
+        tokens = rearrange(
+            selected[:, 1:], "b (y m x n) d -> b (y x) (m n d)", m=cfg.merge, n=cfg.merge, x=cfg.grid // cfg.merge
+        )
+        return VitOutput(tokens, pooled)
+
+
+class PatchEmbed(nn.Module):
+    """Holds the patch kernel `[p, p, 3, d]`; CLIP's patch embedding has no bias."""
+
+    patch_size: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "p p 3 d"]:
+        p = self.patch_size
+        return self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.features))
+
+
+def resize_position_embedding(embedding: Float[np.ndarray, "n d"], grid: int) -> Float[np.ndarray, "m d"]:
+    """Resamples position embeddings (class token first) to a `grid` x `grid` picture, m = grid**2 + 1.
+
+    Bicubic with a = -0.75 and half-pixel centres, as transformers' `interpolate_pos_encoding` does it.
+    """
+    embedding = np.asarray(embedding)
+    old = round((len(embedding) - 1) ** 0.5)
+    if old * old + 1 != len(embedding):
+        raise ValueError(f"{len(embedding)} position embeddings are not a square grid and a class token")
+    if old == grid:
+        return embedding
+    weights = _bicubic(old, grid)
+    patches = embedding[1:].astype(np.float64).reshape(old, old, -1)
+    resized = np.einsum("yi,xj,ijd->yxd", weights, weights, patches, optimize=True)
+    return np.concatenate([embedding[:1], resized.reshape(grid * grid, -1).astype(embedding.dtype)])
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """Weights `[new, old]` of one-dimensional bicubic interpolation, edges repeated."""
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    left = np.floor(centre).astype(int)
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        t = np.abs(centre - (left + tap))
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        far = a * (t**3 - 5 * t**2 + 8 * t - 4)
+        np.add.at(weights, (np.arange(new), np.clip(left + tap, 0, old - 1)), np.where(t <= 1, near, far))
+    return weights
+
+
+def _norm(cfg: VitConfig, name: str, dtype) -> nn.LayerNorm:
+    return nn.LayerNorm(cfg.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def _linear(cfg: VitConfig, features: int, name: str, dtype) -> Linear:
+    lora = cfg.lora if cfg.lora.rank and name in cfg.lora.targets else None
+    return Linear(features, use_bias=True, lora=lora, dtype=dtype, name=name)
