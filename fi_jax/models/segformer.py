@@ -87,9 +87,24 @@ class MixFfn(nn.Module):
         d = x.shape[-1]
         hidden = d * self.config.mlp_ratios[self.stage]
         x = nn.Dense(hidden, dtype=self.dtype, name="fc1")(x)
-        x = _conv(hidden, 3, 1, 1, "dwconv", self.dtype, groups=hidden)(x)
+        x = DepthwiseConv(self.dtype, name="dwconv")(x)
         x = activation(self.config.hidden_act)(x)
         return nn.Dense(d, dtype=self.dtype, name="fc2")(x)
+
+
+class DepthwiseConv(nn.Module):
+    """3x3 depthwise convolution, as nine shifted products: on CPUs many times faster than XLA's grouped one."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
+        _, height, width, d = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 1, d)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (d,)).astype(self.dtype)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = (padded[:, i : i + height, j : j + width] * kernel[i, j, 0] for i in range(3) for j in range(3))
+        return sum(shifted, start=bias)
 
 
 class Block(nn.Module):
@@ -181,10 +196,8 @@ class DecodeHead(nn.Module):
         return nn.Dense(cfg.num_labels, dtype=self.dtype, name="classifier")(x)
 
 
-def _conv(features: int, size: int, stride: int, padding: int, name: str, dtype, groups: int = 1) -> nn.Conv:
-    return nn.Conv(
-        features, (size, size), (stride, stride), padding, feature_group_count=groups, dtype=dtype, name=name
-    )
+def _conv(features: int, size: int, stride: int, padding: int, name: str, dtype) -> nn.Conv:
+    return nn.Conv(features, (size, size), (stride, stride), padding, dtype=dtype, name=name)
 
 
 def _norm(cfg: SegformerConfig, name: str, dtype) -> nn.LayerNorm:
