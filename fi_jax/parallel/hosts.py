@@ -1,0 +1,239 @@
+"""Many processes as one: which launcher started us, joining the others, and what happens when one dies or hangs.
+
+Environment variables, for launchers that are neither SLURM nor a TPU pod (they win over detection):
+
+    FI_JAX_COORDINATOR        host:port of process 0
+    FI_JAX_NUM_PROCESSES      processes in all
+    FI_JAX_PROCESS_ID         this one, from 0 (default: JOB_COMPLETION_INDEX, which Kubernetes sets)
+    FI_JAX_CLUSTER            "tpu" (a TPU pod), "none" (stay alone); default: detect
+    FI_JAX_HEARTBEAT_SECONDS  silence after which a process counts as dead (default 60)
+    FI_JAX_CONNECT_SECONDS    how long to wait for all processes at the start (default 300)
+"""
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fi_jax.errors import UserError, require_choice
+
+# Silence after which a process counts as dead; the job has ended at most 30 s after that.
+HEARTBEAT_SECONDS = 60
+CONNECT_SECONDS = 300
+# Coordinator ports lie above Linux's ephemeral range (32768-60999), so no client socket takes one by chance.
+_FIRST_PORT, _NUM_PORTS = 61440, 4096
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """This process's place among `count` processes; `index` 0 writes what only one may write."""
+
+    index: int = 0
+    count: int = 1
+    launcher: str = "none"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes logs, tables and other single files."""
+        return self.index == 0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How to join: what `jax.distributed.initialize` needs; `None` fields are found by JAX itself."""
+
+    launcher: Literal["env", "slurm", "tpu"]
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    # GPUs of this node that are this process's; `None` for all that are visible.
+    local_device_ids: tuple[int, ...] | None = None
+
+
+def detect(env: Mapping[str, str]) -> Cluster | None:
+    """Reads the launcher from environment variables; `None` when this process is alone. Raises `UserError`."""
+    choice = env.get("FI_JAX_CLUSTER", "")
+    if choice:
+        require_choice("FI_JAX_CLUSTER", choice, ("tpu", "none"))
+    if choice == "none":
+        return None
+    if "FI_JAX_COORDINATOR" in env:
+        return _from_variables(env)
+    # SLURM_STEP_*: only `srun` sets them. In the batch script itself a plain `python` is alone and must not wait.
+    if _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        return _from_slurm(env)
+    if choice == "tpu" or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+        return Cluster("tpu")
+    return None
+
+
+def initialise(env: Mapping[str, str] | None = None) -> Hosts:
+    """Joins the other processes, once, before any other use of JAX. Alone, it does nothing.
+
+    Raises `UserError` when the environment is incomplete or the others cannot be reached in time. Afterwards a
+    process that dies ends all others within the heartbeat time plus 30 s.
+    """
+    env = os.environ if env is None else env
+    cluster = detect(env)
+    if cluster is None:
+        return Hosts()
+    import jax
+
+    heartbeat = _integer(env, "FI_JAX_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
+    connect = _integer(env, "FI_JAX_CONNECT_SECONDS", CONNECT_SECONDS)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.num_processes,
+            process_id=cluster.process_id,
+            local_device_ids=cluster.local_device_ids,
+            cluster_detection_method=None if cluster.launcher == "tpu" else "deactivate",
+            initialization_timeout=connect,
+            heartbeat_timeout_seconds=heartbeat,
+            # The last barrier: a process that waits here for a dead one must not wait for minutes.
+            shutdown_timeout_seconds=max(30, heartbeat),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"process {cluster.process_id} of {cluster.num_processes} could not join {cluster.coordinator} within "
+            f"{connect} s (launcher: {cluster.launcher}): {str(error).splitlines()[0]}; check that every process runs "
+            "and reaches that address"
+        ) from error
+    return Hosts(jax.process_index(), jax.process_count(), cluster.launcher)
+
+
+def _from_variables(env: Mapping[str, str]) -> Cluster:
+    coordinator = env["FI_JAX_COORDINATOR"]
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"FI_JAX_COORDINATOR is '{coordinator}'; it must be host:port")
+    if "FI_JAX_NUM_PROCESSES" not in env:
+        raise UserError("FI_JAX_COORDINATOR is set but FI_JAX_NUM_PROCESSES is not; set it to the number of processes")
+    count = _integer(env, "FI_JAX_NUM_PROCESSES", 1)
+    if "FI_JAX_PROCESS_ID" not in env and "JOB_COMPLETION_INDEX" not in env:
+        raise UserError(f"FI_JAX_PROCESS_ID is not set; give each of the {count} processes its number, from 0")
+    index = _integer(env, "FI_JAX_PROCESS_ID", _integer(env, "JOB_COMPLETION_INDEX", 0))
+    if not 0 <= index < count:
+        raise UserError(
+            f"FI_JAX_PROCESS_ID is {index}; with FI_JAX_NUM_PROCESSES={count} it must lie in 0..{count - 1}"
+        )
+    return Cluster("env", coordinator, count, index)
+
+
+def _from_slurm(env: Mapping[str, str]) -> Cluster:
+    job, step = _integer(env, "SLURM_JOB_ID", 0), _integer(env, "SLURM_STEP_ID", 0)
+    port = _FIRST_PORT + (job + 101 * step) % _NUM_PORTS
+    return Cluster(
+        "slurm",
+        f"{first_node(env['SLURM_STEP_NODELIST'])}:{port}",
+        _integer(env, "SLURM_STEP_NUM_TASKS", 1),
+        _integer(env, "SLURM_PROCID", 0),
+        _slurm_gpus(env),
+    )
+
+
+def first_node(node_list: str) -> str:
+    """Returns the first host of a SLURM node list: `gpu[007-012,020],login1` → `gpu007`."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", node_list)
+    if match is None:
+        raise UserError(f"SLURM_STEP_NODELIST is '{node_list}'; it names no host")
+    return "".join(part or "" for part in match.groups())
+
+
+def _slurm_gpus(env: Mapping[str, str]) -> tuple[int, ...] | None:
+    """The GPUs of this task. JAX's own SLURM detection gives a task that owns a whole node its first GPU only."""
+    if "CUDA_VISIBLE_DEVICES" in env:
+        gpus = len([name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name])
+    else:
+        gpus = _integer(env, "SLURM_GPUS_ON_NODE", 0)
+    tasks = tasks_on_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"), _integer(env, "SLURM_NODEID", 0))
+    if tasks == 1 or gpus <= 1:
+        # One task a node sees every GPU; a task that was given a GPU of its own sees just that one.
+        return None
+    if gpus % tasks:
+        raise UserError(f"{tasks} tasks on a node with {gpus} GPUs; use one task a GPU or one task a node")
+    share = gpus // tasks
+    local = _integer(env, "SLURM_LOCALID", 0)
+    return tuple(range(local * share, (local + 1) * share))
+
+
+def tasks_on_node(pattern: str, node: int) -> int:
+    """Reads SLURM's `2(x3),1` (three nodes of two tasks, then one of one) for one node."""
+    counts = []
+    for part in pattern.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is '{pattern}'; expected the form 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[min(node, len(counts) - 1)]
+
+
+def _integer(env: Mapping[str, str], name: str, default: int) -> int:
+    value = env.get(name, "")
+    try:
+        return int(value) if value else default
+    except ValueError:
+        raise UserError(f"{name} is '{value}'; it must be a whole number") from None
+
+
+def check_same(what: str, text: str, hosts: Hosts) -> None:
+    """Raises `UserError` on every process unless all hold the same `text` (config, file list, version)."""
+    if hosts.count == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+    everyone = np.asarray(multihost_utils.process_allgather(digest)).reshape(hosts.count, -1)
+    odd = [i for i in range(hosts.count) if not np.array_equal(everyone[i], everyone[0])]
+    if odd:
+        raise UserError(f"{what} differs between processes: {odd} disagree with process 0; start all of them alike")
+
+
+def check_shared(folder: Path, hosts: Hosts, timeout: float = 30.0) -> None:
+    """Raises `UserError` on every process unless all see the same `folder`.
+
+    Process 0 leaves a marker there; the others have `timeout` seconds to see it (network file systems lag).
+    """
+    if hosts.count == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    nonce = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint32))
+    marker = folder / f".shared-{''.join(f'{word:08x}' for word in np.asarray(nonce))}"
+    if hosts.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    multihost_utils.sync_global_devices("shared folder marker")
+    seen = _wait_for(marker, timeout)
+    everyone = np.asarray(multihost_utils.process_allgather(np.asarray(seen))).reshape(-1)
+    if hosts.is_first:
+        marker.unlink(missing_ok=True)
+    if not everyone.all():
+        blind = np.flatnonzero(~everyone).tolist()
+        raise UserError(f"folder '{folder}' is not shared: processes {blind} do not see it; use one on a shared disk")
+
+
+def _wait_for(path: Path, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def leave(status: int) -> None:
+    """Ends this process of many now, without the last barrier that would wait for the others.
+
+    For the way out after an error: the others see this process gone and end as well.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
