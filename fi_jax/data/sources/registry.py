@@ -1,0 +1,30 @@
+"""The data sources by name."""
+
+import importlib
+from pathlib import Path
+
+from fi_jax.data.sources.source import Source
+from fi_jax.errors import require_choice
+
+# Each is a module of this package with one function `read(root) -> Source`, imported when asked for.
+SOURCE_NAMES: tuple[str, ...] = (
+    "celeba",
+    "maad_face",
+    "fairface",
+    "utkface",
+    "expw",
+    "raf_db",
+    "celebamask_hq",
+    "synthetic_faces",
+)
+
+
+def open_source(name: str, root: Path | str = "") -> Source:
+    """Reads the release `name` under `root`: a folder as released, a folder that `fi-jax prepare` wrote,
+    or (CelebA) one that TFDS prepared.
+
+    Raises:
+      UserError: the name is unknown, or the release is not there or damaged beyond what is handled.
+    """
+    require_choice("data set", name, SOURCE_NAMES)
+    return importlib.import_module(f"fi_jax.data.sources.{name}").read(root)

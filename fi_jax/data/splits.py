@@ -1,0 +1,36 @@
+"""The stated rules by which faces are dealt to train, val and test where a release has no split."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from fi_jax.data.records import FaceRecord, Split
+from fi_jax.errors import require_choice
+
+SplitOrAll = Literal["train", "val", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+# Shares of train, val and test.
+FRACTIONS = (0.8, 0.1, 0.1)
+
+
+def hash_fraction(name: str, salt: str) -> float:
+    """Returns a number in [0, 1) that depends on `salt` and `name` alone: the first 8 bytes of a SHA-256."""
+    digest = hashlib.sha256(f"{salt}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def hash_split(name: str, salt: str, fractions: tuple[float, float, float] = FRACTIONS) -> Split:
+    """Deals `name` (a picture, a cluster of pictures, or a person) to a split.
+
+    The split is train below `fractions[0]`, val below `fractions[0] + fractions[1]`, else test, of
+    `hash_fraction(name, salt)`. Anyone can redo it; `salt` is the data set's name, so that a name
+    used by two sets is not tied to one side.
+    """
+    x = hash_fraction(name, salt)
+    return "train" if x < fractions[0] else "val" if x < fractions[0] + fractions[1] else "test"
+
+
+def select(records: Sequence[FaceRecord], split: SplitOrAll) -> list[FaceRecord]:
+    """Returns the records of a split, in order; "all" is every record under the root."""
+    require_choice("split", split, (*SPLITS, "all"))
+    return [record for record in records if split in ("all", record.split)]
