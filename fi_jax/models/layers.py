@@ -21,6 +21,11 @@ def drop_branch(x: Float[Array, "b ..."], rate: Float[Array, ""], key) -> Float[
     return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
 
 
+def layer_norm(eps: float, name: str, dtype: jnp.dtype) -> nn.LayerNorm:
+    """A layer norm with the two-pass variance (the one-pass form loses digits where the mean is large)."""
+    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
 def rematerialise(layer: type[nn.Module], remat: str) -> type[nn.Module]:
     """Wraps a layer class of a scan so that the backward pass keeps what `ModelConfig.remat` says."""
     if remat == "none":

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from fi_jax.errors import UserError
-from fi_jax.models.layers import activation, drop_branch
+from fi_jax.models.layers import activation, drop_branch, layer_norm
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class EfficientAttention(nn.Module):
         reduced = x
         if ratio > 1:
             reduced = _conv(d, ratio, ratio, 0, "sr", self.dtype)(x)
-            reduced = _norm(cfg, "sr_norm", self.dtype)(reduced)
+            reduced = layer_norm(cfg.layer_norm_eps, "sr_norm", self.dtype)(reduced)
 
         def project(name, value):
             y = nn.Dense(d, dtype=self.dtype, name=name)(value)
@@ -120,9 +120,9 @@ class Block(nn.Module):
         def branch(y):
             return drop_branch(y, jnp.float32(self.rate), self.make_rng("dropout")) if train and self.rate else y
 
-        y = _norm(self.config, "norm1", self.dtype)(x)
+        y = layer_norm(self.config.layer_norm_eps, "norm1", self.dtype)(x)
         x = x + branch(EfficientAttention(self.config, self.stage, self.dtype, name="attn")(y))
-        y = _norm(self.config, "norm2", self.dtype)(x)
+        y = layer_norm(self.config.layer_norm_eps, "norm2", self.dtype)(x)
         return x + branch(MixFfn(self.config, self.stage, self.dtype, name="mlp")(y))
 
 
@@ -165,10 +165,10 @@ class Stage(nn.Module):
         cfg, i = self.config, self.index
         patch = cfg.patch_sizes[i]
         x = _conv(cfg.hidden_sizes[i], patch, cfg.strides[i], patch // 2, "patch_embed", self.dtype)(x)
-        x = _norm(cfg, "patch_norm", self.dtype)(x)
+        x = layer_norm(cfg.layer_norm_eps, "patch_norm", self.dtype)(x)
         for j, rate in enumerate(self.rates):
             x = Block(cfg, i, rate, self.dtype, name=f"block_{j}")(x, train=train)
-        return _norm(cfg, "norm", self.dtype)(x)
+        return layer_norm(cfg.layer_norm_eps, "norm", self.dtype)(x)
 
 
 class DecodeHead(nn.Module):
@@ -198,7 +198,3 @@ class DecodeHead(nn.Module):
 
 def _conv(features: int, size: int, stride: int, padding: int, name: str, dtype) -> nn.Conv:
     return nn.Conv(features, (size, size), (stride, stride), padding, dtype=dtype, name=name)
-
-
-def _norm(cfg: SegformerConfig, name: str, dtype) -> nn.LayerNorm:
-    return nn.LayerNorm(cfg.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)

@@ -1,6 +1,6 @@
 """The vision transformer of CLIP, used for the photograph and, with weights of its own, for the segmentation map."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from fi_jax.config import VitConfig
-from fi_jax.models.layers import activation, drop_branch, rematerialise
+from fi_jax.config import LoraConfig, VitConfig
+from fi_jax.models.layers import activation, drop_branch, layer_norm, rematerialise
 from fi_jax.models.lora import Linear
 
 
@@ -25,11 +25,23 @@ class VitOutput(NamedTuple):
     pooled: Float[Array, "b d"]
 
 
-class Attention(nn.Module):
-    """Bidirectional multi-head self-attention."""
+class LayerShape(Protocol):
+    """What a CLIP transformer layer asks of its tower's config (vision or text)."""
 
-    config: VitConfig
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    lora: LoraConfig
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, bidirectional or causal."""
+
+    config: LayerShape
     dtype: jnp.dtype
+    causal: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -38,14 +50,14 @@ class Attention(nn.Module):
             rearrange(_linear(cfg, cfg.hidden_size, name, self.dtype)(x), "b t (h d) -> b t h d", h=cfg.num_heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        y = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h d -> b t (h d)")
+        y = rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal), "b t h d -> b t (h d)")
         return _linear(cfg, cfg.hidden_size, "out_proj", self.dtype)(y)
 
 
 class Mlp(nn.Module):
     """fc1, activation, fc2."""
 
-    config: VitConfig
+    config: LayerShape
     dtype: jnp.dtype
 
     @nn.compact
@@ -56,11 +68,12 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer. `drop` switches stochastic depth on."""
+    """One pre-norm transformer layer of CLIP. `drop` switches stochastic depth on."""
 
-    config: VitConfig
+    config: LayerShape
     dtype: jnp.dtype
-    drop: bool
+    drop: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], rate: Float[Array, ""]) -> Float[Array, "b t d"]:
@@ -68,8 +81,14 @@ class Layer(nn.Module):
             return drop_branch(y, rate, self.make_rng("dropout")) if self.drop else y
 
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
-        x = x + branch(Attention(self.config, self.dtype, name="attn")(_norm(self.config, "norm1", self.dtype)(x)))
-        return x + branch(Mlp(self.config, self.dtype, name="mlp")(_norm(self.config, "norm2", self.dtype)(x)))
+        x = x + branch(
+            Attention(self.config, self.dtype, self.causal, name="attn")(
+                layer_norm(self.config.layer_norm_eps, "norm1", self.dtype)(x)
+            )
+        )
+        return x + branch(
+            Mlp(self.config, self.dtype, name="mlp")(layer_norm(self.config.layer_norm_eps, "norm2", self.dtype)(x))
+        )
 
 
 class Vit(nn.Module):
@@ -99,7 +118,7 @@ class Vit(nn.Module):
         positions = self.param("position_embedding", nn.initializers.normal(0.02), (cfg.grid**2 + 1, d))
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, d))
         x = jnp.concatenate([cls, x], axis=1) + positions.astype(self.dtype)
-        x = _norm(cfg, "pre_norm", self.dtype)(x)
+        x = layer_norm(cfg.layer_norm_eps, "pre_norm", self.dtype)(x)
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
         drop = train and cfg.drop_path > 0
@@ -119,7 +138,7 @@ class Vit(nn.Module):
         rates = jnp.linspace(0.0, cfg.drop_path, cfg.num_layers)
         (x, selected), _ = scan(layers, (x, x), (jnp.arange(1, cfg.num_layers + 1), rates))
 
-        pooled = _norm(cfg, "post_norm", self.dtype)(x[:, 0])
+        pooled = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)(x[:, 0])
         tokens = rearrange(
             selected[:, 1:], "b (y m x n) d -> b (y x) (m n d)", m=cfg.merge, n=cfg.merge, x=cfg.grid // cfg.merge
         )
@@ -169,10 +188,5 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     return weights
 
 
-def _norm(cfg: VitConfig, name: str, dtype) -> nn.LayerNorm:
-    return nn.LayerNorm(cfg.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
-
-
-def _linear(cfg: VitConfig, features: int, name: str, dtype) -> Linear:
-    lora = cfg.lora if cfg.lora.rank and name in cfg.lora.targets else None
-    return Linear(features, use_bias=True, lora=lora, dtype=dtype, name=name)
+def _linear(shape: LayerShape, features: int, name: str, dtype) -> Linear:
+    return Linear(features, use_bias=True, lora=shape.lora, dtype=dtype, name=name)
