@@ -1,0 +1,88 @@
+"""One look for every figure: colours that survive grey print and colour blindness, fonts, and saving."""
+
+import io
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import matplotlib.style
+from matplotlib.figure import Figure
+
+from fi_jax.errors import UserError, require_choice
+
+# Okabe and Ito's palette (2008), darkest first, so that neighbours differ in lightness too.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#000000")
+# Beside colour, lines differ by dash and points by marker.
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT, TRACK = "#1A1A1A", "#6B6B6B", "#E4E7EB"
+# Sequential map for counts and shares: monotone in lightness.
+SEQUENTIAL = "cividis"
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+    # The same figure gives the same bytes.
+    "svg.hashsalt": "fi_jax",
+}
+FORMATS = ("png", "svg", "pdf")
+
+
+@contextmanager
+def styled():
+    """Applies the look to what is drawn inside the block, and to nothing else."""
+    with matplotlib.style.context("default"), matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def figure(width: float, height: float, **kwargs) -> Figure:
+    """Makes a figure of that many inches that belongs to no window system and needs no closing."""
+    return Figure(figsize=(width, height), **kwargs)
+
+
+def _metadata(kind: str) -> dict:
+    return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
+
+
+def to_bytes(drawn: Figure, kind: str) -> bytes:
+    """Returns the figure as PNG, SVG or PDF bytes, the same ones every time."""
+    buffer = io.BytesIO()
+    with styled():
+        drawn.savefig(buffer, format=kind, metadata=_metadata(kind), bbox_inches="tight", pad_inches=0.12)
+    return buffer.getvalue()
+
+
+def save(drawn: Figure, path: Path | str) -> Path:
+    """Writes the figure in the format that `path` ends with; the file appears whole or not at all."""
+    path = Path(path)
+    require_choice("figure format", path.suffix.lstrip(".").lower(), FORMATS)
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder; give another place for the figure")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(to_bytes(drawn, path.suffix.lstrip(".").lower()))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

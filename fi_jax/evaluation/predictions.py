@@ -1,0 +1,199 @@
+"""The `predictions.jsonl` record: one line a face and question, written atomically and read as a stream."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from fi_jax.errors import UserError, require_choice
+from fi_jax.labels.questions import Family, Question
+from fi_jax.labels.tasks import age_group_of
+
+Source = Literal["llm", "head"]
+# A choice is the option as a person reads it ("Yes", "White", "20-29"); `age_years` is a number; None is unknown.
+Answer = str | float | None
+
+TASKS: tuple[str, ...] = get_args(Family)
+SOURCES: tuple[str, ...] = get_args(Source)
+GROUPS = ("gender", "race", "age_group")
+# Probabilities are rounded to this many digits in the file, so their sum may miss 1 by a few of them.
+DIGITS = 5
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to one question about one face, and what is true.
+
+    `probabilities` maps each option to its probability, in the question's order; it is empty for free-form
+    answers. `label` is the truth and `answer` what the model says: an option of the question, or years for
+    `age_years`. A `label` of None is unknown and never counted; an `answer` of None could not be read from
+    free-form text and counts as wrong.
+    """
+
+    # The picture's key within its data set.
+    image: str
+    dataset: str
+    task: Family
+    # `Question.name`, e.g. "Smiling", "race:utkface".
+    question: str
+    label: Answer
+    answer: Answer
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    # Who answers: the LLM, or the alignment head.
+    source: Source = "llm"
+    # Whether the model was trained on this data set: True is "fine-tuned", False "training-free".
+    seen: bool = False
+    split: str = "test"
+    # True groups of the face, for the breakdown; None where the set does not state them.
+    gender: str | None = None
+    race: str | None = None
+    age_group: str | None = None
+    # Where the picture lies, when it may be shown in a report; None by default.
+    path: str | None = None
+
+    def __post_init__(self):
+        require_choice("task", self.task, TASKS)
+        require_choice("source", self.source, SOURCES)
+        options = self.probabilities
+        for name, p in options.items():
+            if not (isinstance(p, int | float) and 0 <= p <= 1):
+                raise UserError(
+                    f"question '{self.question}' of {self.image}: probability of '{name}' is {p}, not in [0, 1]"
+                )
+        if options and abs(sum(options.values()) - 1) > _SUM_TOLERANCE:
+            raise UserError(
+                f"question '{self.question}' of {self.image}: probabilities sum to {sum(options.values()):.4f}, not 1"
+            )
+        for what, value in (("label", self.label), ("answer", self.answer)):
+            if value is None:
+                continue
+            if self.task == "age_years":
+                if not (isinstance(value, int | float) and math.isfinite(value)):
+                    raise UserError(
+                        f"question '{self.question}' of {self.image}: {what} '{value}' is not an age in years"
+                    )
+            elif not isinstance(value, str) or (options and value not in options):
+                raise UserError(
+                    f"question '{self.question}' of {self.image}: {what} '{value}' is none of {list(options)}"
+                )
+
+
+_FIELDS = tuple(f.name for f in dataclasses.fields(Prediction))
+_REQUIRED = ("image", "dataset", "task", "question", "label", "answer", "probabilities")
+
+
+def true_answer(question: Question, labels: Mapping[str, bool | float], age: float | None = None) -> Answer:
+    """Returns the true answer to `question` given a face's known labels (and age in years), or None."""
+    if question.family == "age_years":
+        return None if age is None else float(age)
+    if question.is_binary:
+        value = labels.get(question.labels[0])
+        return None if value is None else question.options[0 if value >= 0.5 else 1]
+    if question.family == "age_group" and age is not None:
+        labels = {age_group_of(age): True}
+    for option, label in zip(question.options, question.labels):
+        if labels.get(label, 0) >= 0.5:
+            return option
+    # Two classes: "not a man" is an answer as well.
+    if len(question.options) == 2 and question.labels[0] in labels:
+        return question.options[1]
+    return None
+
+
+def group_fields(labels: Mapping[str, bool | float], age: float | None = None) -> dict[str, str | None]:
+    """Returns a face's true groups for the breakdown: `gender`, `race`, `age_group`, each None where unknown.
+
+    Where a set states no age, its own words stand in: MAAD-Face's Young, Middle_Aged, Senior; CelebA's Young or not.
+    """
+
+    def first(prefix: str, names: Iterable[str] = ()) -> str | None:
+        stated = [name for name, value in labels.items() if value >= 0.5]
+        return next((n.removeprefix(prefix) for n in stated if n.startswith(prefix)), None) or next(
+            (n for n in names if n in stated), None
+        )
+
+    gender = None
+    if "Male" in labels or "Female" in labels:
+        gender = "male" if labels.get("Male", 1 - labels.get("Female", 0)) >= 0.5 else "female"
+    if age is not None:
+        age_group = age_group_of(age).removeprefix("age:")
+    else:
+        age_group = first("age:", ("Young", "Middle_Aged", "Senior"))
+        if age_group is None and labels.get("Young", 1) < 0.5 and "Senior" not in labels:
+            age_group = "not Young"
+    return {"gender": gender, "race": first("race:", ("Asian", "White", "Black")), "age_group": age_group}
+
+
+def to_line(prediction: Prediction) -> str:
+    """Returns one JSON line (no line end); fields that are None and not required are left out."""
+    values = {name: getattr(prediction, name) for name in _FIELDS}
+    values = {name: value for name, value in values.items() if value is not None or name in _REQUIRED}
+    values["probabilities"] = {k: round(float(p), DIGITS) for k, p in prediction.probabilities.items()}
+    if isinstance(prediction.answer, float):
+        values["answer"] = round(prediction.answer, 2)
+    return json.dumps(values, ensure_ascii=False)
+
+
+def from_line(line: str) -> Prediction:
+    """Parses one line; a missing or unknown field, or a value out of range, is a `UserError`."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError("not a JSON object")
+    missing = [name for name in _REQUIRED if name not in values]
+    if missing:
+        raise UserError(f"field(s) missing: {', '.join(missing)}")
+    for name in values:
+        require_choice("field", name, _FIELDS)
+    if not isinstance(values["probabilities"], dict):
+        raise UserError("probabilities is not an object of option: probability")
+    return Prediction(**values)
+
+
+@contextmanager
+def atomic_text(path: Path | str) -> Iterator:
+    """Opens a text file that appears under `path` only when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_predictions(path: Path | str, predictions: Iterable[Prediction]) -> int:
+    """Writes predictions as they come; the file appears only when all are written. Returns their number."""
+    count = 0
+    with atomic_text(path) as file:
+        for prediction in predictions:
+            file.write(to_line(prediction) + "\n")
+            count += 1
+    return count
+
+
+def read_predictions(path: Path | str) -> Iterator[Prediction]:
+    """Yields the predictions of a file (or of a folder's `predictions.jsonl`), one line in memory at a time."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "predictions.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with 'fi-jax evaluate CONFIG --out DIR'")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield from_line(line)
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error

@@ -1,0 +1,28 @@
+"""Gender: one question, "male" or "female", as the releases code it.
+
+Question: `gender` (FairFace, UTKFace, RAF-DB). Metric: accuracy, as FairFace (Kärkkäinen & Joo, WACV 2021) and
+the UTKFace literature report; balanced accuracy beside it. Faces whose release says "unsure" (RAF-DB) are unknown.
+The two classes are the annotators' reading of a picture, not a person's identity.
+"""
+
+from fi_jax.evaluation.columns import Block
+from fi_jax.evaluation.protocols.choice import ACCURACY, BALANCED_ACCURACY, MACRO_F1, score_choice
+from fi_jax.evaluation.protocols.scoring import Options
+from fi_jax.labels.question_bank import questions_of
+
+FAMILIES = ("gender",)
+METRICS = (ACCURACY, BALANCED_ACCURACY, MACRO_F1)
+
+
+def questions(dataset: str):
+    """The questions this family asks about `dataset`."""
+    return tuple(q for q in questions_of(dataset) if q.family in FAMILIES)
+
+
+def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
+    """Returns `{"gender": scores}`; see `protocols.choice.score_choice`. Empty when no truth is known."""
+    found = {
+        a.task: score_choice(a, block.groups, METRICS, options, baselines.get(a.question))
+        for a in block.of_task(*FAMILIES)
+    }
+    return {task: result for task, result in found.items() if result}
