@@ -10,12 +10,14 @@ Environment variables, for launchers that are neither SLURM nor a TPU pod (they 
     FI_JAX_CONNECT_SECONDS    how long to wait for all processes at the start (default 300)
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +29,8 @@ HEARTBEAT_SECONDS = 60
 CONNECT_SECONDS = 300
 # Coordinator ports lie above Linux's ephemeral range (32768-60999), so no client socket takes one by chance.
 _FIRST_PORT, _NUM_PORTS = 61440, 4096
+# How the transports say that a peer is gone: gloo, NCCL, the coordination service.
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|coordination service|heartbeat|unavailable", re.I)
 
 
 @dataclass(frozen=True)
@@ -229,11 +233,28 @@ def _wait_for(path: Path, timeout: float) -> bool:
     return True
 
 
-def leave(status: int) -> None:
-    """Ends this process of many now, without the last barrier that would wait for the others.
+@contextlib.contextmanager
+def ends_together(hosts: Hosts) -> Iterator[None]:
+    """Around the work of one process among many: an unexpected error here ends this process at once.
 
-    For the way out after an error: the others see this process gone and end as well.
+    Python's normal way out waits at a last barrier for processes that may be dead or stuck in a collective with us.
+    Leaving at once lets the others notice within seconds. `UserError`s, which all processes raise alike, pass
+    through. Alone, it does nothing.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        yield
+    except Exception as error:
+        if hosts.count == 1 or isinstance(error, UserError):
+            raise
+        if _LOST.search(str(error)):
+            print(
+                f"error: process {hosts.index} of {hosts.count} lost another process ({str(error).splitlines()[0]}); "
+                "look for the first error in the other logs, then restart: the run resumes from its last checkpoint",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
+            print(f"error: process {hosts.index} of {hosts.count} failed; the others end with it", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
