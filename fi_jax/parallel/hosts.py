@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -90,26 +91,43 @@ def initialise(env: Mapping[str, str] | None = None) -> Hosts:
 
     heartbeat = _integer(env, "FI_JAX_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     connect = _integer(env, "FI_JAX_CONNECT_SECONDS", CONNECT_SECONDS)
+    if cluster.coordinator is not None:
+        _announce(cluster, connect)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(
-            coordinator_address=cluster.coordinator,
-            num_processes=cluster.num_processes,
-            process_id=cluster.process_id,
-            local_device_ids=cluster.local_device_ids,
-            cluster_detection_method=None if cluster.launcher == "tpu" else "deactivate",
-            initialization_timeout=connect,
-            heartbeat_timeout_seconds=heartbeat,
-            # The last barrier: a process that waits here for a dead one must not wait for minutes.
-            shutdown_timeout_seconds=max(30, heartbeat),
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"process {cluster.process_id} of {cluster.num_processes} could not join {cluster.coordinator} within "
-            f"{connect} s (launcher: {cluster.launcher}): {str(error).splitlines()[0]}; check that every process runs "
-            "and reaches that address"
-        ) from error
+    jax.distributed.initialize(
+        coordinator_address=cluster.coordinator,
+        num_processes=cluster.num_processes,
+        process_id=cluster.process_id,
+        local_device_ids=cluster.local_device_ids,
+        cluster_detection_method=None if cluster.launcher == "tpu" else "deactivate",
+        initialization_timeout=connect,
+        heartbeat_timeout_seconds=heartbeat,
+        # The last barrier: a process that waits here for a dead one must not wait for minutes.
+        shutdown_timeout_seconds=max(30, heartbeat),
+    )
     return Hosts(jax.process_index(), jax.process_count(), cluster.launcher)
+
+
+def _announce(cluster: Cluster, seconds: int) -> None:
+    """Says who waits for whom, and fails in one line where JAX would abort with a C++ stack trace."""
+    who = f"process {cluster.process_id} of {cluster.num_processes} ({cluster.launcher})"
+    if cluster.process_id == 0:
+        # Should a process never come, JAX aborts after this time; this line is then the readable part.
+        print(f"{who} waits at {cluster.coordinator} up to {seconds} s for all to join", file=sys.stderr, flush=True)
+        return
+    host, _, port = cluster.coordinator.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{who} could not reach process 0 at {cluster.coordinator} within {seconds} s ({error}); "
+                    "check that process 0 runs and that its port is open between the hosts"
+                ) from None
+            time.sleep(0.5)
 
 
 def _from_variables(env: Mapping[str, str]) -> Cluster:

@@ -118,7 +118,7 @@ def test_second_ctrl_c_interrupts():
         time.sleep(1)
 
 
-def start(folder: Path, *arguments: str, count: int = 2) -> list[subprocess.Popen]:
+def start(folder: Path, *arguments: str, only: int | None = None) -> list[subprocess.Popen]:
     folder.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -128,7 +128,7 @@ def start(folder: Path, *arguments: str, count: int = 2) -> list[subprocess.Pope
         "FI_JAX_COORDINATOR": f"127.0.0.1:{port}",
         "FI_JAX_NUM_PROCESSES": "2",
         "FI_JAX_HEARTBEAT_SECONDS": "10",
-        "FI_JAX_CONNECT_SECONDS": "60" if count == 2 else "3",
+        "FI_JAX_CONNECT_SECONDS": "60" if only is None else "3",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
@@ -140,7 +140,7 @@ def start(folder: Path, *arguments: str, count: int = 2) -> list[subprocess.Pope
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(count)
+        for i in ((0, 1) if only is None else (only,))
     ]
 
 
@@ -209,7 +209,11 @@ def test_hung_process_ends_the_job(tmp_path):
     assert any("no step finished within 3 s" in text for text in errors)
 
 
-def test_missing_process_is_said(tmp_path):
-    codes, _, errors = finish(start(tmp_path / "f", "3", count=1))
+@pytest.mark.parametrize(("present", "says"), [(0, "process 0 of 2 (env) waits at"), (1, "could not reach process 0")])
+def test_missing_process_is_said(tmp_path, present, says):
+    processes = start(tmp_path / "f", "3", only=present)
+    codes, _, errors = finish(processes)
     assert codes != [0]
-    assert "could not join" in errors[0] or "DEADLINE_EXCEEDED" in errors[0], errors
+    assert says in errors[0], errors
+    if present == 1:
+        assert codes == [2]
