@@ -59,38 +59,75 @@ def decode(source: Readable | bytes, name: str = "") -> UInt8[np.ndarray, "y x 3
       UserError: the file is missing, is not an image, is truncated or damaged, or has more than
         `MAX_PIXELS` pixels. A picture is never returned in part.
     """
+    return _decode(source, name)[0]
+
+
+def load_square(
+    source: Readable | bytes, box: Box | None, size: int, name: str = ""
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Decodes the square around `box` at `size`×`size`: `crop_square(decode(source), box, size)`, but faster.
+
+    A JPEG is decoded at the smallest of its scales (eighths) at which the square still has `size`
+    pixels, so that little is left to resize. Errors are those of `decode` and `crop_square`.
+    """
+    image, eighths, (height, width) = _decode(source, name, box, size)
+    if eighths != 8:
+        square = square_box(box, height, width)
+        _check_inside(square, box, height, width)
+        box = tuple(edge * eighths / 8 for edge in square)
+    return crop_square(image, box, size)
+
+
+def _decode(
+    source: Readable | bytes, name: str, box: Box | None = None, size: int = 0
+) -> tuple[np.ndarray, int, tuple[int, int]]:
+    """Returns the upright picture, the eighths of its full scale, and its full height and width.
+
+    With `size`, a JPEG may come at a reduced scale that keeps the square around `box` at `size` pixels.
+    """
     name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
     data = read_bytes(source, name)
     if not data:
         raise UserError(f"'{name}' is an empty file, not an image")
-    pixels = _decode_jpeg(data, name) if data[:2] == b"\xff\xd8" else None
-    if pixels is None:
-        pixels = _decode_any(data, name)
     # The marker sits in the first segments; looking for it is far cheaper than parsing every header.
-    if b"Exif\x00\x00" in data[:65536] or data[:4] == b"\x89PNG" and b"eXIf" in data:
-        orientation = _orientation(data)
-        if orientation in _UPRIGHT:
-            pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
-    return pixels
+    marked = b"Exif\x00\x00" in data[:65536] or (data[:4] == b"\x89PNG" and b"eXIf" in data)
+    upright = _UPRIGHT.get(_orientation(data)) if marked else None
+    decoded = _decode_jpeg(data, name, box, size) if data[:2] == b"\xff\xd8" else None
+    pixels, eighths, (height, width) = decoded or _decode_any(data, name)
+    if upright:
+        pixels = np.ascontiguousarray(upright(pixels))
+        if (height > width) != (pixels.shape[0] > pixels.shape[1]):
+            height, width = width, height
+    return pixels, eighths, (height, width)
 
 
-def _decode_jpeg(data: bytes, name: str) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, name: str, box: Box | None, size: int):
     """The fast path; None sends odd but maybe valid files (CMYK, stray bytes) to the slow one."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, name)
-        return simplejpeg.decode_jpeg(data, "RGB")
+        eighths = 8
+        if size:
+            side = max(height, width) if box is None else max(box[2] - box[0], box[3] - box[1])
+            eighths = min(max(int(np.ceil(8 * size / side)) if side > 0 else 8, 1), 8)
+        if eighths == 8:
+            return simplejpeg.decode_jpeg(data, "RGB"), 8, (height, width)
+        low_height, low_width = -(-height * eighths // 8), -(-width * eighths // 8)
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=low_height, min_width=low_width)
+        if pixels.shape[:2] != (low_height, low_width):
+            return simplejpeg.decode_jpeg(data, "RGB"), 8, (height, width)
+        return pixels, eighths, (height, width)
     except ValueError:
         return None
 
 
-def _decode_any(data: bytes, name: str) -> np.ndarray:
+def _decode_any(data: bytes, name: str):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 _check_size(image.height, image.width, name)
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(image.convert("RGB")), 8, (image.height, image.width)
     except UnidentifiedImageError:
         raise UserError(f"'{name}' is not an image that can be read") from None
     except Image.DecompressionBombError:
@@ -114,6 +151,18 @@ def _orientation(data: bytes) -> int:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
         return 1
+
+
+def picture_size(source: Readable | bytes, name: str = "") -> tuple[int, int]:
+    """Returns the height and width of a picture as `decode` would give it, reading its header only."""
+    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    data = read_bytes(source, name)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            height, width = image.height, image.width
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return decode(data, name).shape[:2]
+    return (width, height) if _orientation(data) >= 5 else (height, width)
 
 
 def thumbnail(source: Readable | bytes, size: int, name: str = "") -> UInt8[np.ndarray, "y x"]:
@@ -155,14 +204,14 @@ def enlarge(box: Box, factor: float) -> Box:
 
 
 def crop_square(image: UInt8[np.ndarray, "y x 3"], box: Box | None, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Cuts the square around `box` and scales it to `size`×`size` (antialiased bicubic).
+    """Cuts the square around `box` and scales it to `size`×`size` (antialiased bilinear).
 
     The box is squared by `square_box`; where it overruns the picture, the picture's edge is repeated.
     """
     image, square = _padded(image, box, mode="edge")
     if image.shape[:2] == (size, size) and square == (0, 0, size, size):
         return image
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=square, reducing_gap=3.0)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=square)
     return np.asarray(resized)
 
 
@@ -174,12 +223,17 @@ def crop_square_mask(mask: UInt8[np.ndarray, "y x"], box: Box | None, size: int)
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST, box=square))
 
 
+def _check_inside(square: Box, box: Box | None, height: int, width: int) -> None:
+    left, top, right, bottom = square
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise UserError(f"box {box} lies outside the {width}x{height} picture")
+
+
 def _padded(image: np.ndarray, box: Box | None, mode: str) -> tuple[np.ndarray, Box]:
     """Returns the picture cut or padded to whole pixels around the square box, and the box inside it."""
     height, width = image.shape[:2]
     left, top, right, bottom = square_box(box, height, width)
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise UserError(f"box {box} lies outside the {width}x{height} picture")
+    _check_inside((left, top, right, bottom), box, height, width)
     # Cutting first keeps the padding of a huge picture small.
     x0, y0, x1, y1 = int(np.floor(left)), int(np.floor(top)), int(np.ceil(right)), int(np.ceil(bottom))
     cut = image[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]

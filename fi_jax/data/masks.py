@@ -1,7 +1,6 @@
 """The 19 face-segmentation classes: names, colours, index PNGs, and the flip that swaps left and right."""
 
 import io
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from fi_jax.data.cache import write_bytes
 from fi_jax.data.images import Readable, read_bytes
 from fi_jax.errors import UserError
 
@@ -56,11 +56,7 @@ def encode_mask(mask: UInt8[np.ndarray, "y x"]) -> bytes:
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "y x"]) -> None:
     """Writes a palette PNG; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(encode_mask(mask))
-    Path(file.name).replace(path)
+    write_bytes(Path(path), encode_mask(mask))
 
 
 def read_mask(source: Readable | bytes, name: str = "") -> UInt8[np.ndarray, "y x"]:

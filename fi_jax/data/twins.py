@@ -15,14 +15,14 @@ _BLOCK = 1024
 
 
 def find_twins(
-    thumbnails: UInt8[np.ndarray, "m s s"], progress: Callable[[int, int], None] = lambda done, total: None
+    thumbnails: UInt8[np.ndarray, "m s s"], progress: Callable[[int], None] = lambda count: None
 ) -> Int[np.ndarray, "m"]:
     """Returns for each picture the index of the first picture of its cluster (its own if it has no twin).
 
     Two pictures are twins when their miniatures, or one and the other's mirror image, have Pearson
     correlation ≥ 0.95; clusters are connected components. Candidates come from a float32 matrix
     product and are confirmed in exact integer arithmetic, so the result is the same on every machine.
-    A miniature without contrast has no twin. `progress` is called with (pictures done, m).
+    A miniature without contrast has no twin. `progress` is called with the number of pictures done since.
     """
     count = len(thumbnails)
     flat = thumbnails.reshape(count, -1)
@@ -36,7 +36,7 @@ def find_twins(
             for i, j in zip(*np.nonzero(close)):
                 if i < j and _correlated(flat[start + i], others[start + j]):
                     _union(parent, start + i, start + j)
-        progress(min(start + _BLOCK, count), count)
+        progress(len(block))
     return np.array([_find(parent, i) for i in range(count)], np.int64)
 
 

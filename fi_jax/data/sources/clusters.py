@@ -2,24 +2,18 @@
 
 import hashlib
 import json
-import os
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fi_jax.data import images, twins
+from fi_jax.data.cache import cache_folder, write_json
+from fi_jax.data.progress import progress_bar
 from fi_jax.data.records import Box
 from fi_jax.errors import UserError
 
 _VERSION = 1
-
-
-def cache_folder() -> Path:
-    """Returns the cache folder: `$FI_JAX_CACHE`, or `~/.cache/fi_jax`."""
-    return Path(os.environ.get("FI_JAX_CACHE") or Path.home() / ".cache" / "fi_jax")
 
 
 def cluster_names(
@@ -45,35 +39,38 @@ def cluster_names(
         found = json.loads(cached.read_text())
     else:
         found = _find(dataset, keys, paths, boxes, also)
-        _write(cached, found)
+        write_json(cached, found)
     return {key: found["clusters"].get(key, key) for key in keys}, found["outside"]
 
 
 def _find(dataset, keys, paths, boxes, also) -> dict:
-    from rich.console import Console
-    from rich.progress import Progress
-
     thumbnails = np.zeros((len(keys), twins.THUMBNAIL, twins.THUMBNAIL), np.uint8)
     outside = {}
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(f"{dataset}: looking for near-twins", total=2 * len(keys))
+    with progress_bar(f"{dataset}: looking for near-twins", 2 * len(keys)) as advance:
         for i, (key, path) in enumerate(zip(keys, paths, strict=True)):
-            if i % 100 == 0:
-                progress.update(task, completed=i)
+            box = boxes[i] if boxes else None
             try:
-                if boxes is None or boxes[i] is None:
+                if box is None:
                     thumbnails[i] = images.thumbnail(path, twins.THUMBNAIL)
-                    continue
-                picture = images.decode(path)
+                else:
+                    picture = images.decode(path)
+                    thumbnails[i], outside_reason = _face(picture, box)
+                    if outside_reason:
+                        outside[key] = outside_reason
             except UserError:
-                continue
-            try:
-                thumbnails[i] = images.grey(images.crop_square(picture, boxes[i], twins.THUMBNAIL))
-            except UserError as error:
-                outside[key] = str(error)
-        clusters = twins.find_twins(thumbnails, lambda done, total: progress.update(task, completed=total + done))
+                pass
+            advance()
+        clusters = twins.find_twins(thumbnails, advance)
     names = twins.group(keys, clusters, also)
     return {"clusters": {key: name for key, name in names.items() if key != name}, "outside": outside}
+
+
+def _face(picture: np.ndarray, box: Box) -> tuple[np.ndarray, str]:
+    """Returns the miniature of the face in `box`, and why there is none."""
+    try:
+        return images.grey(images.crop_square(picture, box, twins.THUMBNAIL)), ""
+    except UserError as error:
+        return np.zeros((twins.THUMBNAIL, twins.THUMBNAIL), np.uint8), str(error)
 
 
 def _size(path: Path) -> int:
@@ -81,10 +78,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _write(path: Path, found: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        json.dump(found, file)
-    Path(file.name).replace(path)

@@ -1,0 +1,136 @@
+"""Turns a FaceRecord into the arrays of one example, and finds out beforehand which records can be read."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fi_jax.data import images, masks
+from fi_jax.data.cache import cache_folder, write_json
+from fi_jax.data.progress import progress_bar
+from fi_jax.data.records import FaceRecord, Rejected, encode_labels
+from fi_jax.errors import UserError
+from fi_jax.labels.vocabulary import Vocabulary
+
+DEFAULT_MASK_CACHE = Path(".cache/masks")
+
+
+def mask_path(cache: Path, record: FaceRecord) -> Path:
+    """Returns where the parser's map of a record's crop is kept: `<cache>/<dataset>/<key>.png`."""
+    return Path(cache) / record.dataset / f"{record.key}.png"
+
+
+def load_mask(record: FaceRecord, size: int, cache: Path | None = None) -> np.ndarray:
+    """Returns the segmentation map of a record's crop, shape `size size` uint8.
+
+    It is the set's own map, cut as the picture is; else the parser's from `cache` (already a crop); else
+    class 0 everywhere.
+
+    Raises:
+      UserError: a map is damaged, or is of another size than its picture. One exception is the official
+        CelebAMask-HQ, whose maps are 512×512 for pictures of 1024×1024.
+    """
+    if record.mask is not None:
+        mask = masks.read_mask(record.mask, f"{record.key} (mask)" if isinstance(record.mask, bytes) else "")
+        return images.crop_square_mask(mask, _mask_box(record, mask), size)
+    if cache is not None:
+        path = mask_path(cache, record)
+        if path.exists():
+            return images.crop_square_mask(masks.read_mask(path), None, size)
+    return np.zeros((size, size), np.uint8)
+
+
+def _mask_box(record: FaceRecord, mask: np.ndarray):
+    name = record.key
+    height, width = images.picture_size(record.image, name)
+    if mask.shape == (height, width):
+        return record.box
+    if mask.shape == (512, 512) and (height, width) == (1024, 1024):
+        return None if record.box is None else tuple(edge / 2 for edge in record.box)
+    raise UserError(
+        f"mask of '{name}' is {mask.shape[1]}x{mask.shape[0]} but the picture is {width}x{height}; they must be equal"
+    )
+
+
+def make_example(
+    record: FaceRecord, vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
+) -> dict[str, np.ndarray]:
+    """Returns `image` (`size size 3` uint8), `mask` (`size size` uint8), `labels` (`n` float32), `known` (`n` bool).
+
+    Raises:
+      UserError: the picture or its map cannot be read.
+    """
+    labels, known = encode_labels(record, vocabulary)
+    name = f"{record.dataset} {record.key}" if isinstance(record.image, bytes) else ""
+    return {
+        "image": images.load_square(record.image, record.box, size, name),
+        "mask": load_mask(record, size, mask_cache),
+        "labels": labels,
+        "known": known,
+    }
+
+
+def examine(
+    records: Sequence[FaceRecord], max_unreadable: float = 1.0, threads: int = 4
+) -> tuple[list[FaceRecord], list[Rejected]]:
+    """Decodes every picture (and own map) once and returns `(readable records, the others with reasons)`.
+
+    What was found is cached by the files' names, sizes and times, so a second run only looks at those.
+
+    Raises:
+      UserError: the unreadable share is above `max_unreadable`; the message names the first.
+    """
+    stamps = [_stamp(record) for record in records]
+    digest = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:20]
+    path = cache_folder() / "examined" / f"{digest}.json"
+    if path.exists():
+        reasons = json.loads(path.read_text())
+    else:
+        with ThreadPoolExecutor(threads) as pool, progress_bar("checking pictures", len(records)) as advance:
+            found = {}
+            for record, reason in zip(records, pool.map(_problem, records), strict=True):
+                if reason:
+                    found[_name(record)] = reason
+                advance()
+        reasons = found
+        write_json(path, reasons)
+    unreadable = [Rejected(_name(record), reasons[_name(record)]) for record in records if _name(record) in reasons]
+    if len(unreadable) > max_unreadable * len(records):
+        raise UserError(
+            f"{len(unreadable)} of {len(records)} faces cannot be read, more than data.max_unreadable "
+            f"{max_unreadable:g} allows; the first: {unreadable[0].key}: {unreadable[0].reason}"
+        )
+    return [record for record in records if _name(record) not in reasons], unreadable
+
+
+def _name(record: FaceRecord) -> str:
+    return f"{record.dataset}/{record.key}"
+
+
+def _problem(record: FaceRecord) -> str:
+    try:
+        images.load_square(record.image, record.box, 32, record.key)
+        if record.mask is not None:
+            load_mask(record, 32)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _stamp(record: FaceRecord) -> str:
+    parts = [_name(record), str(record.box)]
+    for source in (record.image, record.mask):
+        if isinstance(source, Path):
+            try:
+                stat = source.stat()
+                parts.append(f"{source}:{stat.st_size}:{stat.st_mtime_ns}")
+            except OSError:
+                parts.append("missing")
+        elif isinstance(source, bytes):
+            parts.append(hashlib.sha256(source).hexdigest())
+        else:
+            parts.append(str(source))
+    return "\t".join(parts)

@@ -1,0 +1,263 @@
+"""Deals faces into batches through grain: which face stands where is a pure function of (seed, step).
+
+The stream of examples is endless: epoch after epoch, each a fresh permutation. Global batch `s` is
+places `s·b` to `(s+1)·b − 1` of the stream, so nothing is repeated or dropped at the end of an
+epoch. Host `h` of `H` reads rows `h·b/H` to `(h+1)·b/H − 1` of every global batch: starting at
+another step, or with another number of hosts, changes nothing but who reads what.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from fi_jax.config import DataConfig
+from fi_jax.data import examples
+from fi_jax.data.progress import progress_bar
+from fi_jax.data.records import FaceRecord, Rejected, encode_labels
+from fi_jax.data.sources.registry import open_source
+from fi_jax.errors import UserError
+from fi_jax.labels.vocabulary import Vocabulary
+
+Batch = dict[str, np.ndarray]
+# Called on every finished batch of this host, with the global step; must be a pure function of both.
+Transform = Callable[[Batch, int], Batch]
+
+# Threads that decode, where no worker processes are asked for; decoding leaves Python's lock.
+_THREADS = 4
+_PREFETCH = 4
+# Steps a stream can have; a number, since grain wants a length.
+_ENDLESS = 1 << 40
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The faces of several sets, each once, and which of them make up an epoch."""
+
+    records: tuple[FaceRecord, ...]
+    # Indices into `records`; a set with `repeat` k is there k times.
+    epoch: Int[np.ndarray, "m"]
+    unreadable: tuple[Rejected, ...] = ()
+    # What was left out or mended when the sets were read, in words a person can act on.
+    notes: tuple[str, ...] = ()
+
+
+def load_mixture(config: DataConfig) -> Mixture:
+    """Opens the sets of `config.sources`; unreadable files are left out and listed.
+
+    Raises:
+      UserError: no set is given, a split is empty, or more than `config.max_unreadable` of a set is unreadable.
+    """
+    if not config.sources:
+        raise UserError("data.sources is empty; name at least one data set")
+    records: list[FaceRecord] = []
+    epoch, unreadable, notes = [], [], []
+    for given in config.sources:
+        source = open_source(given.name, given.root)
+        chosen = source.records(given.split)
+        if not chosen:
+            raise UserError(f"{given.name}: split '{given.split}' has no faces under '{given.root}'")
+        readable, bad = examples.examine(chosen, config.max_unreadable)
+        unreadable += bad
+        notes += [f"{given.name}: {note}" for note in source.notes]
+        if source.rejected:
+            first = source.rejected[0]
+            notes.append(f"{given.name}: {len(source.rejected)} rejected; the first: {first.key}: {first.reason}")
+        epoch += [np.arange(len(records), len(records) + len(readable))] * given.repeat
+        records += readable
+    return Mixture(tuple(records), np.concatenate(epoch), tuple(unreadable), tuple(notes))
+
+
+class FaceDataset:
+    """Random access to examples, decoded when asked for. Pickles cheaply, so that workers can have it."""
+
+    def __init__(
+        self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
+    ):
+        """`size` is the side of the crops; `mask_cache` is where the parser's maps are (None: class 0 instead)."""
+        self.records, self.vocabulary, self.size, self.mask_cache = tuple(records), vocabulary, size, mask_cache
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return examples.make_example(self.records[index], self.vocabulary, self.size, self.mask_cache)
+
+    def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
+        """Returns the examples at `indices`, stacked."""
+        rows = [self[int(index)] for index in indices]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class MemoryDataset(FaceDataset):
+    """The same, decoded once into memory: thousands of faces a second and core, `4·size²` bytes a face."""
+
+    def __init__(
+        self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
+    ):
+        super().__init__(records, vocabulary, size, mask_cache)
+        count, n = len(self.records), len(vocabulary)
+        self._arrays = {
+            "image": np.empty((count, size, size, 3), np.uint8),
+            "mask": np.empty((count, size, size), np.uint8),
+            "labels": np.empty((count, n), np.float32),
+            "known": np.empty((count, n), bool),
+        }
+        with ThreadPoolExecutor(_THREADS) as pool, progress_bar("reading pictures", count) as advance:
+            for _ in pool.map(self._fill, range(count)):
+                advance()
+
+    def _fill(self, index: int) -> None:
+        for key, value in super().__getitem__(index).items():
+            self._arrays[key][index] = value
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {key: array[index] for key, array in self._arrays.items()}
+
+    def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
+        """Returns the examples at `indices`, stacked."""
+        return {key: array[indices] for key, array in self._arrays.items()}
+
+
+def open_dataset(records: Sequence[FaceRecord], config: DataConfig, vocabulary: Vocabulary) -> FaceDataset:
+    """Returns the dataset that `config` asks for."""
+    kind = MemoryDataset if config.cache_in_memory else FaceDataset
+    return kind(records, vocabulary, config.image_size, Path(config.mask_cache or examples.DEFAULT_MASK_CACHE))
+
+
+def label_arrays(records: Sequence[FaceRecord], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `(labels, known)` of shape `m n`, without touching pictures."""
+    labels = np.zeros((len(records), len(vocabulary)), np.float32)
+    known = np.zeros((len(records), len(vocabulary)), bool)
+    for i, record in enumerate(records):
+        labels[i], known[i] = encode_labels(record, vocabulary)
+    return labels, known
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    # Philox is keyed, not seeded through a hash, so an epoch's order needs no history.
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+
+
+def stream_places(seed: int, start: int, stop: int, count: int) -> Int[np.ndarray, "m"]:
+    """Returns the places `start` to `stop − 1` of the endless shuffled stream over `count` items."""
+    places = np.arange(start, stop)
+    epochs = places // count
+    result = np.empty(len(places), np.int64)
+    for epoch in np.unique(epochs):
+        inside = epochs == epoch
+        result[inside] = _permutation(seed, int(epoch), count)[places[inside] % count]
+    return result
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Grain's random-access source of this host's rows of every global batch."""
+
+    dataset: FaceDataset
+    epoch: Int[np.ndarray, "m"]
+    batch_size: int
+    # None: in order, once, the last batch filled up with faces of weight 0.
+    seed: int | None
+    host_index: int
+    host_count: int
+    transform: Transform | None
+
+    def __len__(self) -> int:
+        return _ENDLESS if self.seed is not None else -(-len(self.epoch) // self.batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        step = int(step)
+        local = self.batch_size // self.host_count
+        start = step * self.batch_size + self.host_index * local
+        if self.seed is not None:
+            places = stream_places(self.seed, start, start + local, len(self.epoch))
+        else:
+            places = np.arange(start, start + local)
+        real = places < len(self.epoch)
+        indices = self.epoch[np.where(real, places, 0)]
+        batch = self.dataset.gather(indices)
+        batch["index"] = np.where(real, indices, -1)
+        batch["row"] = np.arange(self.host_index * local, (self.host_index + 1) * local)
+        batch["weight"] = real.astype(np.float32)
+        return self.transform(batch, step) if self.transform else batch
+
+
+def training_batches(
+    dataset: FaceDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: Int[np.ndarray, "m"] | None = None,
+    start_step: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+    workers: int = 0,
+    transform: Transform | None = None,
+) -> Iterator[Batch]:
+    """Yields this host's part of global batch `start_step`, `start_step + 1`, ... without end.
+
+    Args:
+      batch_size: faces in a global batch; `host_count` must divide it.
+      epoch: indices that make up an epoch (`Mixture.epoch`); every face once by default.
+      workers: processes that decode; 0 decodes on threads of this process.
+      transform: called with the batch and its step; runs in the worker.
+
+    Yields:
+      `image`, `mask`, `labels`, `known`, `weight` (all 1) as docs/architecture.md has them, `index` (`b` int64,
+      place in the dataset's records) and `row` (`b` int64, row of the global batch).
+    """
+    _check_hosts(batch_size, host_index, host_count)
+    epoch = np.arange(len(dataset)) if epoch is None else np.asarray(epoch)
+    if not len(epoch):
+        raise UserError("there are no faces to train on")
+    return _iterate(_Steps(dataset, epoch, batch_size, seed, host_index, host_count, transform), start_step, workers)
+
+
+def evaluation_batches(
+    dataset: FaceDataset,
+    *,
+    batch_size: int,
+    host_index: int = 0,
+    host_count: int = 1,
+    workers: int = 0,
+    transform: Transform | None = None,
+) -> Iterator[Batch]:
+    """Yields every face once, in order. The last batch is filled up with faces of `weight` 0 and `index` −1.
+
+    Every host gets the same number of batches; other arguments and keys are those of `training_batches`.
+    """
+    _check_hosts(batch_size, host_index, host_count)
+    epoch = np.arange(len(dataset))
+    return _iterate(_Steps(dataset, epoch, batch_size, None, host_index, host_count, transform), 0, workers)
+
+
+def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
+    if batch_size % host_count:
+        raise UserError(f"data.batch_size {batch_size} is not a multiple of the {host_count} hosts")
+    if not 0 <= host_index < host_count:
+        raise UserError(f"host {host_index} is not one of {host_count}")
+
+
+def _iterate(steps: _Steps, start: int, workers: int) -> Iterator[Batch]:
+    if isinstance(steps.dataset, MemoryDataset):
+        # Copying rows needs no help, and the arrays are too large to give to workers.
+        workers, threads = 0, 1
+    else:
+        threads = 1 if workers else _THREADS
+    dataset = grain.MapDataset.source(steps)[start:]
+    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_PREFETCH))
+    if workers:
+        from absl import flags
+
+        # grain's workers ask absl for flags, which only absl's own main would have parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(stream)
