@@ -1,0 +1,208 @@
+"""Attention in two pieces (shared prefix, own segment) merged by log-sum-exp, with the merge's own gradient.
+
+`jax.nn.dot_product_attention(..., return_residual=True)` stops the gradient through the log-sum-exp, so a merge
+of its results has wrong gradients of q and k. Here the whole merge is one function with its own VJP: a piece's
+backward pass is run with the *merged* output and the *merged* log-sum-exp, which makes every piece's weights
+those of the joint softmax (FlashAttention-2, Dao 2023, section 3.1; the split is ours).
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from fi_jax.errors import UserError
+
+Kernel = Literal["xla", "cudnn"]
+
+# A segment attends to itself by plain matrix products below this many tokens; a kernel's tiles are larger.
+SHORTEST_FLASH_SEGMENT = 128
+
+
+def segment_attention_flash(
+    q: Float[Array, "b s n h d"],
+    k: Float[Array, "b s n g d"],
+    v: Float[Array, "b s n g d"],
+    prefix_k: Float[Array, "b p g d"],
+    prefix_v: Float[Array, "b p g d"],
+    lengths: Int[Array, "b"],
+) -> Float[Array, "b s n h d"]:
+    """Segments attend to the first `lengths` keys of the prefix and causally to themselves, by cuDNN kernels.
+
+    Raises `UserError` where the backend or the dtype has no such kernel.
+    """
+    own: Kernel = "cudnn" if q.shape[2] >= SHORTEST_FLASH_SEGMENT else "xla"
+    return merged_attention(q, k, v, prefix_k, prefix_v, lengths, "cudnn", own)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def merged_attention(
+    q: Float[Array, "b s n h d"],
+    k: Float[Array, "b s n g d"],
+    v: Float[Array, "b s n g d"],
+    prefix_k: Float[Array, "b p g d"],
+    prefix_v: Float[Array, "b p g d"],
+    lengths: Int[Array, "b"],
+    prefix_kernel: Kernel,
+    own_kernel: Kernel,
+) -> Float[Array, "b s n h d"]:
+    """`segment_attention_flash` with the kernel of each piece named; "xla" runs anywhere and defines the result."""
+    return _merged_forward(q, k, v, prefix_k, prefix_v, lengths, prefix_kernel, own_kernel)[0]
+
+
+def _merged_forward(q, k, v, prefix_k, prefix_v, lengths, prefix_kernel, own_kernel):
+    b, s, n, h, d = q.shape
+    # A face without any valid prefix token (filler of the last batch) has no far piece at all.
+    present = (lengths > 0)[:, None, None]
+    far, far_lse = piece_forward(
+        q.reshape(b, s * n, h, d), prefix_k, prefix_v, jnp.maximum(lengths, 1), False, prefix_kernel
+    )
+    far_lse = jnp.where(present, far_lse, -jnp.inf)
+    near, near_lse = piece_forward(*(a.reshape(b * s, n, *a.shape[3:]) for a in (q, k, v)), None, True, own_kernel)
+    near_lse = near_lse.reshape(b, s, h, n).swapaxes(1, 2).reshape(b, h, s * n)
+    lse = jnp.logaddexp(far_lse, near_lse)
+    out = far.reshape(b, s * n, h, d) * _per_row(jnp.exp(far_lse - lse))
+    out += near.reshape(b, s * n, h, d) * _per_row(jnp.exp(near_lse - lse))
+    out = checkpoint_name(out.astype(q.dtype).reshape(q.shape), "attention_out")
+    lse = checkpoint_name(lse, "attention_lse")
+    return out, (q, k, v, prefix_k, prefix_v, lengths, out, lse)
+
+
+def _merged_backward(prefix_kernel, own_kernel, residuals, cotangent):
+    q, k, v, prefix_k, prefix_v, lengths, out, lse = residuals
+    b, s, n, h, d = q.shape
+    cotangent = cotangent.astype(q.dtype)
+    far_q, far_k, far_v = piece_backward(
+        *(q.reshape(b, s * n, h, d), prefix_k, prefix_v, jnp.maximum(lengths, 1)),
+        *(out.reshape(b, s * n, h, d), lse, cotangent.reshape(b, s * n, h, d)),
+        *(False, prefix_kernel),
+    )
+    present = (lengths > 0)[:, None, None, None]
+    far_q, far_k, far_v = (jnp.where(present, a, 0) for a in (far_q, far_k, far_v))
+    own_lse = lse.reshape(b, h, s, n).swapaxes(1, 2).reshape(b * s, h, n)
+    rows = [a.reshape(b * s, n, *a.shape[3:]) for a in (q, k, v, out, cotangent)]
+    near_q, near_k, near_v = piece_backward(*rows[:3], None, rows[3], own_lse, rows[4], True, own_kernel)
+    dq = far_q.reshape(q.shape) + near_q.reshape(q.shape)
+    return dq, near_k.reshape(k.shape), near_v.reshape(v.shape), far_k, far_v, None
+
+
+merged_attention.defvjp(_merged_forward, _merged_backward)
+
+
+def _per_row(weights: Float[Array, "b h t"]) -> Float[Array, "b t h 1"]:
+    return weights.swapaxes(1, 2)[..., None]
+
+
+def piece_forward(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b u g d"],
+    v: Float[Array, "b u g d"],
+    lengths: Int[Array, "b"] | None,
+    causal: bool,
+    kernel: Kernel,
+) -> tuple[Float[Array, "b t h d"], Float[Array, "b h t"]]:
+    """One piece's attention over its first `lengths` keys; returns its output and its log-sum-exp (float32)."""
+    if kernel == "cudnn":
+        return _cudnn_forward(q, k, v, lengths, causal)
+    logits = _logits(q, k, lengths, causal)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    weights = jnp.exp(logits - lse[..., None]).astype(q.dtype)
+    out = jnp.einsum("bgrtu,bugd->btgrd", weights, v, preferred_element_type=jnp.float32).reshape(q.shape)
+    return out, lse.reshape(lse.shape[0], -1, lse.shape[-1])
+
+
+def piece_backward(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b u g d"],
+    v: Float[Array, "b u g d"],
+    lengths: Int[Array, "b"] | None,
+    out: Float[Array, "b t h d"],
+    lse: Float[Array, "b h t"],
+    cotangent: Float[Array, "b t h d"],
+    causal: bool,
+    kernel: Kernel,
+) -> tuple[Float[Array, "b t h d"], Float[Array, "b u g d"], Float[Array, "b u g d"]]:
+    """Gradients of q, k and v through one piece, given the *merged* output and log-sum-exp."""
+    if kernel == "cudnn":
+        return _cudnn_backward(q, k, v, lengths, out, lse, cotangent, causal)
+    (b, t, h, d), g = q.shape, k.shape[2]
+    grouped = cotangent.reshape(b, t, g, h // g, d)
+    weights = jnp.exp(_logits(q, k, lengths, causal) - lse.reshape(b, g, h // g, t, 1))
+    dv = jnp.einsum("bgrtu,btgrd->bugd", weights.astype(q.dtype), grouped)
+    delta = jnp.einsum("bthd,bthd->bht", cotangent, out, preferred_element_type=jnp.float32)
+    dweights = jnp.einsum("btgrd,bugd->bgrtu", grouped, v, preferred_element_type=jnp.float32)
+    dlogits = (weights * (dweights - delta.reshape(b, g, h // g, t, 1)) * d**-0.5).astype(q.dtype)
+    dq = jnp.einsum("bgrtu,bugd->btgrd", dlogits, k).reshape(q.shape)
+    dk = jnp.einsum("bgrtu,btgrd->bugd", dlogits, q.reshape(b, t, g, h // g, d))
+    return dq, dk, dv
+
+
+def _logits(q, k, lengths, causal):
+    (b, t, h, d), (u, g) = q.shape, k.shape[1:3]
+    logits = jnp.einsum("btgrd,bugd->bgrtu", q.reshape(b, t, g, h // g, d), k, preferred_element_type=jnp.float32)
+    visible = jnp.ones((1, t, u), bool) if lengths is None else (jnp.arange(u) < lengths[:, None])[:, None]
+    if causal:
+        visible &= jnp.tril(jnp.ones((t, u), bool))
+    return jnp.where(visible[:, None, None], logits * d**-0.5, -jnp.inf)
+
+
+def _cudnn(q):
+    """The cuDNN attention module of JAX, after checking that it can be used; it has no public backward pass."""
+    remedy = "use --model.attention xla"
+    if jax.default_backend() != "gpu":
+        raise UserError(
+            f"attention 'flash' needs an NVIDIA GPU with cuDNN, this is '{jax.default_backend()}'; {remedy}"
+        )
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] % 8:
+        raise UserError(
+            f"attention 'flash' needs bfloat16 and a head size that is a multiple of 8, not {q.dtype} and {q.shape[-1]}; {remedy}"
+        )
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+        cudnn.check_cudnn_version()
+        _ = (
+            cudnn.dot_product_attention,
+            cudnn.MaskType,
+            cudnn.AttentionLayout,
+            cudnn._dot_product_attention_bwd_p_wrapper,
+        )
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"attention 'flash' does not work with jax {jax.__version__} here ({error}); {remedy}"
+        ) from error
+    return cudnn
+
+
+def _cudnn_lengths(q, lengths):
+    return jnp.full(q.shape[0], q.shape[1], jnp.int32), lengths
+
+
+def _cudnn_mask(cudnn, lengths, causal):
+    if lengths is None:
+        return cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
+    return cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
+
+
+def _cudnn_forward(q, k, v, lengths, causal):
+    cudnn = _cudnn(q)
+    q_lengths, kv_lengths = (None, None) if lengths is None else _cudnn_lengths(q, lengths)
+    return cudnn.dot_product_attention(
+        q, k, v, None, None, q_lengths, kv_lengths,
+        scale=q.shape[-1] ** -0.5, mask_type=_cudnn_mask(cudnn, lengths, causal), return_residual=True,
+    )  # fmt: skip
+
+
+def _cudnn_backward(q, k, v, lengths, out, lse, cotangent, causal):
+    cudnn = _cudnn(q)
+    unused = jnp.zeros(0, q.dtype)
+    q_lengths, kv_lengths = (unused, unused) if lengths is None else _cudnn_lengths(q, lengths)
+    return cudnn._dot_product_attention_bwd_p_wrapper.bind(
+        q, k, v, unused, q_lengths, kv_lengths, unused, unused, unused, unused, lse, out, cotangent,
+        scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, variadic_args=(False, False),
+        mask_type=_cudnn_mask(cudnn, lengths, causal), layout=cudnn.AttentionLayout.BTNH.value,
+        sliding_window_length=None,
+    )  # fmt: skip

@@ -1,0 +1,291 @@
+"""A Llama-architecture language model: scanned layers, shared-prefix sequences, and a cache that shares the prefix."""
+
+from typing import Any, Literal
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fi_jax.config import LlamaConfig, RopeScaling
+from fi_jax.models.attention import Implementation, Layout, cached_attention, split_attention
+from fi_jax.models.lora import Linear
+
+Remat = Literal["none", "dots", "full"]
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of one prefix a face, and of `q` continuations (tails) of it; positions are already applied.
+
+    With `q` = 1 it is the usual cache; with `q` = 32 the prefix is stored and read once for 32 questions.
+    Only the tail is written after the prefill, so a decoding loop carries and donates the tail alone.
+    """
+
+    prefix_k: Float[Array, "l b g p d"]
+    prefix_v: Float[Array, "l b g p d"]
+    prefix_valid: Bool[Array, "b p"]
+    tail_k: Float[Array, "l b q g m d"]
+    tail_v: Float[Array, "l b q g m d"]
+    # Slots that hold a real token; padding of unequal questions stays false.
+    tail_valid: Bool[Array, "b q m"]
+    # Slots written so far, the same for every continuation.
+    used: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class _Pass:
+    """What every layer of one pass shares."""
+
+    cos: Float[Array, "... d"]
+    sin: Float[Array, "... d"]
+    # Training and prefill: valid tokens, `b t`. With a cache: visible tail slots, `b q s m`.
+    valid: Bool[Array, "..."]
+    prefix_valid: Bool[Array, "b p"] | None = None
+    used: Int[Array, ""] | None = None
+    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
+    keep_kv: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps) * scale`, computed in float32, returned in `dtype`."""
+
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalises the last axis."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        return (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * scale).astype(self.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Float[np.ndarray, "d/2"]:
+    """Radians a position of each pair of dimensions, as Hugging Face's default, linear and llama3 RoPE."""
+    frequencies = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling.kind == "linear":
+        frequencies /= scaling.factor
+    elif scaling.kind == "llama3":
+        turns = frequencies * scaling.original_max_position_embeddings / (2 * np.pi)
+        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        smooth = np.clip(smooth, 0, 1)
+        frequencies = frequencies * (smooth + (1 - smooth) / scaling.factor)
+    return frequencies.astype(np.float32)
+
+
+def _rotate(
+    x: Float[Array, "... t h d"], cos: Float[Array, "... t d/2"], sin: Float[Array, "... t d/2"]
+) -> Float[Array, "... t h d"]:
+    """Applies RoPE to both halves of the last axis (Hugging Face's half-split convention), in float32."""
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with RoPE."""
+
+    config: LlamaConfig
+    dtype: Any
+    implementation: Implementation
+
+    def setup(self):
+        c = self.config
+        shared = {"use_bias": c.attention_bias, "lora": c.lora, "dtype": self.dtype}
+        self.q_proj = Linear(c.num_heads * c.head_dim, **shared)
+        self.k_proj = Linear(c.num_kv_heads * c.head_dim, **shared)
+        self.v_proj = Linear(c.num_kv_heads * c.head_dim, **shared)
+        self.o_proj = Linear(c.hidden_size, **shared)
+
+    def _project(self, x, shared: _Pass):
+        heads = {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
+        q, k, v = (a.reshape(*a.shape[:-1], -1, self.config.head_dim) for a in heads.values())
+        return _rotate(q, shared.cos, shared.sin), _rotate(k, shared.cos, shared.sin), v
+
+    def _output(self, out):
+        return self.o_proj(out.reshape(*out.shape[:-2], -1))
+
+    def __call__(self, x, shared: _Pass):
+        """Attends within `shared.layout`; returns the output `b t d` and keys and values `b g t d`."""
+        q, k, v = self._project(x, shared)
+        names = ("batch", "seq", "heads", None)
+        q, k, v = (nn.with_logical_constraint(a, names) for a in (q, k, v))
+        out = split_attention(q, k, v, shared.layout, shared.valid, self.implementation)
+        return self._output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
+
+    def extend(self, x, layer, prefix_kv, tail_kv, shared: _Pass):
+        """Appends `b q s d` to layer `layer` of the tails and attends to prefix and tail."""
+        q, k, v = self._project(x, shared)
+        start = (layer, 0, 0, 0, shared.used, 0)
+        tail_kv = tuple(
+            jax.lax.dynamic_update_slice(tail, new.swapaxes(2, 3)[None].astype(tail.dtype), start)
+            for tail, new in zip(tail_kv, (k, v), strict=True)
+        )
+        own = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
+        out = cached_attention(q, *prefix_kv, *own, shared.prefix_valid, shared.valid)
+        return self._output(out), tail_kv
+
+
+class MLP(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    config: LlamaConfig
+    dtype: Any
+
+    def setup(self):
+        c = self.config
+        shared = {"use_bias": c.mlp_bias, "lora": c.lora, "dtype": self.dtype}
+        self.gate_proj = Linear(c.intermediate_size, **shared)
+        self.up_proj = Linear(c.intermediate_size, **shared)
+        self.down_proj = Linear(c.hidden_size, **shared)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Acts on the last axis."""
+        hidden = nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        if hidden.ndim == 3:
+            hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
+        return self.down_proj(hidden)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    config: LlamaConfig
+    dtype: Any
+    implementation: Implementation
+
+    def setup(self):
+        c = self.config
+        self.input_norm = RMSNorm(c.rms_norm_eps, self.dtype)
+        self.post_attention_norm = RMSNorm(c.rms_norm_eps, self.dtype)
+        self.attn = Attention(c, self.dtype, self.implementation)
+        self.mlp = MLP(c, self.dtype)
+
+    def __call__(self, x, _, shared: _Pass):
+        """One step of the scan over layers: `x` is the carry `b t d`; keys and values are stacked when kept."""
+        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        out, kv = self.attn(self.input_norm(x), shared)
+        x = x + out
+        return x + self.mlp(self.post_attention_norm(x)), kv
+
+    def extend(self, carry, layer_inputs, shared: _Pass):
+        """One step of the scan with a cache; the tails are carried so that they are updated in place."""
+        x, tail_kv = carry
+        layer, prefix_kv = layer_inputs
+        out, tail_kv = self.attn.extend(self.input_norm(x), layer, prefix_kv, tail_kv, shared)
+        x = x + out
+        return (x + self.mlp(self.post_attention_norm(x)), tail_kv), None
+
+
+def _remat_policy(remat: Remat):
+    if remat == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    # Matrix products with weights, and what the attention kernel's backward pass needs of its forward pass.
+    return jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
+    )
+
+
+class Llama(nn.Module):
+    """Embeddings in, hidden states or logits out. Parameters: see docs/architecture.md, `llm/`."""
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    remat: Remat = "none"
+    attention: Implementation = "xla"
+
+    def setup(self):
+        c = self.config
+        layer = Layer
+        if self.remat != "none":
+            layer = nn.remat(layer, policy=_remat_policy(self.remat), prevent_cse=False, methods=["__call__"])
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.num_layers,
+            methods=["__call__", "extend"],
+        )
+        # Named embed_tokens as an attribute because `embed` is the method; the parameter path is `embed`.
+        self.embed_tokens = nn.Embed(
+            c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
+        )
+        self.layers = scanned(c, self.dtype, self.attention)
+        self.norm = RMSNorm(c.rms_norm_eps, self.dtype)
+        if not c.tie_embeddings:
+            self.lm_head = Linear(c.vocab_size, dtype=self.dtype)
+
+    def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Looks tokens up; negative ids (slots) get the vector of token 0, for the caller to replace."""
+        return self.embed_tokens(jnp.maximum(tokens, 0))
+
+    def __call__(
+        self, x: Float[Array, "b t d"], positions: Int[Array, "b t"], layout: Layout, valid: Bool[Array, "b t"]
+    ) -> Float[Array, "b t d"]:
+        """Returns the hidden states after the final norm."""
+        return self._forward(x, positions, layout, valid, keep_kv=False)[0]
+
+    def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+        """Scores of every token, float32. Pass answer positions only: `v` is large."""
+        if self.config.tie_embeddings:
+            kernel = self.embed_tokens.embedding.astype(self.dtype)
+            return jnp.einsum("...d,vd->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def prefill(
+        self,
+        x: Float[Array, "b p d"],
+        positions: Int[Array, "b p"],
+        valid: Bool[Array, "b p"],
+        tail_length: int,
+        continuations: int = 1,
+    ) -> tuple[Float[Array, "b p d"], KVCache]:
+        """Runs a prefix; returns its hidden states and a cache with `continuations` empty tails of `tail_length`."""
+        b, p = valid.shape
+        hidden, (k, v) = self._forward(x, positions, Layout(p), valid, keep_kv=True)
+        c = self.config
+        tail_shape = (c.num_layers, b, continuations, c.num_kv_heads, tail_length, c.head_dim)
+        tail_valid = jnp.zeros((b, continuations, tail_length), bool)
+        tails = (jnp.zeros(tail_shape, k.dtype) for _ in range(2))
+        return hidden, KVCache(k, v, valid, *tails, tail_valid, jnp.zeros((), jnp.int32))
+
+    def extend(
+        self,
+        x: Float[Array, "b q s d"],
+        positions: Int[Array, "b q s"],
+        valid: Bool[Array, "b q s"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "b q s d"], KVCache]:
+        """Appends `s` tokens to every tail: a question's text, or with `s` = 1 one step of decoding.
+
+        Padding may stand anywhere; it takes a slot and is never seen. Writing beyond the tail's length is the
+        caller's mistake and overwrites its last slots.
+        """
+        s, m = x.shape[2], cache.tail_valid.shape[2]
+        tail_valid = jax.lax.dynamic_update_slice(cache.tail_valid, valid, (0, 0, cache.used))
+        causal = jnp.arange(m) <= cache.used + jnp.arange(s)[:, None]
+        shared = self._pass(
+            positions, tail_valid[:, :, None, :] & causal, prefix_valid=cache.prefix_valid, used=cache.used
+        )
+        inputs = (jnp.arange(self.config.num_layers), (cache.prefix_k, cache.prefix_v))
+        (x, (tail_k, tail_v)), _ = self.layers.extend(
+            (x.astype(self.dtype), (cache.tail_k, cache.tail_v)), inputs, shared
+        )
+        cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
+        return self.norm(x), cache
+
+    def _pass(self, positions, valid, **rest) -> _Pass:
+        c = self.config
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        return _Pass(jnp.cos(angles), jnp.sin(angles), valid, **rest)
+
+    def _forward(self, x, positions, layout, valid, keep_kv):
+        shared = self._pass(positions, valid, layout=layout, keep_kv=keep_kv)
+        x, kv = self.layers(x.astype(self.dtype), None, shared)
+        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        return self.norm(x), kv
