@@ -1,0 +1,160 @@
+"""From label co-occurrence to the re-weighted graph Ĉ: counts, P, C and Ĉ (paper: the CCM's correlation matrix).
+
+The paper gives p_ij = m_ij / n_i, a threshold τ and a re-weighting ω; masks, ω's formula and the two ablation
+graphs are ours (ω after ML-GCN and SCPNet). Row i is always the condition: p_ij = P(j | i). Two traps of the
+released ML-GCN code are avoided: the diagonal is zero before the threshold, and nothing is transposed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fi_jax.config import KnowledgeConfig
+
+# Fewest joint sightings of two labels that the lift graph trusts: lift of rare pairs is mostly noise.
+MIN_SUPPORT = 20
+
+
+class Counts(NamedTuple):
+    """Sufficient statistics of the graph; they add up over batches and hosts."""
+
+    # m_ij: faces where i and j are both known and true.
+    m: Int[np.ndarray, "n n"]
+    # n_ij: faces where i is known and true, and j is known.
+    n: Int[np.ndarray, "n n"]
+    # k_ij: faces where i and j are both known.
+    k: Int[np.ndarray, "n n"]
+
+
+def empty(num_labels: int) -> Counts:
+    """Returns the counts of no faces."""
+    return Counts(*(np.zeros((num_labels, num_labels), np.int64) for _ in range(3)))
+
+
+def update(counts: Counts, labels: Float[np.ndarray, "b n"], known: Bool[np.ndarray, "b n"]) -> Counts:
+    """Returns `counts` with a batch of faces added; a soft label counts as true from 0.5 on.
+
+    Only faces of the training split may be passed: the graph must not see a face that is evaluated.
+    """
+    if labels.shape != known.shape or labels.shape[1:] != counts.m.shape[1:]:
+        raise ValueError(f"labels {labels.shape}, known {known.shape} and counts {counts.m.shape} do not fit together")
+    # float64 matrix products use BLAS and are exact up to 2^53 faces.
+    seen = np.asarray(known, np.float64)
+    true = seen * (np.asarray(labels) >= 0.5)
+    pieces = (true.T @ true, true.T @ seen, seen.T @ seen)
+    return Counts(*(total + np.rint(piece).astype(np.int64) for total, piece in zip(counts, pieces, strict=True)))
+
+
+def merge(a: Counts, b: Counts) -> Counts:
+    """Returns the counts of both parts together (batches, shards, hosts)."""
+    return Counts(*(x + y for x, y in zip(a, b, strict=True)))
+
+
+def conditional(counts: Counts) -> Float[np.ndarray, "n n"]:
+    """Returns p_ij = m_ij / n_ij = P(j | i); zero where no face with i true has j known."""
+    return np.divide(counts.m, counts.n, out=np.zeros(counts.m.shape), where=counts.n > 0)
+
+
+def adjacency(p: Float[Array, "n n"], tau: Float[Array, ""] | float) -> Float[Array, "n n"]:
+    """Returns C: c_ij = 1 where p_ij >= tau and i != j.
+
+    Works on numpy and on (traced) jax arrays. A p of zero never makes an edge, not even at tau = 0: it may
+    stand for labels that no data set annotates together.
+    """
+    xp = p.__array_namespace__()
+    edges = (p >= tau) & (p > 0) & ~xp.eye(p.shape[0], dtype=bool)
+    return edges.astype(p.dtype)
+
+
+def reweight(c: Float[Array, "n n"], omega: Float[Array, ""] | float) -> Float[Array, "n n"]:
+    """Returns Ĉ: weight omega shared evenly by a label's neighbours, 1 - omega kept by itself.
+
+    Works on numpy and on (traced) jax arrays. A row without neighbours keeps everything; every row sums to 1.
+    """
+    xp = c.__array_namespace__()
+    degree = c.sum(axis=1, keepdims=True)
+    shared = omega * c / xp.maximum(degree, 1)
+    return shared + xp.eye(c.shape[0], dtype=c.dtype) * xp.where(degree > 0, 1 - omega, 1.0)
+
+
+def lift(counts: Counts) -> Float[np.ndarray, "n n"]:
+    """Returns P(j | i) / P(j), both over the faces where i and j are known; zero where undefined."""
+    base = np.divide(counts.n.T, counts.k, out=np.zeros(counts.m.shape), where=counts.k > 0)
+    return np.divide(conditional(counts), base, out=np.zeros(counts.m.shape), where=base > 0)
+
+
+def lift_adjacency(counts: Counts, tau: float) -> Float[np.ndarray, "n n"]:
+    """Returns a C with at most as many edges as the co-occurrence graph at `tau`: the pairs of highest lift.
+
+    The ablation against hubs (ours): a common label follows from almost any other, which P(j | i) rewards and
+    lift does not. Pairs need lift above 1 and at least `MIN_SUPPORT` joint sightings; ties go by label order.
+    """
+    num_edges = int(adjacency(conditional(counts), tau).sum())
+    score = np.where(counts.m >= MIN_SUPPORT, lift(counts), 0.0)
+    np.fill_diagonal(score, 0.0)
+    order = np.argsort(-score, axis=None, kind="stable")[:num_edges]
+    c = np.zeros(score.shape)
+    c.flat[order[score.flat[order] > 1]] = 1.0
+    return c
+
+
+def shuffled_adjacency(c: Float[np.ndarray, "n n"], seed: int) -> Float[np.ndarray, "n n"]:
+    """Returns a random graph with the in- and out-degrees of `c` (double edge swaps), for ablation.
+
+    Deterministic in `seed`. The diagonal stays zero and no edge stands twice.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = np.array(c, copy=True)
+    edges = np.argwhere(shuffled > 0)
+    if len(edges) < 2:
+        return shuffled
+    for first, second in rng.integers(0, len(edges), (20 * len(edges), 2)):
+        (a, b), (x, y) = edges[first], edges[second]
+        # a→b, x→y become a→y, x→b unless that makes a loop or doubles an edge (equal ends do too).
+        if a == y or x == b or shuffled[a, y] or shuffled[x, b]:
+            continue
+        shuffled[a, b] = shuffled[x, y] = 0.0
+        shuffled[a, y] = shuffled[x, b] = 1.0
+        edges[first], edges[second] = (a, y), (x, b)
+    return shuffled
+
+
+def build_adjacency(counts: Counts, config: KnowledgeConfig, seed: int = 0) -> Float[np.ndarray, "n n"]:
+    """Returns C of the kind `config.graph`; `seed` matters to the shuffled graph alone."""
+    if config.graph == "lift":
+        return lift_adjacency(counts, config.tau)
+    c = adjacency(conditional(counts), config.tau)
+    return shuffled_adjacency(c, seed) if config.graph == "shuffled" else c
+
+
+def build_graph(counts: Counts, config: KnowledgeConfig, seed: int = 0) -> Float[np.ndarray, "n n"]:
+    """Returns Ĉ in float32, as the model takes it."""
+    return reweight(build_adjacency(counts, config, seed), config.omega).astype(np.float32)
+
+
+def refine(p: Float[Array, "n n"], tau: Float[Array, ""], omega: Float[Array, ""]) -> Float[Array, "n n"]:
+    """Returns Ĉ of the co-occurrence graph from P inside a jax program, with tau and omega traced.
+
+    For many (tau, omega) at once: `jax.vmap(refine, (None, 0, 0))`.
+    """
+    return reweight(adjacency(jnp.asarray(p), tau), omega)
+
+
+def identity_graph(num_labels: int) -> Float[np.ndarray, "n n"]:
+    """Returns the graph without edges: every label keeps only itself."""
+    return np.eye(num_labels, dtype=np.float32)
+
+
+def sum_over_hosts(counts: Counts) -> Counts:
+    """Returns the counts of all processes together; every process must call it."""
+    if jax.process_count() == 1:
+        return counts
+    from jax.experimental import multihost_utils
+
+    # Gathered as 32-bit halves: without x64 mode jax would cut 64-bit integers.
+    halves = np.stack([np.stack(counts) & 0xFFFFFFFF, np.stack(counts) >> 32]).astype(np.uint32)
+    gathered = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64).sum(axis=0)
+    return Counts(*(gathered[0] + (gathered[1] << 32)))
