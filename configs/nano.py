@@ -1,0 +1,84 @@
+"""The bundled model, stage 2 (instruction tuning): SmolLM2-135M-Instruct with LoRA, small ViTs, real faces.
+
+Starts from stage 1 (`nano_align`): `fi-jax train nano_align && fi-jax train nano`. Data roots are flags:
+`--data.sources` or the environment of `benchmarks/train_nano.sh`.
+"""
+
+from fi_jax.config import (
+    DataConfig,
+    Experiment,
+    KnowledgeConfig,
+    LlamaConfig,
+    LoraConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+    VitConfig,
+    WeightsConfig,
+)
+
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    rope_theta=100000.0,
+    rms_norm_eps=9.999999747378752e-06,
+    tie_embeddings=True,
+    max_position_embeddings=8192,
+    lora=LoraConfig(rank=16, alpha=32.0),
+)
+
+MODEL = ModelConfig(
+    image_encoder=VitConfig(
+        image_size=112,
+        patch_size=8,
+        hidden_size=384,
+        intermediate_size=1536,
+        num_layers=8,
+        num_heads=6,
+        feature_layer=-1,
+        merge=2,
+        drop_path=0.1,
+    ),
+    segmentation_encoder=VitConfig(
+        image_size=112,
+        patch_size=16,
+        hidden_size=192,
+        intermediate_size=768,
+        num_layers=4,
+        num_heads=3,
+        feature_layer=-1,
+    ),
+    llm=SMOLLM2,
+    knowledge=KnowledgeConfig(prompt_size=576),
+    dtype="float32",
+    remat="none",
+)
+
+SOURCES = (
+    SourceConfig("utkface", root="data/utkface"),
+    SourceConfig("celeba", root="data/celeba"),
+    SourceConfig("expw", root="data/expw"),
+)
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="nano",
+        model=MODEL,
+        weights=WeightsConfig(llm="smollm2"),
+        data=DataConfig(sources=SOURCES, batch_size=64, questions_per_face=8, segment_length=96, cache_in_memory=True),
+        train=TrainConfig(
+            stage="instruct",
+            steps=3000,
+            learning_rate=5e-4,
+            learning_rate_scales=((r".*_encoder/.*|head/.*|knowledge/.*", 0.1),),
+            trainable=(r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*", r".*_encoder/.*"),
+            ema=0.999,
+            init_from="runs/nano_align",
+        ),
+    )

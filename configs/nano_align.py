@@ -1,0 +1,26 @@
+"""The bundled model, stage 1 (knowledge alignment): both encoders, GCN and alignment head, from scratch; no LLM step."""
+
+from dataclasses import replace
+
+import nano
+
+from fi_jax.config import Experiment, LossConfig, TrainConfig
+
+
+def config() -> Experiment:
+    base = nano.config()
+    return replace(
+        base,
+        name="nano_align",
+        data=replace(base.data, batch_size=256),
+        loss=LossConfig(lm=0.0, bce=0.0, logic=0.0),
+        train=TrainConfig(
+            stage="align",
+            steps=6000,
+            learning_rate=1e-3,
+            warmup_steps=300,
+            weight_decay=0.05,
+            trainable=(r".*_encoder/.*", r"knowledge/.*", r"head/.*"),
+            ema=0.999,
+        ),
+    )

@@ -1,0 +1,88 @@
+"""Finds a config by name or file and applies dotted overrides (tyro), with a guess for a mistyped field."""
+
+import contextlib
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+from fi_jax.config import Experiment, flat_fields
+from fi_jax.errors import UserError, did_you_mean
+
+_FOLDERS = (Path("configs"), Path(__file__).parent.parent.parent / "configs", Path(__file__).parent.parent / "configs")
+
+
+def load_config(name_or_file: str, overrides: list[str] | None = None) -> Experiment:
+    """Returns the experiment of a config file or name, with `--field.sub value` overrides applied."""
+    return override(_read(find_config(name_or_file)), overrides or [])
+
+
+def find_config(name_or_file: str) -> Path:
+    """Finds a config: a `.py` file, or a name under `configs/`."""
+    path = Path(name_or_file)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise UserError(f"no config file {path}")
+        return path
+    for folder in _FOLDERS:
+        if (folder / f"{name_or_file}.py").is_file():
+            return folder / f"{name_or_file}.py"
+    known = config_names()
+    raise UserError(f"no config '{name_or_file}' (known: {', '.join(known)}){did_you_mean(name_or_file, known)}")
+
+
+def config_names() -> list[str]:
+    """Names of the configs under `configs/`."""
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.py") if not path.stem.startswith("_")})
+
+
+def _read(path: Path) -> Experiment:
+    spec = importlib.util.spec_from_file_location(f"fi_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    # A config may build on its neighbours (`import nano`).
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config {path} does not run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, "config"):
+        raise UserError(f"config {path} has no function config() that returns an Experiment")
+    made = module.config()
+    if not isinstance(made, Experiment):
+        raise UserError(f"config() of {path} returns {type(made).__name__}, not fi_jax.config.Experiment")
+    return made
+
+
+def override(config: Experiment, flags: list[str]) -> Experiment:
+    """Applies `--train.steps 10 --data.batch-size 8` to a config; every field of the tree has such a flag."""
+    if not flags:
+        return config
+    fields = [name for name, _ in flat_fields(config)]
+    for flag in flags:
+        if flag.startswith("--"):
+            name = flag[2:].split("=")[0].replace("-", "_")
+            last = name.rsplit(".", 1)[-1]
+            positive = name[: -len(last)] + last.removeprefix("no_")
+            if name not in fields and positive not in fields:
+                raise UserError(f"unknown option '{flag}'{_guess(name, fields)}")
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(Experiment, default=config, args=flags, config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit as stop:
+        lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
+        told = [line for line in lines if line.startswith(("Error parsing", "Unrecognized options:", "Missing"))]
+        raise UserError(
+            f"bad override in '{' '.join(flags)}': {told[0] if told else 'see fi-jax train CONFIG --fields'}"
+        ) from stop
+
+
+def _guess(name: str, fields: list[str]) -> str:
+    shown = did_you_mean(name, fields) or did_you_mean(name.rsplit(".", 1)[-1], [f.rsplit(".", 1)[-1] for f in fields])
+    return shown.replace("'", "'--", 1) if shown else " (fi-jax train CONFIG --fields lists them)"

@@ -1,0 +1,104 @@
+"""`fi-jax COMMAND …`: finds the command, runs it, and turns a user's mistake into one line and exit 2."""
+
+import argparse
+import ast
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from fi_jax import __version__
+from fi_jax.errors import UserError, did_you_mean
+
+# Command → module of `fi_jax.cli`. A module has `add_arguments(parser)` and `run(args) -> int`, and imports
+# nothing heavy at its top, so that `--help` answers at once.
+COMMANDS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "ask": "ask",
+    "segment": "segment",
+    "prepare": "prepare",
+    "export": "export",
+    "sweep": "sweep",
+    "plan": "plan",
+    "graph": "graph",
+    "figure": "figure",
+    "report": "report",
+    "train-parser": "train_parser",
+    "bench": "bench",
+    "demo-server": "demo_server",
+}
+
+
+def _available() -> dict[str, str]:
+    here = Path(__file__).parent
+    return {command: module for command, module in COMMANDS.items() if (here / f"{module}.py").is_file()}
+
+
+def _summary(module: str) -> str:
+    """First line of a command's docstring, read without importing it."""
+    source = (Path(__file__).parent / f"{module}.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+
+
+def _overview() -> str:
+    commands = _available()
+    width = max(map(len, commands))
+    lines = [f"  {command:<{width}}  {_summary(module)}" for command, module in commands.items()]
+    return "\n".join(
+        [
+            f"fi-jax {__version__}: FaceInsight in JAX",
+            "",
+            "usage: fi-jax COMMAND …   (fi-jax COMMAND --help says more)",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0 success, 2 a user's mistake)."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands = _available()
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    # A dead pipe (`| head`) is not a fault.
+    try:
+        if argv[0] not in commands:
+            raise UserError(f"unknown command '{argv[0]}'{did_you_mean(argv[0], commands)} (fi-jax --help lists them)")
+        return _run(argv[0], commands[argv[0]], argv[1:])
+    except UserError as error:
+        print(f"fi-jax: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("fi-jax: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, module_name: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"fi_jax.cli.{module_name}")
+    parser = _Parser(
+        prog=f"fi-jax {command}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    if getattr(module, "TAKES_OVERRIDES", False):
+        args, args.overrides = parser.parse_known_args(arguments)
+    else:
+        args = parser.parse_args(arguments)
+    return module.run(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        guess = ""
+        if message.startswith("unrecognized arguments: "):
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            guess = did_you_mean(message.removeprefix("unrecognized arguments: ").split()[0], flags)
+        raise UserError(f"{self.prog.removeprefix('fi-jax ')}: {message}{guess} (see {self.prog} --help)")

@@ -1,0 +1,54 @@
+"""How a conversation about a face is spelled for each family of language models."""
+
+from dataclasses import dataclass
+
+from fi_jax.errors import require_choice
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text around the shared prefix and around each question.
+
+    The prefix is `opening`, image slots, `between`, segmentation slots, `between`, knowledge slots, `closing`;
+    a segment is `before` + question + `after` + answer + `end`.
+    """
+
+    opening: str
+    between: str
+    closing: str
+    before: str
+    after: str
+    end: str
+    # What stands before an answer inside its token ("▁Yes"): a space where the tokenizer marks word starts.
+    answer_prefix: str = ""
+
+
+TEMPLATES = {
+    # SmolLM2's and other ChatML models' own format, with a system line that states the task.
+    "chatml": Template(
+        opening="<|im_start|>system\nYou look at one face and answer questions about it.<|im_end|>\n<|im_start|>user\n",
+        between="\n",
+        closing="\n",
+        before="",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+    ),
+    # LLaVA-1.5's Vicuna format.
+    "vicuna": Template(
+        opening="USER: ",
+        between="\n",
+        closing="\n",
+        before="",
+        after=" ASSISTANT:",
+        end="</s>",
+        answer_prefix=" ",
+    ),
+    # Plain text, for tiny models and base models without a chat format.
+    "plain": Template(opening="", between="\n", closing="\n", before="Q: ", after="\nA:", end="\n", answer_prefix=" "),
+}
+
+
+def template(name: str) -> Template:
+    """Returns a template by name; an unknown one is a `UserError`."""
+    require_choice("chat template", name, TEMPLATES)
+    return TEMPLATES[name]

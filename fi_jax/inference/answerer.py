@@ -1,0 +1,176 @@
+"""A trained model ready to answer: pictures and maps in, probabilities of closed answers or generated text out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from tokenizers import Tokenizer
+
+from fi_jax.config import Experiment
+from fi_jax.data.augment import map_to_pixels, to_pixels
+from fi_jax.data.sequences import SequenceBuilder
+from fi_jax.data.templates import template
+from fi_jax.errors import UserError
+from fi_jax.labels.questions import Question
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.training.losses import option_probabilities
+from fi_jax.training.material import slots_of
+from fi_jax.training.optimizer import unflatten
+from fi_jax.weights.assemble import assemble
+from fi_jax.weights.bundle import TrainedModel
+from fi_jax.weights.tokenizers import load_tokenizer
+
+
+class ClosedAnswers(NamedTuple):
+    """Probabilities of closed answers about `b` faces, by the LLM and by the alignment head, in the questions' order.
+
+    `llm` and `head` are `b q k`; options beyond a question's own have probability 0. `llm` is None when only the
+    head was asked.
+    """
+
+    llm: Float[np.ndarray, "b q k"] | None
+    head: Float[np.ndarray, "b q k"]
+    label_scores: Float[np.ndarray, "b n"]
+
+
+class Answerer:
+    """The model, its tokenizer and its compiled programs. Pictures are square crops `b y x 3` uint8, maps `b y x`."""
+
+    def __init__(self, config: Experiment, params: dict, constants: Constants, tokenizer: Tokenizer, info: dict):
+        """Prefer `load_answerer`."""
+        self.config, self.params, self.constants, self.tokenizer, self.info = config, params, constants, tokenizer, info
+        self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary)
+        self.model = FaceInsight(config.model)
+
+    @cached_property
+    def _faces(self):
+        def run(params, constants, image, mask):
+            config = self.config.model
+            pixels = to_pixels(image, config.image_encoder.image_size)
+            maps = map_to_pixels(mask, config.segmentation_encoder.image_size)
+            faces = self.model.apply({"params": params}, pixels, maps, method="encode")
+            return faces, self.model.apply({"params": params}, faces, constants, method="align")
+
+        return jax.jit(run)
+
+    @cached_property
+    def _score(self):
+        def run(params, faces, alignment, batch):
+            def options(model):
+                sequence = model.sequence(faces, alignment, batch)
+                return model.option_logits(model.hidden(sequence), sequence.layout, batch)
+
+            return self.model.apply({"params": params}, method=options)
+
+        return jax.jit(run)
+
+    def builder(self, questions: Sequence[Question], num_segments: int | None = None) -> SequenceBuilder:
+        """Sequences that ask `questions`."""
+        return SequenceBuilder(
+            self.tokenizer,
+            template(self.config.data.template),
+            self.vocabulary,
+            questions,
+            slots_of(self.config.model, self.vocabulary),
+            num_segments=num_segments or max(len(questions), 1),
+        )
+
+    def answer(
+        self,
+        image: UInt8[np.ndarray, "b y x 3"],
+        mask: UInt8[np.ndarray, "b y x"],
+        questions: Sequence[Question],
+        *,
+        by_llm: bool = True,
+    ) -> ClosedAnswers:
+        """Answers closed questions by likelihood: one forward pass for all questions about each face.
+
+        Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
+        """
+        faces, alignment = self._faces(self.params, self.constants, image, mask)
+        scores = np.asarray(alignment.scores, np.float32)
+        width = max(len(q.options) for q in questions)
+        head = self._head(scores, questions, width)
+        if not by_llm:
+            return ClosedAnswers(None, head, scores)
+        said = np.zeros((len(image), len(questions), width), np.float32)
+        for group in self._by_length(questions):
+            builder = self._builders(tuple(questions[i] for i in group))
+            rows = builder.build([range(len(group))])
+            batch = {key: jnp.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
+            logits = self._score(self.params, faces, alignment, batch)
+            said[:, group, : logits.shape[-1]] = option_probabilities(logits)
+        return ClosedAnswers(self.calibrated(said, questions), head, scores)
+
+    def calibrated(self, probabilities: np.ndarray, questions: Sequence[Question]) -> np.ndarray:
+        """Sharpens or softens by the temperature that validation gave each task family (`info["temperatures"]`)."""
+        temperatures = self.info.get("temperatures", {})
+        t = np.array([temperatures.get(q.family, 1.0) for q in questions], np.float32)[None, :, None]
+        powered = np.where(probabilities > 0, np.maximum(probabilities, 1e-30) ** (1 / t), 0.0)
+        return powered / powered.sum(-1, keepdims=True)
+
+    def _head(self, scores: np.ndarray, questions: Sequence[Question], width: int) -> np.ndarray:
+        """Option probabilities by the alignment head.
+
+        Yes/no: σ(s). A choice: softmax of its options' scores, which is what independent Bernoullis say given that
+        exactly one holds.
+        """
+        head = np.zeros((len(scores), len(questions), width), np.float32)
+        for at, question in enumerate(questions):
+            columns = [self.vocabulary.index(label) for label in question.labels if label is not None]
+            logits = scores[:, columns]
+            if question.is_binary:
+                logits = np.concatenate([logits, np.zeros_like(logits)], 1)
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            head[:, at, : logits.shape[1]] = p / p.sum(1, keepdims=True)
+        return head
+
+    def _by_length(self, questions: Sequence[Question]) -> list[list[int]]:
+        lengths = [len(self.tokenizer.encode(q.text, add_special_tokens=False).ids) for q in questions]
+        short = [i for i, n in enumerate(lengths) if n <= 16]
+        long = [i for i, n in enumerate(lengths) if n > 16]
+        return [group for group in (short, long) if group]
+
+    @cached_property
+    def _builders(self):
+        made: dict[tuple, SequenceBuilder] = {}
+
+        def get(questions: tuple[Question, ...]) -> SequenceBuilder:
+            if questions not in made:
+                made[questions] = self.builder(questions)
+            return made[questions]
+
+        return get
+
+    def answerable(self, questions: Sequence[Question]) -> list[Question]:
+        """Those of the questions whose labels the model's vocabulary has."""
+        return [q for q in questions if all(label is None or label in self.vocabulary for label in q.labels)]
+
+
+def load_answerer(model: TrainedModel) -> Answerer:
+    """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype."""
+    config = replace(model.config, train=replace(model.config.train, frozen_dtype=model.config.model.dtype))
+    leaves, base = assemble(config, model.leaves)
+    check_base(model, base)
+    params = unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+    constants = Constants(jnp.asarray(model.prompts), jnp.asarray(model.graph))
+    return Answerer(config, params, constants, load_tokenizer(config.weights), model.info)
+
+
+def check_base(model: TrainedModel, base: dict) -> None:
+    """Raises `UserError` when adapters would sit on another base than the one they were trained on."""
+    for part, trained_on in model.info.get("base", {}).items():
+        here = base.get(part, {})
+        if here.get("hash") != trained_on.get("hash"):
+            raise UserError(
+                f"the model's {part} adapters were trained on {trained_on.get('name')} with hash "
+                f"{str(trained_on.get('hash'))[:12]}…, but {here.get('name')} here has {str(here.get('hash'))[:12]}…; "
+                "install the same base"
+            )

@@ -1,0 +1,188 @@
+"""FaceInsight assembled: two encoders, three connectors, one LLM, the knowledge graph and its alignment head.
+
+Structure after the paper's figure 1; the alignment head, the gated knowledge tokens and the shared-prefix
+sequence are ours (docs/architecture.md).
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fi_jax.config import ModelConfig
+from fi_jax.knowledge.gcn import PromptGcn
+from fi_jax.models.attention import Layout
+from fi_jax.models.connector import Connector
+from fi_jax.models.llama import Llama
+from fi_jax.models.lora import Linear
+from fi_jax.models.vit import Vit
+
+# Negative token ids of a prefix are slots, filled in order by these tokens.
+IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
+
+
+class Constants(NamedTuple):
+    """Arrays that are computed, not trained: T_p^0 and Ĉ. Always arguments, never parameters."""
+
+    prompts: Float[Array, "n d0"]
+    graph: Float[Array, "n n"]
+
+
+class Faces(NamedTuple):
+    """What the encoders say about a batch of faces."""
+
+    image_tokens: Float[Array, "b i di"]
+    image_pooled: Float[Array, "b di"]
+    segmentation_tokens: Float[Array, "b j dj"] | None
+    segmentation_pooled: Float[Array, "b dj"] | None
+
+
+class Alignment(NamedTuple):
+    """Faces against label prompts: `scores` are logits s_i; `prompts` is T_p^L."""
+
+    scores: Float[Array, "b n"]
+    prompts: Float[Array, "n e"]
+
+
+class Sequence(NamedTuple):
+    """One shared-prefix sequence a face, as embeddings (see `models.attention.Layout`)."""
+
+    embeddings: Float[Array, "b t d"]
+    positions: Int[Array, "b t"]
+    valid: Bool[Array, "b t"]
+    layout: Layout
+
+
+class AlignmentHead(nn.Module):
+    """s_i = exp(t) · cos(f(I, I_s), T_p^L,i) + b, with f a two-layer MLP over both pooled features (ours)."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, faces: Faces, prompts: Float[Array, "n e"]) -> Float[Array, "b n"]:
+        """Returns the logits of every label for every face, in float32."""
+        hidden = Linear(self.features, name="image", dtype=self.dtype)(faces.image_pooled)
+        if faces.segmentation_pooled is not None:
+            hidden += Linear(self.features, name="segmentation", dtype=self.dtype)(faces.segmentation_pooled)
+        f = Linear(self.features, name="out", dtype=self.dtype)(nn.gelu(hidden)).astype(jnp.float32)
+        log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), (), jnp.float32)
+        bias = self.param("bias", nn.initializers.constant(-1.5), (), jnp.float32)
+        cosine = _unit(f) @ _unit(prompts.astype(jnp.float32)).T
+        return jnp.exp(log_scale) * cosine + bias
+
+
+def _unit(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
+    # The floor keeps the gradient finite where a vector is zero.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
+
+
+class FaceInsight(nn.Module):
+    """The whole model. Every method is pure; the batch keys are those of docs/architecture.md."""
+
+    config: ModelConfig
+
+    def setup(self):
+        """Makes the parts under their names in the parameter tree."""
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        self.image_encoder = Vit(config.image_encoder, dtype=dtype, remat=config.remat)
+        self.image_connector = Connector(config.llm.hidden_size, dtype=dtype)
+        if config.use_segmentation:
+            self.segmentation_encoder = Vit(config.segmentation_encoder, dtype=dtype, remat=config.remat)
+            self.segmentation_connector = Connector(config.llm.hidden_size, dtype=dtype)
+        self.knowledge = PromptGcn(config.knowledge, dtype=dtype)
+        self.knowledge_connector = Connector(config.llm.hidden_size, dtype=dtype)
+        self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
+        self.llm = Llama(config.llm, dtype=dtype, remat=config.remat, attention=config.attention)
+
+    def encode(
+        self, pixels: Float[Array, "b y x 3"], map_pixels: Float[Array, "b y2 x2 3"], train: bool = False
+    ) -> Faces:
+        """Encodes normalised pictures and colour-coded segmentation maps."""
+        image = self.image_encoder(pixels, train=train)
+        if not self.config.use_segmentation:
+            return Faces(image.tokens, image.pooled, None, None)
+        segmentation = self.segmentation_encoder(map_pixels, train=train)
+        return Faces(image.tokens, image.pooled, segmentation.tokens, segmentation.pooled)
+
+    def align(self, faces: Faces, constants: Constants) -> Alignment:
+        """Scores every label by the alignment head over the refined prompts."""
+        prompts = self.knowledge(constants.prompts, constants.graph)
+        return Alignment(self.head(faces, prompts), prompts)
+
+    def sequence(self, faces: Faces, alignment: Alignment, batch: dict[str, Array]) -> Sequence:
+        """Joins the prefix (text, image, segmentation and knowledge tokens) and the question segments."""
+        segments = batch["segment_tokens"]
+        b, q, s = segments.shape
+        prefix_tokens, prefix_valid = batch["prefix_tokens"], batch["prefix_valid"]
+        layout = Layout(prefix_tokens.shape[1], q, s)
+        prefix = self.embed_prefix(prefix_tokens, faces, alignment)
+        embeddings = jnp.concatenate([prefix, self.llm.embed(segments.reshape(b, q * s))], axis=1)
+        # Every segment restarts right after the prefix's last valid token.
+        start = prefix_valid.sum(-1, dtype=jnp.int32)
+        own = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32), (b, q, s)) + start[:, None, None]
+        prefix_positions = jnp.broadcast_to(jnp.arange(layout.prefix, dtype=jnp.int32), (b, layout.prefix))
+        positions = jnp.concatenate([prefix_positions, own.reshape(b, q * s)], axis=1)
+        valid = jnp.concatenate([prefix_valid, batch["segment_valid"].reshape(b, q * s)], axis=1)
+        return Sequence(embeddings, positions, valid, layout)
+
+    def embed_prefix(self, tokens: Int[Array, "b p"], faces: Faces, alignment: Alignment) -> Float[Array, "b p d"]:
+        """Embeds prefix tokens, with the slots filled by connector outputs in order."""
+        x = self.llm.embed(jnp.maximum(tokens, 0))
+        x = _fill(x, tokens == IMAGE_SLOT, self.image_connector(faces.image_tokens))
+        if faces.segmentation_tokens is not None:
+            x = _fill(x, tokens == SEGMENTATION_SLOT, self.segmentation_connector(faces.segmentation_tokens))
+        return _fill(x, tokens == KNOWLEDGE_SLOT, self.knowledge_tokens(alignment))
+
+    def knowledge_tokens(self, alignment: Alignment) -> Float[Array, "b n d"]:
+        """Refined prompts through their connector, each gated by σ(s_i) so that it speaks of this face (ours)."""
+        tokens = self.knowledge_connector(alignment.prompts)[None]
+        shape = (alignment.scores.shape[0], *tokens.shape[1:])
+        if not self.config.knowledge.gated:
+            return jnp.broadcast_to(tokens, shape)
+        return tokens * nn.sigmoid(alignment.scores)[..., None].astype(tokens.dtype)
+
+    def hidden(self, sequence: Sequence) -> Float[Array, "b t d"]:
+        """Runs the LLM over a shared-prefix sequence; hidden states after the final norm."""
+        return self.llm(sequence.embeddings, sequence.positions, sequence.layout, sequence.valid)
+
+    def option_logits(
+        self, hidden: Float[Array, "b t d"], layout: Layout, batch: dict[str, Array]
+    ) -> Float[Array, "b q k"]:
+        """Logits of each question's option tokens; only the positions where an answer is due go through the LM head."""
+        b, q, k = batch["option_tokens"].shape
+        own = hidden[:, layout.prefix :].reshape(b, q, layout.length, -1)
+        at = jnp.take_along_axis(own, batch["answer_position"][:, :, None, None], axis=2)[:, :, 0]
+        logits = jnp.take_along_axis(self.llm.logits(at), jnp.maximum(batch["option_tokens"], 0), axis=-1)
+        return jnp.where(batch["option_tokens"] >= 0, logits, -1e9)
+
+    def answer_logits(
+        self, hidden: Float[Array, "b t d"], layout: Layout, batch: dict[str, Array]
+    ) -> Float[Array, "b m v"]:
+        """Full next-token logits at `lm_positions` (indices into the flattened segments)."""
+        own = hidden[:, layout.prefix :]
+        return self.llm.logits(jnp.take_along_axis(own, batch["lm_positions"][:, :, None], axis=1))
+
+    def llm_hidden(self, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, "b t d"]:
+        """The LLM over plain text (for pooled prompts T_p^0 and text-only checks)."""
+        b, t = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+        return self.llm(self.llm.embed(tokens), positions, Layout(t), valid)
+
+    def __call__(self, batch: dict[str, Array], constants: Constants, train: bool = False):
+        """Touches every parameter once (for `init`): returns scores, option logits and answer logits."""
+        faces = self.encode(batch["pixels"], batch["map_pixels"], train)
+        alignment = self.align(faces, constants)
+        sequence = self.sequence(faces, alignment, batch)
+        hidden = self.hidden(sequence)
+        options = self.option_logits(hidden, sequence.layout, batch)
+        return alignment.scores, options, self.answer_logits(hidden, sequence.layout, batch)
+
+
+def _fill(x: Float[Array, "b p d"], slots: Bool[Array, "b p"], tokens: Float[Array, "b i d"]) -> Float[Array, "b p d"]:
+    """Writes the k-th token into the k-th slot of each row."""
+    order = jnp.clip(jnp.cumsum(slots, axis=1) - 1, 0, tokens.shape[1] - 1)
+    return jnp.where(slots[..., None], jnp.take_along_axis(tokens.astype(x.dtype), order[..., None], axis=1), x)

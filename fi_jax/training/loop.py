@@ -1,0 +1,160 @@
+"""The training loop: assembles the model, feeds batches, steps, logs, saves, resumes, stops when told to."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fi_jax.config import Experiment
+from fi_jax.data.pipeline import Mixture, load_mixture, open_dataset, training_batches
+from fi_jax.errors import UserError
+from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.rule_tables import rules_for
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.face_insight import Constants
+from fi_jax.parallel.hosts import Hosts, check_same
+from fi_jax.parallel.mesh import make_mesh
+from fi_jax.parallel.preemption import PreemptionFlag
+from fi_jax.parallel.rules import activation_scope, local_rows, place, place_batch, replicated, state_shardings
+from fi_jax.training.checkpoints import Checkpoints
+from fi_jax.training.material import make_transform, training_graph
+from fi_jax.training.optimizer import cast, flatten, make_optimizer, split_params, unflatten
+from fi_jax.training.run_folder import RunLog
+from fi_jax.training.state import TrainState, final_leaves, init_state
+from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.weights.assemble import assemble, label_prompts
+from fi_jax.weights.bundle import TrainedModel, load_model, save_model
+from fi_jax.weights.tokenizers import load_tokenizer
+
+Say = Callable[[str], None]
+
+
+def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> int:
+    """Trains until `train.steps`, from the last checkpoint in `folder` if there is one.
+
+    Returns the exit status: 0 when done, else the one that asks the scheduler to start the job again.
+    Raises `UserError` before any compute for what can be checked before.
+    """
+    mesh = make_mesh(config.mesh)
+    check_same("config", repr(config), hosts)
+    vocabulary = find_vocabulary(config.data.vocabulary)
+    mixture = load_mixture(config.data)
+    for note in mixture.notes:
+        say(note)
+    for bad in mixture.unreadable:
+        say(f"skipped {bad.key}: {bad.reason}")
+    tokenizer = load_tokenizer(config.weights)
+    say(f"{len(mixture.records)} faces; {jax.device_count()} device(s); run folder {folder}")
+
+    initial = load_model(config.train.init_from) if config.train.init_from else None
+    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh)
+    constants = _constants(config, initial, leaves, mixture, vocabulary, tokenizer)
+    trained, frozen = split_params(unflatten(leaves), config.train.trainable)
+    frozen = cast(frozen, config.train.frozen_dtype)
+    # Leaves trained in an earlier stage and frozen in this one belong to the run all the same.
+    carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
+
+    optimizer = make_optimizer(config.train)
+    state = init_state(trained, optimizer, config.train)
+    shardings = state_shardings(state, mesh)
+    state = place(state, shardings)
+    rules = compile_rules(rules_for(vocabulary), vocabulary)
+    inputs = StepInputs(
+        frozen, place(constants, replicated(mesh)), place(RuleTable(*map(np.asarray, rules)), replicated(mesh))
+    )
+    info = {"labels": list(vocabulary.names), "base": base_info, "sources": [s.name for s in config.data.sources]}
+    info["init_from"] = config.train.init_from
+
+    checkpoints = Checkpoints(folder, config)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(state, carried)
+        say(f"resumed at step {int(state.step)}")
+    start = int(state.step)
+    log = RunLog(folder, config, start) if hosts.is_first else None
+    step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+
+    say(_describe(state, frozen))
+    rows = local_rows(mesh, config.data.batch_size)
+    share = rows.stop - rows.start
+    batches = training_batches(
+        open_dataset(mixture.records, config.data, vocabulary),
+        batch_size=config.data.batch_size,
+        seed=config.train.seed,
+        epoch=mixture.epoch,
+        start_step=start,
+        host_index=rows.start // share,
+        host_count=config.data.batch_size // share,
+        workers=config.data.workers,
+        transform=make_transform(config, vocabulary, tokenizer),
+    )
+    with PreemptionFlag(hosts.count) as preempted, activation_scope(mesh, config.model):
+        clock, clock_step = time.monotonic(), start
+        for number in range(start + 1, config.train.steps + 1):
+            state, metrics = step(state, inputs, place_batch(next(batches), mesh))
+            if number % config.train.log_every == 0 or number == config.train.steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                if log:
+                    log.write(number, values)
+                rate = (number - clock_step) / max(time.monotonic() - clock, 1e-9)
+                say(_progress(number, config.train.steps, values, rate))
+                clock, clock_step = time.monotonic(), number
+                if not np.isfinite(values["loss"]):
+                    raise UserError(
+                        f"the loss is {values['loss']} at step {number}; lower train.learning_rate (the last checkpoint is intact)"
+                    )
+            stop = preempted.reached(number)
+            if stop or number % config.train.checkpoint_every == 0 or number == config.train.steps:
+                checkpoints.save(state, carried, info)
+            if stop and number < config.train.steps:
+                checkpoints.wait()
+                say(f"stopped at step {number}; the same command resumes there")
+                return preempted.exit_status
+    checkpoints.wait()
+    checkpoints.close()
+    if log:
+        log.close()
+        save_model(folder / "model", finished_model(config, state, carried, constants, info))
+        say(f"done: {folder / 'model'}")
+    return 0
+
+
+def finished_model(
+    config: Experiment, state: TrainState, carried: dict, constants: Constants, info: dict
+) -> TrainedModel:
+    """Everything ever trained, on the host (the running average where there is one)."""
+    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in {**carried, **final_leaves(state)}.items()}
+    return TrainedModel(config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), info)
+
+
+def _constants(
+    config: Experiment, initial: TrainedModel | None, leaves: dict, mixture: Mixture, vocabulary: Vocabulary, tokenizer
+) -> Constants:
+    """T_p^0 and Ĉ: those of the model that training starts from, else computed from the base and the training split."""
+    if initial is not None:
+        if initial.info.get("labels") != list(vocabulary.names):
+            raise UserError(
+                f"train.init_from '{config.train.init_from}' was trained on another vocabulary than '{vocabulary.name}'; use the same data.vocabulary"
+            )
+        prompts = initial.prompts
+    else:
+        prompts = label_prompts(config, leaves, vocabulary, tokenizer)
+    same_graph = initial is not None and initial.config.model.knowledge == config.model.knowledge
+    graph = initial.graph if same_graph else training_graph(config, mixture, vocabulary)
+    return Constants(np.asarray(prompts, np.float32), np.asarray(graph, np.float32))
+
+
+def _describe(state: TrainState, frozen: dict) -> str:
+    def millions(leaves: dict) -> float:
+        return sum(leaf.size for leaf in leaves.values()) / 1e6
+
+    parts = sorted({path.split("/")[0] for path in flatten(unflatten(state.trained))})
+    return f"training {millions(state.trained):.2f} M parameters ({', '.join(parts)}); {millions(frozen):.1f} M frozen"
+
+
+def _progress(step: int, steps: int, values: dict[str, float], rate: float) -> str:
+    terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "grad_norm")
+    left = (steps - step) / max(rate, 1e-9)
+    return f"step {step}/{steps}  {terms}  {rate:.2f} steps/s  {left / 60:.1f} min left"

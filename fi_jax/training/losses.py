@@ -1,0 +1,103 @@
+"""The terms of L on what the model says: token loss, L_bce and L_c on the LLM's answers, the same on the head.
+
+Every term is a sum and the count it is divided by, so that micro-batches and hosts weigh by what was counted.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fi_jax.config import LossConfig
+from fi_jax.knowledge.logic import RuleTable, logic_loss
+
+TERMS = ("lm", "bce", "logic", "head_bce", "head_logic")
+
+
+class Answers(NamedTuple):
+    """What one forward pass says; None where the stage does not run that part."""
+
+    scores: Float[Array, "b n"]
+    option_logits: Float[Array, "b q k"] | None = None
+    answer_logits: Float[Array, "b m v"] | None = None
+
+
+def option_probabilities(logits: Float[Array, "b q k"]) -> Float[Array, "b q k"]:
+    """Softmax over the options of each question: Bernoulli for yes/no, categorical for choices."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def label_probabilities(
+    probabilities: Float[Array, "b q k"], batch: dict[str, Array], num_labels: int
+) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
+    """Scatters option probabilities to the labels they assert: ŷ, and which labels were asked about."""
+    at = batch["option_labels"]
+    asserts = (at >= 0) & (batch["option_tokens"] >= 0)
+    # Index n is a bin for what asserts nothing; it is cut off.
+    index = jnp.where(asserts, at, num_labels).reshape(at.shape[0], -1)
+    rows = jnp.arange(at.shape[0])[:, None]
+    values = jnp.zeros((at.shape[0], num_labels + 1)).at[rows, index].set(probabilities.reshape(index.shape))
+    asked = jnp.zeros((at.shape[0], num_labels + 1), bool).at[rows, index].set(True)
+    return values[:, :num_labels], asked[:, :num_labels]
+
+
+def _closed(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
+    """L_bce: cross-entropy between target and said distribution of each question that has a known answer."""
+    targets = batch["option_targets"]
+    log_probabilities = jax.nn.log_softmax(answers.option_logits.astype(jnp.float32), axis=-1)
+    known = (targets.sum(-1) > 0) * batch["weight"][:, None]
+    loss = -jnp.sum(jnp.where(targets > 0, targets * log_probabilities, 0.0), axis=-1)
+    return jnp.sum(loss * known), jnp.sum(known)
+
+
+def _head(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
+    """L_bce on the alignment head: Bernoulli throughout, unknown labels masked."""
+    known = batch["known"] * batch["weight"][:, None]
+    y, s = batch["labels"], answers.scores.astype(jnp.float32)
+    loss = jnp.maximum(s, 0) - s * y + jnp.log1p(jnp.exp(-jnp.abs(s)))
+    return jnp.sum(loss * known), jnp.sum(known)
+
+
+def _tokens(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
+    """L_lm: next-token cross-entropy of free-form answers."""
+    weights = batch["lm_weights"] * batch["weight"][:, None]
+    log_probabilities = jax.nn.log_softmax(answers.answer_logits.astype(jnp.float32), axis=-1)
+    loss = -jnp.take_along_axis(log_probabilities, batch["lm_targets"][..., None], axis=-1)[..., 0]
+    return jnp.sum(loss * weights), jnp.sum(weights)
+
+
+def loss_terms(
+    answers: Answers, batch: dict[str, Array], rules: RuleTable, config: LossConfig
+) -> dict[str, tuple[Array, Array]]:
+    """Returns `(sum, count)` of every term that has a weight and whose part ran.
+
+    L_c on the LLM's answers is in scope where a label was asked about; on the head, for every label.
+    """
+    num_labels = batch["labels"].shape[1]
+    real = batch["weight"][:, None] > 0
+    terms: dict[str, tuple[Array, Array]] = {}
+    if config.head_bce:
+        terms["head_bce"] = _head(answers, batch)
+    if config.head_logic:
+        said = jax.nn.sigmoid(answers.scores.astype(jnp.float32))
+        in_scope = jnp.broadcast_to(real, said.shape)
+        terms["head_logic"] = logic_loss(said, in_scope, rules, config.logic_form, config.logic_alpha)
+    if answers.option_logits is not None:
+        if config.bce:
+            terms["bce"] = _closed(answers, batch)
+        if config.logic:
+            said = option_probabilities(answers.option_logits)
+            y, asked = label_probabilities(said, batch, num_labels)
+            terms["logic"] = logic_loss(y, asked & real, rules, config.logic_form, config.logic_alpha, categorical=True)
+    if config.lm and answers.answer_logits is not None and answers.answer_logits.shape[1]:
+        terms["lm"] = _tokens(answers, batch)
+    return terms
+
+
+def total(terms: dict[str, tuple[Array, Array]], counts: dict[str, Array], config: LossConfig) -> Array:
+    """Σ weight · sum / count, with the counts of the whole batch (all micro-batches, all hosts)."""
+    return sum(
+        (getattr(config, name) * value / jnp.maximum(counts[name], 1.0) for name, (value, _) in terms.items()),
+        start=jnp.zeros(()),
+    )

@@ -1,0 +1,84 @@
+"""The optimiser of the trained tree, and which leaves are trained."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from fi_jax.config import TrainConfig
+from fi_jax.errors import UserError
+
+
+def flatten(tree: dict) -> dict[str, jax.Array]:
+    """Returns a nested parameter tree as {"a/b/c": leaf}."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(leaves: dict[str, jax.Array]) -> dict:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def split_params(params: dict, patterns: tuple[str, ...]) -> tuple[dict, dict]:
+    """Splits a parameter tree into `(trained, frozen)`, both flat {path: leaf}.
+
+    A leaf is trained when a pattern matches its whole path. A pattern that matches nothing is a `UserError`:
+    a typo would otherwise silently train less.
+    """
+    leaves = flatten(params)
+    compiled = [re.compile(pattern) for pattern in patterns]
+    for pattern in compiled:
+        if not any(pattern.fullmatch(path) for path in leaves):
+            raise UserError(
+                f"train.trainable pattern '{pattern.pattern}' matches no parameter; paths look like '{next(iter(leaves))}'"
+            )
+    trained = {path: leaf for path, leaf in leaves.items() if any(p.fullmatch(path) for p in compiled)}
+    return trained, {path: leaf for path, leaf in leaves.items() if path not in trained}
+
+
+def merge_params(trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> dict:
+    """Joins the two flat trees into the nested one that `apply` takes."""
+    return unflatten({**frozen, **trained})
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """Linear warm-up, then cosine to zero or constant."""
+    warmup = min(config.warmup_steps, config.steps - 1)
+    if config.schedule == "constant":
+        return optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW with clipping; no decay on vectors and scalars; learning rates scaled by pattern."""
+    scales = [(re.compile(pattern), scale) for pattern, scale in config.learning_rate_scales]
+
+    def scale_of(path: str) -> float:
+        return next((scale for pattern, scale in scales if pattern.fullmatch(path)), 1.0)
+
+    def scale_updates(updates, params=None):
+        return {path: update * scale_of(path) for path, update in updates.items()}
+
+    def decays(params):
+        # Stacked layers add an axis, so biases and norms are told by name.
+        return {
+            path: path.endswith(("kernel", "lora_a", "lora_b", "embedding")) and leaf.ndim > 1
+            for path, leaf in params.items()
+        }
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=0.9, b2=config.adam_b2),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.stateless(scale_updates),
+        optax.scale_by_learning_rate(learning_rate(config)),
+    )
+
+
+def cast(leaves: dict[str, jax.Array], dtype: str) -> dict[str, jax.Array]:
+    """Casts every floating leaf."""
+    return {
+        path: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for path, leaf in leaves.items()
+    }

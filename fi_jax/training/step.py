@@ -1,0 +1,139 @@
+"""One optimisation step: augment, forward, the terms of L, gradients of the trained tree alone, update."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from fi_jax.config import Experiment
+from fi_jax.data.augment import Augmentation, augment, map_to_pixels, to_pixels
+from fi_jax.knowledge.logic import RuleTable
+from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.training.losses import Answers, loss_terms, total
+from fi_jax.training.optimizer import merge_params
+from fi_jax.training.state import Leaves, TrainState
+
+Batch = dict[str, Array]
+
+
+class StepInputs(NamedTuple):
+    """What a step reads and never changes. Arguments, not closures, so that nothing is baked into the program."""
+
+    frozen: Leaves
+    constants: Constants
+    rules: RuleTable
+
+
+def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
+    """Adds `pixels` and `map_pixels` for the encoders; augments when a key is given."""
+    image, mask = batch["image"], batch["mask"]
+    if key is not None and config.data.augment:
+        image, mask = augment(key, image, mask, Augmentation())
+    return {
+        **batch,
+        "pixels": to_pixels(image, config.model.image_encoder.image_size),
+        "map_pixels": map_to_pixels(mask, config.model.segmentation_encoder.image_size),
+    }
+
+
+def forward(
+    model: FaceInsight, params: dict, constants: Constants, batch: Batch, *, stage: str, key: Array | None
+) -> Answers:
+    """What the model says about a batch that has pixels. Stage `align` stops at the alignment head."""
+    train = key is not None
+    rngs = {"dropout": key} if train else None
+
+    def run(model: FaceInsight) -> Answers:
+        faces = model.encode(batch["pixels"], batch["map_pixels"], train)
+        alignment = model.align(faces, constants)
+        if stage == "align":
+            return Answers(alignment.scores)
+        sequence = model.sequence(faces, alignment, batch)
+        hidden = model.hidden(sequence)
+        options = model.option_logits(hidden, sequence.layout, batch)
+        tokens = model.answer_logits(hidden, sequence.layout, batch) if batch["lm_positions"].shape[1] else None
+        return Answers(alignment.scores, options, tokens)
+
+    return model.apply({"params": params}, rngs=rngs, method=run)
+
+
+def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment, counts: dict | None):
+    """Returns `(loss, {term: (sum, count)})` of a (micro-)batch; `counts` are the whole batch's."""
+    pixel_key, model_key = jax.random.split(key)
+    batch = add_pixels(batch, config, pixel_key)
+    params = merge_params(trained, inputs.frozen)
+    model = FaceInsight(config.model)
+    answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
+    terms = loss_terms(answers, batch, inputs.rules, config.loss)
+    return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
+
+
+def make_train_step(config: Experiment, optimizer: optax.GradientTransformation) -> Callable:
+    """Returns `step(state, inputs, batch) -> (state, metrics)`, to be jitted with `state` donated.
+
+    With `train.accumulate` > 1 the batch is cut into micro-batches whose gradients are summed. Counts are summed
+    first (they depend on the data alone), so the result is that of the whole batch; the `lcp` form of L_c, which
+    is not a sum over faces, is averaged over micro-batches.
+    """
+    accumulate = config.train.accumulate
+    grad = jax.value_and_grad(batch_loss, has_aux=True)
+
+    def step(state: TrainState, inputs: StepInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        if accumulate == 1:
+            (_, terms), grads = grad(state.trained, inputs, batch, key, config, None)
+        else:
+            terms, grads = _accumulated(grad, state.trained, inputs, batch, key, config)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        average = state.average
+        if config.train.ema:
+            # A young average must not be dominated by the starting point.
+            decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
+            average = {path: decay * average[path] + (1 - decay) * leaf for path, leaf in trained.items()}
+        metrics = {name: value / jnp.maximum(count, 1.0) for name, (value, count) in terms.items()}
+        metrics["loss"] = sum(getattr(config.loss, name) * value for name, value in metrics.items())
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, trained, opt_state, average), metrics
+
+    return step
+
+
+def _accumulated(grad, trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment):
+    """Sums gradients over micro-batches, each divided by the whole batch's counts."""
+    parts = config.train.accumulate
+    micro = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+
+    def terms_only(part):
+        return jax.eval_shape(lambda p: batch_loss(trained, inputs, p, key, config, None)[1], part)
+
+    names = list(terms_only(jax.tree.map(lambda x: x[0], micro)))
+    counts = jax.lax.map(lambda part: _counts(part, inputs, config, names), micro)
+    counts = {name: value.sum() for name, value in counts.items()}
+
+    def body(carry, part_and_key):
+        part, part_key = part_and_key
+        (_, terms), grads = grad(trained, inputs, part, part_key, config, counts)
+        sums = {name: value for name, (value, _) in terms.items()}
+        return jax.tree.map(jnp.add, carry, (sums, grads)), None
+
+    zero = ({name: jnp.zeros(()) for name in names}, jax.tree.map(jnp.zeros_like, trained))
+    (sums, grads), _ = jax.lax.scan(body, zero, (micro, jax.random.split(key, parts)))
+    return {name: (sums[name], counts[name]) for name in names}, grads
+
+
+def _counts(batch: Batch, inputs: StepInputs, config: Experiment, names: list[str]) -> dict[str, Array]:
+    """The counts of every term from the data alone (answers of zeros count the same)."""
+    b, n = batch["labels"].shape
+    align_only = config.train.stage == "align"
+    answers = Answers(
+        jnp.zeros((b, n)),
+        None if align_only else jnp.where(batch["option_tokens"] >= 0, 0.0, -1e9),
+        None if align_only else jnp.zeros((b, batch["lm_positions"].shape[1], 1)),
+    )
+    batch = {**batch, "lm_targets": jnp.zeros_like(batch["lm_targets"])} if not align_only else batch
+    terms = loss_terms(answers, batch, inputs.rules, config.loss)
+    return {name: terms[name][1].astype(jnp.float32) for name in names}

@@ -1,0 +1,234 @@
+"""A config -> all parameters of FaceInsight: pre-trained leaves loaded, the rest initialised, all placed."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fi_jax.config import Experiment, LlamaConfig, ModelConfig, VitConfig
+from fi_jax.errors import UserError
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.parallel.rules import param_shardings, place
+from fi_jax.training.optimizer import flatten, unflatten
+
+Leaves = dict[str, jax.Array]
+
+_WHOLE = 2**31
+
+
+class Base(NamedTuple):
+    """Leaves of a pre-trained base, flat, and what names it: `{"llm": {"name": …, "hash": …}, …}`."""
+
+    leaves: Leaves
+    info: dict
+
+
+def dummy_batch(config: ModelConfig) -> dict[str, jax.Array]:
+    """The smallest batch that touches every parameter (for `init` and shapes)."""
+    image, seg = config.image_encoder.image_size, config.segmentation_encoder.image_size
+    p, q, s, k, m = 4, 1, 3, 2, 1
+    return {
+        "pixels": jnp.zeros((1, image, image, 3)),
+        "map_pixels": jnp.zeros((1, seg, seg, 3)),
+        "prefix_tokens": jnp.array([[-1, -2, -3, 0]]),
+        "prefix_valid": jnp.ones((1, p), bool),
+        "segment_tokens": jnp.zeros((1, q, s), jnp.int32),
+        "segment_valid": jnp.ones((1, q, s), bool),
+        "answer_position": jnp.zeros((1, q), jnp.int32),
+        "option_tokens": jnp.zeros((1, q, k), jnp.int32),
+        "lm_positions": jnp.zeros((1, m), jnp.int32),
+    }
+
+
+def _init(config: ModelConfig, seed: jax.Array) -> dict:
+    constants = Constants(jnp.zeros((2, config.knowledge.prompt_size)), jnp.eye(2))
+    # The rbg generator is one operation a leaf: threefry, inlined for ninety leaves, takes a CPU 15 s to compile.
+    return FaceInsight(config).init(jax.random.key(seed, impl="rbg"), dummy_batch(config), constants)["params"]
+
+
+def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of all parameters, flat; nothing is computed."""
+    return flatten(jax.eval_shape(lambda: _init(config, 0)))
+
+
+def init_leaves(config: ModelConfig, wanted: list[str], seed: int, mesh: Mesh | None = None) -> Leaves:
+    """Initialises the wanted leaves alone (the rest is dead code to the compiler), placed on the mesh.
+
+    Up to `_WHOLE` bytes they are made on one device and then cut, so the values do not depend on the mesh; more
+    are made in place, where the generator may give other values on another mesh.
+    """
+
+    def make(seed):
+        leaves = flatten(_init(config, seed))
+        return {path: leaves[path] for path in wanted}
+
+    if not wanted:
+        return {}
+    if mesh is None:
+        return jax.jit(make)(seed)
+    shapes = {path: shape for path, shape in param_shapes(config).items() if path in wanted}
+    shardings = flatten(param_shardings(unflatten(shapes), mesh))
+    if sum(shape.size * shape.dtype.itemsize for shape in shapes.values()) > _WHOLE:
+        return jax.jit(make, out_shardings=shardings)(seed)
+    with jax.default_device(jax.local_devices()[0]):
+        made = jax.device_get(jax.jit(make)(seed))
+    return {path: place(made[path], shardings[path]) for path in wanted}
+
+
+def load_base(config: Experiment) -> Base:
+    """Loads whatever `config.weights` names. Raises `UserError` when a checkpoint does not fit the model config."""
+    weights, model, dtype = config.weights, config.model, config.train.frozen_dtype
+    leaves: dict[str, jax.Array] = {}
+    info: dict = {}
+    if weights.llava:
+        from fi_jax.weights.huggingface import load_llava
+
+        loaded, params, report = load_llava(weights.llava, dtype=dtype)
+        _require_same("llm", loaded.llm, model.llm)
+        _require_same("image_encoder", loaded.image_encoder, model.image_encoder)
+        leaves |= flatten(params)
+        info["llava"] = {"name": weights.llava, "hash": report.hash}
+    elif weights.llm != "random":
+        llm, params, name_and_hash = _load_llm(weights.llm, dtype)
+        _require_same("llm", llm, model.llm)
+        leaves |= {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
+        info["llm"] = name_and_hash
+    for part in ("image_encoder", "segmentation_encoder"):
+        source = getattr(weights, part)
+        if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
+            from fi_jax.weights.huggingface import load_clip_vision
+
+            loaded, params, report = load_clip_vision(source, dtype=dtype)
+            _require_same(part, loaded, getattr(model, part))
+            leaves |= {f"{part}/{path}": leaf for path, leaf in flatten(params).items()}
+            info[part] = {"name": source, "hash": report.hash}
+    return Base(leaves, info)
+
+
+def _load_llm(source: str, dtype: str) -> tuple[LlamaConfig, dict, dict]:
+    if source == "smollm2":
+        from fi_jax.weights import smollm2
+
+        config, params = smollm2.load(dtype)
+        return config, params, {"name": "smollm2", "hash": smollm2.base_hash()}
+    if source.endswith(".gguf"):
+        from fi_jax.weights import gguf
+
+        return (
+            gguf.read_config(source),
+            gguf.read_params(source, dtype),
+            {"name": source, "hash": gguf.file_hash(source)},
+        )
+    from fi_jax.weights.huggingface import load_llama
+
+    config, params, report = load_llama(source, dtype=dtype)
+    return config, params, {"name": source, "hash": report.hash}
+
+
+def _require_same(part: str, loaded: LlamaConfig | VitConfig, wanted: LlamaConfig | VitConfig) -> None:
+    # What the config adds on top of a checkpoint may differ.
+    ours = {"lora", "feature_layer", "merge", "drop_path", "max_position_embeddings"}
+    names = [name for name in wanted.__dataclass_fields__ if name not in ours]
+    differing = [n for n in names if getattr(loaded, n) != getattr(wanted, n)]
+    if differing:
+        listed = ", ".join(
+            f"{n} is {getattr(loaded, n)} in the checkpoint, {getattr(wanted, n)} in model.{part}" for n in differing
+        )
+        raise UserError(f"the {part} checkpoint does not fit the config: {listed}")
+
+
+def assemble(
+    config: Experiment, trained: dict[str, np.ndarray] | None = None, mesh: Mesh | None = None
+) -> tuple[Leaves, dict]:
+    """Makes every parameter of the model: from `trained` where it has a leaf, else the base, else a fresh start.
+
+    Args:
+      trained: leaves of an earlier run or a bundled model, flat.
+      mesh: where the leaves go; None leaves them on the default device.
+
+    Returns:
+      `(leaves, info)`: flat parameters in `train.frozen_dtype` (or as trained), and what names the base.
+
+    Raises:
+      UserError: for leaves of another shape or name than the config's model; all are named at once.
+    """
+    shapes = param_shapes(config.model)
+    base = load_base(config)
+    trained = trained or {}
+    given = {**base.leaves, **trained}
+    wrong = [
+        f"{path}: {tuple(np.shape(leaf))} given, {shapes[path].shape} in the model"
+        for path, leaf in given.items()
+        if path in shapes and np.shape(leaf) != shapes[path].shape
+    ]
+    wrong += [f"{path}: not a parameter of the model" for path in given if path not in shapes]
+    if wrong:
+        raise UserError(
+            "weights do not fit the model: "
+            + "; ".join(wrong[:8])
+            + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        )
+    fresh = init_leaves(config.model, [path for path in shapes if path not in given], config.train.seed, mesh)
+    fresh = {
+        path: leaf.astype(config.train.frozen_dtype) if path.startswith("llm/") and "lora" not in path else leaf
+        for path, leaf in fresh.items()
+    }
+    given_leaves = {path: jnp.asarray(leaf) for path, leaf in given.items()} if mesh is None else {}
+    if mesh is not None and given:
+        shardings = flatten(param_shardings(unflatten({path: shapes[path] for path in given}), mesh))
+        given_leaves = {path: place(leaf, shardings[path]) for path, leaf in given.items()}
+    # Order follows the model, so two processes flatten alike.
+    everything = {**fresh, **given_leaves}
+    return {path: everything[path] for path in shapes}, base.info
+
+
+def label_prompts(config: Experiment, leaves: Leaves, vocabulary: Vocabulary, tokenizer) -> np.ndarray:
+    """Computes T_p^0: one vector a label prompt.
+
+    "llm": the mean over tokens of the base LLM's final hidden states (adapters off), centred over labels, since
+    hidden states of a causal LM share one large common direction, and scaled to unit variance (ours).
+    "random": unit-variance noise keyed by the seed. Else a CLIP checkpoint's text embeddings.
+
+    Returns:
+      float32 of shape `n prompt_size`.
+    """
+    source = config.weights.text_encoder
+    texts = [label.prompt for label in vocabulary.labels]
+    if source == "random":
+        return (
+            np.random.default_rng(config.train.seed)
+            .normal(size=(len(texts), config.model.knowledge.prompt_size))
+            .astype(np.float32)
+        )
+    if source == "llm":
+        features = _pooled_by_llm(config, leaves, texts, tokenizer)
+    else:
+        from fi_jax.weights.huggingface import encode_clip_texts
+
+        features = encode_clip_texts(source, texts)
+    if features.shape[1] != config.model.knowledge.prompt_size:
+        raise UserError(
+            f"the text encoder gives {features.shape[1]} features but model.knowledge.prompt_size is {config.model.knowledge.prompt_size}"
+        )
+    features = features - features.mean(0, keepdims=True)
+    return (features / np.maximum(features.std(), 1e-6)).astype(np.float32)
+
+
+def _pooled_by_llm(config: Experiment, leaves: Leaves, texts: list[str], tokenizer) -> np.ndarray:
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    length = max(map(len, ids))
+    tokens = np.array([row + [0] * (length - len(row)) for row in ids], np.int32)
+    valid = np.array([[True] * len(row) + [False] * (length - len(row)) for row in ids])
+    bare = replace(
+        config.model, llm=replace(config.model.llm, lora=replace(config.model.llm.lora, rank=0)), dtype="float32"
+    )
+    params = unflatten(
+        {path: leaf for path, leaf in leaves.items() if path.startswith("llm/") and "/lora_" not in path}
+    )
+    run = jax.jit(lambda params, t, v: FaceInsight(bare).apply({"params": params}, t, v, method="llm_hidden"))
+    hidden = np.asarray(run(params, tokens, valid), np.float32)
+    return (hidden * valid[..., None]).sum(1) / valid.sum(1, keepdims=True)

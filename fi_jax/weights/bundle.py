@@ -1,0 +1,89 @@
+"""A trained model as a folder: `config.json`, `weights.safetensors`, `model.json` (vocabulary, base, notes).
+
+Bundled models live in the package under `bundled/`; a run writes the same folder as `runs/N/model/` when it ends.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fi_jax.config import Experiment, from_dict, to_dict
+from fi_jax.errors import UserError, did_you_mean
+from fi_jax.weights.leaves import load_leaves, save_leaves
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+WEIGHTS, CONFIG, MODEL = "weights.safetensors", "config.json", "model.json"
+_PROMPTS, _GRAPH = "constants/prompts", "constants/graph"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Everything that was ever trained here, and what it belongs to. Leaves are flat {path: float32 array}."""
+
+    config: Experiment
+    leaves: dict[str, np.ndarray]
+    prompts: np.ndarray
+    graph: np.ndarray
+    # Label names in order, hash and name of the base LLM, temperatures, the sets it saw, …
+    info: dict = field(default_factory=dict)
+
+
+def save_model(folder: Path, model: TrainedModel, precision: str = "float32") -> None:
+    """Writes a model folder; the weights file comes last, so a folder with one is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, to_dict(model.config))
+    _write_json(folder / MODEL, model.info)
+    leaves = {**model.leaves, _PROMPTS: model.prompts, _GRAPH: model.graph}
+    save_leaves(folder / WEIGHTS, leaves, precision)
+
+
+def load_model(name_or_folder: str | Path) -> TrainedModel:
+    """Loads a bundled model by name, a run folder, or a model folder."""
+    folder = find_model(name_or_folder)
+    config = read_config(folder / CONFIG)
+    info = _read_json(folder / MODEL)
+    leaves = load_leaves(folder / WEIGHTS)
+    missing = [name for name in (_PROMPTS, _GRAPH) if name not in leaves]
+    if missing:
+        raise UserError(f"{folder / WEIGHTS} lacks {', '.join(missing)}; it is not a fi_jax model")
+    return TrainedModel(config, leaves, leaves.pop(_PROMPTS), leaves.pop(_GRAPH), info)
+
+
+def find_model(name_or_folder: str | Path) -> Path:
+    """Finds the model folder behind a name or path; `UserError` says what there is."""
+    for folder in (Path(name_or_folder) / "model", Path(name_or_folder), BUNDLED / str(name_or_folder)):
+        if (folder / WEIGHTS).is_file():
+            return folder
+    if Path(name_or_folder).is_dir():
+        raise UserError(f"{name_or_folder} holds no finished model (no {WEIGHTS}); did the training run end?")
+    known = bundled_names()
+    raise UserError(
+        f"no model '{name_or_folder}': neither a run folder nor bundled ({', '.join(known) or 'none'}){did_you_mean(str(name_or_folder), known)}"
+    )
+
+
+def bundled_names() -> list[str]:
+    """Names of the models that came with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{WEIGHTS}") if (path.parent / MODEL).is_file())
+
+
+def read_config(path: Path) -> Experiment:
+    """Reads a run's `config.json`."""
+    return from_dict(Experiment, _read_json(path))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
+
+
+def _write_json(path: Path, value: dict) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,43 @@
+"""The tokenizer that belongs to a config's LLM, as a `tokenizers.Tokenizer`."""
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from fi_jax.config import WeightsConfig
+from fi_jax.errors import UserError
+
+
+def load_tokenizer(weights: WeightsConfig) -> Tokenizer:
+    """Loads the tokenizer of `weights.tokenizer`, else of the LLM or LLaVA checkpoint that the config names."""
+    source = weights.tokenizer or weights.llava or weights.llm
+    if source in ("bytes", "random"):
+        return byte_tokenizer()
+    if source == "smollm2":
+        from fi_jax.weights import smollm2
+
+        return smollm2.load_tokenizer()
+    path = Path(source)
+    if path.suffix == ".gguf":
+        raise UserError(
+            f"a GGUF file carries no ready tokenizer; set weights.tokenizer to a folder with the tokenizer.json of {path.name}"
+        )
+    if not path.is_dir():
+        from fi_jax.weights.huggingface import resolve_folder
+
+        path = resolve_folder(source)
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"no tokenizer.json in {path}; set weights.tokenizer to a folder that has one")
+    return Tokenizer.from_file(str(file))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer with the answers as single tokens: 256 bytes, then a few words. For tiny random models."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    words = ["<|im_start|>", "<|im_end|>", " Yes", " No", "Yes", "No", *(f" {chr(ord('A') + i)}" for i in range(26))]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    return tokenizer
