@@ -1,0 +1,212 @@
+"""Checkpoints of the PyTorch world, by Hub name or folder, into our parameter trees."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Float
+
+from fi_jax.config import LlamaConfig, VitConfig
+from fi_jax.errors import UserError
+from fi_jax.models.clip_text import ClipText, ClipTextConfig
+from fi_jax.models.segformer import SegformerConfig
+from fi_jax.models.vit import resize_position_embedding
+from fi_jax.weights import hf_config, mapping, stream
+from fi_jax.weights.hf_config import LlavaConfig
+from fi_jax.weights.stream import Placement
+
+# One type for all leaves, or a type by path.
+DtypeOf = str | Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint: nothing is left out in silence."""
+
+    source: str
+    files: tuple[Path, ...]
+    # Leaves of ours that were filled.
+    loaded: tuple[str, ...]
+    # Keys of the checkpoint that were left out on purpose (buffers, the other tower, a tied head).
+    unused: tuple[str, ...]
+    # Leaves that it does not have and the caller must initialise (only those allowed by `allow_new`).
+    initialised: tuple[str, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 that names the contents (`stream.checkpoint_hash`); the first access reads the files."""
+        return stream.checkpoint_hash(self.files)
+
+
+def resolve_folder(name_or_folder: str | Path) -> Path:
+    """Returns the folder of a checkpoint, fetched from the Hub unless it is one already.
+
+    Raises:
+      UserError: no such folder, no such repository, or no network and not in the local cache.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(name_or_folder)
+    if folder.is_file():
+        raise UserError(f"{name} is a file; name the checkpoint's folder")
+    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise UserError(f"no checkpoint folder {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"'{name}' is neither a folder nor a repository on the Hugging Face Hub that you may read"
+        ) from None
+    # Offline shows as many types: the library's own, its HTTP client's, the operating system's.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"'{name}' is not a folder and cannot be fetched from the Hugging Face Hub ({reason}); fetch it where there "
+            f"is a network (`hf download {name}`) and give the folder"
+        ) from None
+
+
+def load_llava(
+    name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
+) -> tuple[LlavaConfig, dict, LoadReport]:
+    """Loads LLaVA-1.5: `image_encoder/`, `image_connector/` and `llm/` of FaceInsight's tree.
+
+    Args:
+      name_or_folder: e.g. "llava-hf/llava-1.5-7b-hf".
+      dtype: type of the leaves, or a function from a leaf's path to its type.
+      placement: from a leaf's path and shape to its sharding; None is the first local device.
+
+    Raises:
+      UserError: not LLaVA-1.5, damaged, or keys and shapes that do not fit (all of them named at once).
+    """
+    folder = resolve_folder(name_or_folder)
+    config = hf_config.read_llava_config(folder)
+    width_in = config.image_encoder.hidden_size * config.image_encoder.merge**2
+    leaves = [
+        *mapping.under("image_encoder", mapping.vit_leaves(config.image_encoder)),
+        *mapping.under("image_connector", mapping.connector_leaves(width_in, config.llm.hidden_size)),
+        *mapping.under("llm", mapping.llama_leaves(config.llm)),
+    ]
+    layout = _without_tied_head(mapping.LLAVA, config.llm)
+    return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
+
+
+def load_llama(
+    name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
+) -> tuple[LlamaConfig, dict, LoadReport]:
+    """Loads a Llama-architecture causal LM as the tree of `models.llama.Llama`. Arguments as `load_llava`."""
+    folder = resolve_folder(name_or_folder)
+    config = hf_config.read_llama_config(folder)
+    layout = _without_tied_head(mapping.LLAMA, config)
+    return config, *_load(name_or_folder, folder, mapping.llama_leaves(config), layout, dtype, placement)
+
+
+def load_clip_vision(
+    name_or_folder: str | Path,
+    *,
+    image_size: int | None = None,
+    dtype: DtypeOf = "float32",
+    placement: Placement | None = None,
+) -> tuple[VitConfig, dict, LoadReport]:
+    """Loads CLIP's vision tower (from a CLIP, CLIP-vision or LLaVA checkpoint) as the tree of `models.vit.Vit`.
+
+    `image_size` resamples the position embeddings to pictures of that many pixels. Other arguments as `load_llava`.
+    """
+    folder = resolve_folder(name_or_folder)
+    config = hf_config.read_vit_config(folder)
+    layout = mapping.CLIP_VISION
+    if hf_config.read_json(folder / "config.json")["model_type"] == "llava":
+        layout = replace(mapping.LLAVA, unused=(*mapping.LLAVA.unused, r"(?:llm|projector)\..*"))
+    params, report = _load(name_or_folder, folder, mapping.vit_leaves(config), layout, dtype, placement)
+    if image_size is not None and image_size != config.image_size:
+        config = replace(config, image_size=image_size)
+        old = params["position_embedding"]
+        resized = jnp.asarray(resize_position_embedding(np.asarray(old, np.float32), config.grid), old.dtype)
+        params["position_embedding"] = jax.device_put(resized, old.sharding)
+    return config, params, report
+
+
+def load_clip_text(
+    name_or_folder: str | Path, *, dtype: DtypeOf = "float32", placement: Placement | None = None
+) -> tuple[ClipTextConfig, dict, LoadReport]:
+    """Loads CLIP's text tower as the tree of `models.clip_text.ClipText`. Arguments as `load_llava`."""
+    folder = resolve_folder(name_or_folder)
+    config = hf_config.read_clip_text_config(folder)
+    return config, *_load(name_or_folder, folder, mapping.clip_text_leaves(config), mapping.CLIP_TEXT, dtype, placement)
+
+
+def load_segformer(
+    name_or_folder: str | Path,
+    class_names: Sequence[str],
+    *,
+    allow_new: str = "",
+    dtype: DtypeOf = "float32",
+    placement: Placement | None = None,
+) -> tuple[SegformerConfig, dict, LoadReport]:
+    """Loads a SegFormer as the variables (`params`, `batch_stats`) of `models.segformer.Segformer`.
+
+    Classes are matched by name: logit i is `class_names[i]`, whatever the checkpoint's own order. NVIDIA's
+    SegFormer weights are licensed for non-commercial use only.
+
+    Args:
+      allow_new: regular expression over our paths ("params/head/.*") that may be absent from the checkpoint.
+    """
+    folder = resolve_folder(name_or_folder)
+    source, order = hf_config.read_segformer_config(folder, class_names)
+    leaves = mapping.segformer_leaves(source, order)
+    variables, report = _load(name_or_folder, folder, leaves, mapping.SEGFORMER, dtype, placement, allow_new)
+    return replace(source, num_labels=len(order)), variables, report
+
+
+def encode_clip_texts(name_or_folder: str | Path, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+    """Encodes sentences with a CLIP checkpoint's text tower: its projected features where it has a projection."""
+    from tokenizers import Tokenizer
+
+    folder = resolve_folder(name_or_folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"no tokenizer.json in {folder}; save the checkpoint's fast tokenizer there")
+    config, params, _ = load_clip_text(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(config.max_position_embeddings)
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    length = max(map(len, rows))
+    # Whatever stands after the end-of-text token is never seen; 0 is never the largest id either.
+    tokens = np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
+    output = jax.jit(ClipText(config).apply)({"params": params}, tokens)
+    return np.asarray(output.pooled if output.projected is None else output.projected)
+
+
+def _without_tied_head(layout: mapping.Layout, config: LlamaConfig) -> mapping.Layout:
+    # A tied model may still store its head, as a copy of the embeddings.
+    return replace(layout, unused=(*layout.unused, r"llm\.lm_head\.weight")) if config.tie_embeddings else layout
+
+
+def _load(
+    name: str | Path,
+    folder: Path,
+    leaves: Sequence[mapping.Leaf],
+    layout: mapping.Layout,
+    dtype: DtypeOf,
+    placement: Placement | None,
+    allow_new: str = "",
+) -> tuple[dict[str, Any], LoadReport]:
+    files = stream.find_files(folder)
+    tensors: Mapping[str, stream.Tensor] = stream.read_headers(files)
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    matched = mapping.match(str(name), leaves, shapes, layout, allow_new)
+    dtype_of = dtype if callable(dtype) else lambda _: dtype
+    flat = stream.read_leaves(matched, tensors, lambda path: jnp.dtype(dtype_of(path)), placement)
+    report = LoadReport(str(name), tuple(files), tuple(flat), matched.unused, matched.initialised)
+    return unflatten_dict(flat, sep="/"), report

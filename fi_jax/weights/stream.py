@@ -1,0 +1,171 @@
+"""Safetensors files onto devices, slice by slice: never a whole checkpoint, and never a leaf twice, in memory."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from fi_jax.errors import UserError
+from fi_jax.weights.mapping import Leaf, Match
+
+# (path, shape) of a leaf of ours -> where it goes.
+Placement = Callable[[str, tuple[int, ...]], Sharding]
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor of a checkpoint is; nothing of it is read yet."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Lists the safetensors files of a checkpoint folder, shards in order.
+
+    Raises:
+      UserError: none there, a shard of the index is missing, or only a PyTorch pickle is there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise UserError(f"{index} is not a valid index; download it again") from None
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise UserError(f"{folder} lacks {', '.join(absent)}, named by {index.name}; download it again")
+        return [folder / name for name in names]
+    files = (
+        [folder / "model.safetensors"]
+        if (folder / "model.safetensors").is_file()
+        else sorted(folder.glob("*.safetensors"))
+    )
+    if files:
+        return files
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pth")) or list(folder.glob("*.pt")):
+        raise UserError(
+            f"{folder} holds PyTorch pickles only; convert them with transformers: "
+            "AutoModel.from_pretrained(folder).save_pretrained(new_folder, safe_serialization=True)"
+        )
+    raise UserError(f"{folder} holds no .safetensors file")
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Reads names, shapes and types of all tensors. A damaged or truncated file is a `UserError` that names it."""
+    tensors: dict[str, Tensor] = {}
+    odd = []
+    for file in files:
+        with _open(file) as opened:
+            for key in opened.keys():  # noqa: SIM118 (not a dict)
+                entry = opened.get_slice(key)
+                tensors[key] = Tensor(file, tuple(entry.get_shape()), entry.get_dtype())
+                if entry.get_dtype() not in FLOATS and not entry.get_dtype().startswith("I64"):
+                    odd.append(f"{key} ({entry.get_dtype()})")
+    if odd:
+        raise UserError(
+            f"{next(iter(files)).parent} is quantised: {', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}; use the unquantised checkpoint or its GGUF"
+        )
+    return tensors
+
+
+def _open(file: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or truncated ({error}); download it again") from None
+
+
+def checkpoint_hash(files: Iterable[Path]) -> str:
+    """Names the contents of a checkpoint: the SHA-256 of its one file, or of its shards' digests in order."""
+    digests = [_file_hash(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    # The Hub's cache keeps large files under their SHA-256, so the name answers without reading gigabytes.
+    name = file.resolve().name
+    if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name):
+        return name
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def read_leaves(
+    match: Match, tensors: dict[str, Tensor], dtype: Callable[[str], jnp.dtype], placement: Placement | None
+) -> dict[str, jax.Array]:
+    """Reads, transposes, casts and places every leaf of a match.
+
+    Host memory beyond what the devices hold stays near one source tensor: a stacked leaf is filled layer by layer
+    in place, and every process reads only the slices that its own devices hold.
+
+    Returns:
+      Flat `{path: array}`.
+    """
+    leaves = {}
+    default = SingleDeviceSharding(jax.local_devices()[0])
+    for leaf in match.leaves:
+        sharding = placement(leaf.path, leaf.shape) if placement else default
+        parts = (_read(tensors[match.keys[source]], match.keys[source], leaf, sharding) for source in leaf.sources)
+        convert = {"axes": leaf.axes, "order": leaf.order, "sharding": sharding}
+        if leaf.stacked:
+            value = jnp.zeros(leaf.shape, dtype(leaf.path), device=sharding)
+            for i, part in enumerate(parts):
+                # Waiting bounds memory: without it the next layers would be read ahead of the device.
+                value = jax.block_until_ready(_write_layer(value, part, i, **convert))
+        else:
+            value = jax.block_until_ready(_convert(next(parts), dtype=dtype(leaf.path), **convert))
+        leaves[leaf.path] = value
+    return leaves
+
+
+def _read(tensor: Tensor, key: str, leaf: Leaf, sharding: Sharding) -> jax.Array:
+    """Places one source tensor as it is stored, cut the way its leaf is cut."""
+    cache: dict[str, np.ndarray] = {}
+
+    def read(index) -> np.ndarray:
+        # Replicas ask for the same slice once a device.
+        if str(index) not in cache:
+            # Opened for one read: a mapping that stays open counts every page it touched as ours.
+            with _open(tensor.file) as opened:
+                cache[str(index)] = np.asarray(opened.get_slice(key)[index]) if index else opened.get_tensor(key)
+        return cache[str(index)]
+
+    return jax.make_array_from_callback(tensor.shape, _source_sharding(leaf, sharding), read)
+
+
+def _source_sharding(leaf: Leaf, sharding: Sharding) -> Sharding:
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    entries = list(sharding.spec) + [None] * (len(leaf.shape) - len(sharding.spec))
+    entries = entries[1:] if leaf.stacked else entries
+    if leaf.order is not None:
+        entries[-1] = None  # The source may have another number of classes.
+    return NamedSharding(sharding.mesh, PartitionSpec(*(entries[leaf.axes.index(i)] for i in range(len(entries)))))
+
+
+def _ours(x: jax.Array, axes: tuple[int, ...], order: tuple[int, ...] | None) -> jax.Array:
+    x = x.reshape(x.shape[: len(axes)]).transpose(axes)
+    return x if order is None else x[..., np.array(order)]
+
+
+@partial(jax.jit, static_argnames=("axes", "order", "dtype", "sharding"))
+def _convert(x, *, axes, order, dtype, sharding):
+    return jax.lax.with_sharding_constraint(_ours(x, axes, order).astype(dtype), sharding)
+
+
+@partial(jax.jit, static_argnames=("axes", "order", "sharding"), donate_argnums=0)
+def _write_layer(buffer, x, layer, *, axes, order, sharding):
+    return jax.lax.with_sharding_constraint(buffer.at[layer].set(_ours(x, axes, order).astype(buffer.dtype)), sharding)

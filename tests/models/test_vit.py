@@ -1,0 +1,147 @@
+"""The ViT against transformers' CLIP vision tower, at the hidden state, picture size and activation asked for."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from fi_jax.config import LoraConfig, VitConfig
+from fi_jax.models.vit import Vit, drop_branch, resize_position_embedding
+from fi_jax.weights.huggingface import load_clip_vision
+
+
+def _tower(folder, **sizes):
+    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.CLIPVisionConfig(**{**shape, "image_size": 24, "patch_size": 4, **sizes})
+    torch.manual_seed(0)
+    model = transformers.CLIPVisionModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def _pixels(size, batch=2):
+    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
+
+
+def _theirs(model, pixels, **kwargs):
+    with torch.no_grad():
+        return model(torch.tensor(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True, **kwargs)
+
+
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("feature_layer", [-2, -1, 0, 2])
+def test_equals_clip(tmp_path, hidden_act, feature_layer):
+    model = _tower(tmp_path, hidden_act=hidden_act)
+    config, params, _ = load_clip_vision(tmp_path)
+    pixels = _pixels(24)
+    ours = jax.jit(Vit(replace(config, feature_layer=feature_layer)).apply)({"params": params}, pixels)
+    theirs = _theirs(model, pixels)
+    np.testing.assert_allclose(ours.tokens, theirs.hidden_states[feature_layer][:, 1:].numpy(), atol=1e-4)
+    np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4)
+
+
+def test_merge_concatenates_squares_of_neighbours(tmp_path):
+    _tower(tmp_path)
+    config, params, _ = load_clip_vision(tmp_path)
+    plain = Vit(config).apply({"params": params}, _pixels(24)).tokens
+    merged = Vit(replace(config, merge=2)).apply({"params": params}, _pixels(24)).tokens
+    assert merged.shape == (2, 9, 96)
+    # Token (1, 2) of the 3x3 grid joins patches (2, 4), (2, 5), (3, 4), (3, 5) of the 6x6 grid.
+    expected = np.concatenate([plain[:, 6 * y + x] for y, x in ((2, 4), (2, 5), (3, 4), (3, 5))], axis=-1)
+    np.testing.assert_array_equal(merged[:, 1 * 3 + 2], expected)
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_other_picture_sizes_equal_transformers_interpolation(tmp_path, size):
+    model = _tower(tmp_path)
+    config, params, _ = load_clip_vision(tmp_path, image_size=size)
+    assert config.image_size == size
+    ours = Vit(config).apply({"params": params}, _pixels(size))
+    theirs = _theirs(model, _pixels(size), interpolate_pos_encoding=True)
+    np.testing.assert_allclose(ours.tokens, theirs.hidden_states[-2][:, 1:].numpy(), atol=1e-4)
+
+
+def test_resize_needs_a_square_grid():
+    assert resize_position_embedding(np.ones((10, 2), np.float32), 3).shape == (10, 2)
+    with pytest.raises(ValueError, match="square"):
+        resize_position_embedding(np.ones((9, 2), np.float32), 3)
+
+
+def test_wrong_picture_size_is_refused():
+    config = VitConfig(24, 4, 8, 16, 2, 2)
+    with pytest.raises(ValueError, match="image_size 24"):
+        Vit(config).init(jax.random.key(0), jnp.zeros((1, 20, 24, 3)))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing(remat):
+    config = VitConfig(16, 4, 12, 24, 3, 2)
+    pixels = _pixels(16)
+    params = jax.jit(Vit(config).init)(jax.random.key(0), pixels)
+
+    def gradient(remat):
+        return jax.jit(jax.grad(lambda p: (Vit(config, remat=remat).apply(p, pixels).tokens ** 2).sum()))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(remat), gradient("none"))
+
+
+def test_the_layer_after_the_features_gets_no_gradient_from_tokens():
+    config = VitConfig(16, 4, 12, 24, 3, 2, feature_layer=-2)
+    params = jax.jit(Vit(config).init)(jax.random.key(0), _pixels(16))
+    grads = jax.grad(lambda p: (Vit(config).apply(p, _pixels(16)).tokens ** 2).sum())(params)
+    kernel = grads["params"]["layers"]["mlp"]["fc1"]["kernel"]
+    assert np.abs(kernel[:2]).max() > 0 and not np.abs(kernel[2]).any()
+
+
+def test_lora_sits_on_its_targets_and_starts_at_the_base():
+    config = VitConfig(16, 4, 12, 24, 2, 2, lora=LoraConfig(2, 8.0, ("q_proj", "out_proj", "fc1")))
+    variables = jax.jit(Vit(config).init)(jax.random.key(0), _pixels(16))
+    layers = variables["params"]["layers"]
+    assert layers["attn"]["q_proj"]["lora_a"].shape == (2, 12, 2)
+    assert "lora_a" in layers["attn"]["out_proj"] and "lora_a" in layers["mlp"]["fc1"]
+    assert "lora_a" not in layers["attn"]["k_proj"] and "lora_a" not in layers["mlp"]["fc2"]
+    bare = jax.tree.map(lambda x: x, variables)
+    for module in (
+        bare["params"]["layers"][part][name]
+        for part, name in (("attn", "q_proj"), ("attn", "out_proj"), ("mlp", "fc1"))
+    ):
+        del module["lora_a"], module["lora_b"]
+    with_lora = Vit(config).apply(variables, _pixels(16)).tokens
+    without = Vit(replace(config, lora=LoraConfig())).apply(bare, _pixels(16)).tokens
+    np.testing.assert_array_equal(with_lora, without)
+
+
+def test_drop_branch_drops_whole_samples_and_keeps_the_mean():
+    x = jnp.ones((4000, 3, 2))
+    y = drop_branch(x, jnp.float32(0.25), jax.random.key(0))
+    assert set(np.unique(y).round(4)) == {0.0, np.float32(4 / 3).round(4)}
+    assert (y == y[:, :1, :1]).all()
+    np.testing.assert_allclose(y.mean(), 1.0, atol=0.05)
+
+
+def test_drop_path_acts_in_training_alone():
+    config = VitConfig(16, 4, 12, 24, 3, 2, drop_path=0.5)
+    params = jax.jit(Vit(config).init)(jax.random.key(0), _pixels(16))
+    plain = Vit(config).apply(params, _pixels(16)).pooled
+    undropped = Vit(replace(config, drop_path=0.0)).apply(params, _pixels(16), train=True).pooled
+    np.testing.assert_array_equal(plain, undropped)
+    runs = [
+        Vit(config).apply(params, _pixels(16), train=True, rngs={"dropout": jax.random.key(i)}).pooled for i in range(4)
+    ]
+    assert any(not np.allclose(plain, run) for run in runs)
+
+
+def test_bfloat16_stays_close_to_float32(tmp_path):
+    _tower(tmp_path)
+    config, params, _ = load_clip_vision(tmp_path)
+    exact = Vit(config).apply({"params": params}, _pixels(24)).tokens
+    rough = Vit(config, dtype=jnp.bfloat16).apply({"params": params}, _pixels(24)).tokens
+    assert rough.dtype == jnp.bfloat16
+    assert np.abs(rough.astype(jnp.float32) - exact).max() < 0.05 * np.abs(exact).max()
