@@ -35,6 +35,8 @@ def load_mask(record: FaceRecord, size: int, cache: Path | None = None) -> np.nd
     """
     if record.mask is not None:
         mask = masks.read_mask(record.mask, f"{record.key} (mask)" if isinstance(record.mask, bytes) else "")
+        if getattr(record.mask, "is_crop", False):
+            return images.crop_square_mask(mask, None, size)
         return images.crop_square_mask(mask, _mask_box(record, mask), size)
     if cache is not None:
         path = mask_path(cache, record)
@@ -83,7 +85,7 @@ def examine(
     Raises:
       UserError: the unreadable share is above `max_unreadable`; the message names the first.
     """
-    stamps = [_stamp(record) for record in records]
+    stamps = [stamp(record) for record in records]
     digest = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:20]
     path = cache_folder() / "examined" / f"{digest}.json"
     if path.exists():
@@ -120,13 +122,14 @@ def _problem(record: FaceRecord) -> str:
     return ""
 
 
-def _stamp(record: FaceRecord) -> str:
+def stamp(record: FaceRecord, times: bool = True) -> str:
+    """Returns a line that changes when a record's picture, map or box does, told by the files' sizes (and times)."""
     parts = [_name(record), str(record.box)]
     for source in (record.image, record.mask):
         if isinstance(source, Path):
             try:
                 stat = source.stat()
-                parts.append(f"{source}:{stat.st_size}:{stat.st_mtime_ns}")
+                parts.append(f"{source.name}:{stat.st_size}:{stat.st_mtime_ns if times else ''}")
             except OSError:
                 parts.append("missing")
         elif isinstance(source, bytes):

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from fi_jax.config import DataConfig
 from fi_jax.data import examples
 from fi_jax.data.progress import progress_bar
-from fi_jax.data.records import FaceRecord, Rejected, encode_labels
+from fi_jax.data.records import FaceRecord, Rejected
 from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
@@ -128,15 +128,6 @@ def open_dataset(records: Sequence[FaceRecord], config: DataConfig, vocabulary: 
     """Returns the dataset that `config` asks for."""
     kind = MemoryDataset if config.cache_in_memory else FaceDataset
     return kind(records, vocabulary, config.image_size, Path(config.mask_cache or examples.DEFAULT_MASK_CACHE))
-
-
-def label_arrays(records: Sequence[FaceRecord], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `(labels, known)` of shape `m n`, without touching pictures."""
-    labels = np.zeros((len(records), len(vocabulary)), np.float32)
-    known = np.zeros((len(records), len(vocabulary)), bool)
-    for i, record in enumerate(records):
-        labels[i], known[i] = encode_labels(record, vocabulary)
-    return labels, known
 
 
 @lru_cache(maxsize=4)

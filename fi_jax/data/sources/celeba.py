@@ -8,7 +8,7 @@ from jaxtyping import Int8
 
 from fi_jax.data import images
 from fi_jax.data.records import Box, FaceRecord, Split
-from fi_jax.data.sources.attributes import AttributeRow
+from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, read_text, require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
@@ -33,6 +33,7 @@ def read(root: Path | str) -> FolderSource:
     root = require_root(NAME, root)
     findings = Findings()
     names, attributes, values = read_attributes(root, findings)
+    attributes, values = with_female(attributes, values)
     partition = read_partition(root, findings)
     folder = find(NAME, root, _PICTURES)
     nested = folder / folder.name

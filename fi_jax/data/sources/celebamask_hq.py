@@ -6,7 +6,7 @@ from pathlib import Path
 from fi_jax.data.masks import CLASSES, PartFiles
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources import celeba
-from fi_jax.data.sources.attributes import AttributeRow
+from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
@@ -67,4 +67,5 @@ def _attributes(root: Path, findings: Findings) -> dict[str, AttributeRow]:
     if not (root / _ATTRIBUTES).exists():
         return {}
     names, attributes, values = celeba.read_attribute_file(root / _ATTRIBUTES, findings)
+    attributes, values = with_female(attributes, values)
     return {name: AttributeRow(attributes, row) for name, row in zip(names, values, strict=True)}

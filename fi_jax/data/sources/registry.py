@@ -27,4 +27,14 @@ def open_source(name: str, root: Path | str = "") -> Source:
       UserError: the name is unknown, or the release is not there or damaged beyond what is handled.
     """
     require_choice("data set", name, SOURCE_NAMES)
+    if str(root):
+        from fi_jax.data import shards
+
+        if shards.is_prepared(root):
+            return shards.read(name, Path(root))
+        if name == "celeba":
+            from fi_jax.data.sources import celeba_tfds
+
+            if celeba_tfds.is_prepared(root):
+                return celeba_tfds.read(root)
     return importlib.import_module(f"fi_jax.data.sources.{name}").read(root)

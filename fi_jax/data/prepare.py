@@ -1,0 +1,148 @@
+"""Writes a release as a prepared folder: shards, co-occurrence counts, and a manifest of what was left out and why."""
+
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fi_jax.data import examples, shards
+from fi_jax.data.cache import write_bytes
+from fi_jax.data.counts import count_records
+from fi_jax.data.images import read_bytes
+from fi_jax.data.progress import progress_bar
+from fi_jax.data.records import FaceRecord
+from fi_jax.data.sources.source import Source
+from fi_jax.data.splits import SPLITS
+from fi_jax.errors import UserError
+from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
+
+COUNTS = "counts.npz"
+FACES_PER_SHARD = 2048
+# Gives the segmentation maps (palette PNGs in crop geometry) of faces that have none.
+Parser = Callable[[Sequence[FaceRecord]], list[bytes]]
+
+
+def vocabulary_of(dataset: str) -> str:
+    """Returns the vocabulary whose labels are counted for a data set."""
+    if dataset in VOCABULARY_NAMES:
+        return dataset
+    return "celeba" if dataset == "celebamask_hq" else "faces"
+
+
+def prepare(
+    source: Source, out: Path, parser: Parser | None = None, faces_per_shard: int = FACES_PER_SHARD
+) -> tuple[dict, bool]:
+    """Writes `source` under `out` and returns `(manifest, whether anything was done)`.
+
+    It can be stopped at any moment and started again: shards that are there are kept, if they were made
+    from the same faces. Once the manifest is there, it only compares.
+
+    Raises:
+      UserError: `out` holds another data set, or one made from other files or with other settings.
+    """
+    out = Path(out)
+    faces = source.records("all")
+    readable, unreadable = examples.examine(faces)
+    if not readable:
+        raise UserError(f"{source.name}: none of {len(faces)} pictures can be read; the first: {unreadable[0].reason}")
+    fingerprint = _fingerprint(source, readable, parser is not None, faces_per_shard)
+    if (out / shards.MANIFEST).exists():
+        manifest = shards.read_manifest(out)
+        if manifest["fingerprint"] != fingerprint:
+            raise UserError(
+                f"'{out}' was prepared from other files or with other settings; give another --out, or delete it"
+            )
+        shards.read(source.name, out)
+        return manifest, False
+    _claim(out, source.name, fingerprint)
+    names = sorted({name for face in readable for name in face.labels})
+    entries = []
+    with progress_bar(f"{source.name}: writing shards", len(readable)) as advance:
+        for number, start in enumerate(range(0, len(readable), faces_per_shard)):
+            part = readable[start : start + faces_per_shard]
+            entries.append(_write_one(out / f"faces-{number:05d}.array_record", part, names, parser))
+            advance(len(part))
+    words = vocabulary_of(source.name)
+    _write_counts(out / COUNTS, readable, words)
+    rejected = defaultdict(list)
+    for item in (*source.rejected, *unreadable):
+        rejected[item.reason].append(item.key)
+    manifest = {
+        "format": shards.FORMAT,
+        "dataset": source.name,
+        "fingerprint": fingerprint,
+        "faces": len(readable),
+        "splits": {split: Counter(face.split for face in readable)[split] for split in SPLITS},
+        "labels": names,
+        "vocabulary": words,
+        "counts": {"file": COUNTS, "sha256": _sha256((out / COUNTS).read_bytes())},
+        "shards": entries,
+        "notes": list(source.notes),
+        "num_rejected": len(source.rejected) + len(unreadable),
+        "rejected": dict(rejected),
+    }
+    write_bytes(out / shards.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    (out / _CLAIM).unlink()
+    return manifest, True
+
+
+_CLAIM = ".preparing.json"
+
+
+def _claim(out: Path, dataset: str, fingerprint: str) -> None:
+    """Notes for whom shards are being written, so that an interrupted run is only continued by its like."""
+    path = out / _CLAIM
+    claim = {"dataset": dataset, "fingerprint": fingerprint}
+    if path.exists():
+        if json.loads(path.read_text()) != claim:
+            raise UserError(f"'{out}' is half-written from other files or with other settings; delete it")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"'{out}' is not empty; give --out a new or empty folder")
+    else:
+        write_bytes(path, json.dumps(claim).encode())
+
+
+def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], parser: Parser | None) -> dict:
+    """Writes a shard and its index, unless the index, which comes last, is there already."""
+    index_path = path.with_suffix(".json")
+    if index_path.exists() and path.exists():
+        entry = json.loads(index_path.read_text())["entry"]
+        if path.stat().st_size == entry["bytes"]:
+            return entry
+    wanting = [face for face in faces if face.mask is None] if parser else []
+    parsed = dict(zip((face.key for face in wanting), parser(wanting), strict=True)) if wanting else {}
+    packed = []
+    for face in faces:
+        mask = b"" if face.mask is None else read_bytes(face.mask, face.key)
+        is_crop = face.key in parsed or bool(getattr(face.mask, "is_crop", False))
+        packed.append(shards.pack(face, read_bytes(face.image, face.key), parsed.get(face.key, mask), is_crop))
+    shards.write_shard(path, packed)
+    data = path.read_bytes()
+    entry = {"file": path.name, "faces": len(faces), "bytes": len(data), "sha256": _sha256(data)}
+    index = shards.index_of([shards.unpack(record)[0] for record in packed], names) | {"entry": entry}
+    write_bytes(index_path, json.dumps(index, ensure_ascii=False).encode())
+    return entry
+
+
+def _write_counts(path: Path, faces: Sequence[FaceRecord], words: str) -> None:
+    vocab = vocabulary(words)
+    counts = count_records((face for face in faces if face.split == "train"), vocab)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, names=np.array(vocab.names), **counts._asdict())
+    write_bytes(path, buffer.getvalue())
+
+
+def _fingerprint(source: Source, faces: Sequence[FaceRecord], parsed: bool, faces_per_shard: int) -> str:
+    digest = hashlib.sha256(f"{shards.FORMAT} {source.name} {parsed} {faces_per_shard}\n".encode())
+    for face in faces:
+        labels = sorted(face.labels.items())
+        digest.update(f"{examples.stamp(face, times=False)}\t{face.split}\t{labels}\t{face.age}\t{face.identity}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

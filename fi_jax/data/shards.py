@@ -1,0 +1,161 @@
+"""Prepared data sets: ArrayRecord shards of faces, a small index beside each, and a manifest over all.
+
+A record is a 4-byte little-endian length, a JSON header of that length, then the bytes of the image file
+and those of the map, untouched. `faces-00000.json` repeats what is needed to list a shard's faces without
+reading it. The manifest is written last: a folder without one is unfinished.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from fi_jax.data.records import FaceRecord, Rejected
+from fi_jax.data.sources.attributes import AttributeRow
+from fi_jax.data.sources.source import FolderSource
+from fi_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = "fi_jax faces 1"
+# ArrayRecord's group size 1 makes every face readable alone; images do not compress further.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+# How an index writes a label: true, false, unknown.
+_CODES = {True: "1", False: "0", None: "?"}
+_VALUES = np.zeros(256, np.int8)
+_VALUES[ord("1")], _VALUES[ord("0")] = 1, -1
+
+
+@dataclass(frozen=True)
+class InShard:
+    """The image or map of one face of a shard, read when asked for."""
+
+    path: Path
+    index: int
+    part: str
+
+    def read_bytes(self) -> bytes:
+        """Returns the bytes of the file as they were when the shard was made."""
+        header, image, mask = unpack(_reader(str(self.path)).read([self.index])[0])
+        return image if self.part == "image" else mask
+
+    @property
+    def is_crop(self) -> bool:
+        """Whether the map has the geometry of the face's crop (the parser made it), not of the picture."""
+        return self.part == "crop_mask"
+
+
+@lru_cache(maxsize=256)
+def _reader(path: str):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(path, "readahead_buffer_size:0")
+
+
+def pack(record: FaceRecord, image: bytes, mask: bytes, mask_is_crop: bool = False) -> bytes:
+    """Returns one face as the bytes of a shard's record."""
+    header = {
+        "dataset": record.dataset,
+        "key": record.key,
+        "split": record.split,
+        "labels": {name: bool(value) for name, value in record.labels.items()},
+        "age": record.age,
+        "box": record.box,
+        "identity": record.identity,
+        "image_bytes": len(image),
+        "mask_bytes": len(mask),
+        "mask_is_crop": mask_is_crop,
+    }
+    head = json.dumps(header, ensure_ascii=False).encode()
+    return struct.pack("<I", len(head)) + head + image + mask
+
+
+def unpack(data: bytes) -> tuple[dict, bytes, bytes]:
+    """Returns header, image bytes and map bytes of a shard's record."""
+    (length,) = struct.unpack_from("<I", data)
+    header = json.loads(data[4 : 4 + length])
+    start = 4 + length
+    middle = start + header["image_bytes"]
+    return header, data[start:middle], data[middle : middle + header["mask_bytes"]]
+
+
+def write_shard(path: Path, records: Sequence[bytes]) -> None:
+    """Writes an ArrayRecord file; it appears whole or not at all."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    for record in records:
+        writer.write(record)
+    writer.close()
+    temporary.replace(path)
+
+
+def index_of(headers: Sequence[dict], label_names: Sequence[str]) -> dict:
+    """Returns a shard's index: a row a face, its labels one character each in the order of `label_names`."""
+    rows = []
+    for header in headers:
+        labels = "".join(_CODES[header["labels"].get(name)] for name in label_names)
+        kind = "" if not header["mask_bytes"] else "crop_mask" if header["mask_is_crop"] else "mask"
+        rows.append([header["key"], header["split"], labels, header["age"], header["box"], header["identity"], kind])
+    return {"label_names": list(label_names), "rows": rows}
+
+
+def is_prepared(root: Path | str) -> bool:
+    """Whether `root` is a folder that `fi-jax prepare` wrote, finished or not."""
+    root = Path(root)
+    return (root / MANIFEST).is_file() or any(root.glob("faces-*.array_record"))
+
+
+def read_manifest(root: Path) -> dict:
+    """Returns the manifest; a missing or damaged one is a `UserError`."""
+    path = Path(root) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"'{root}' is not finished (no {MANIFEST}); run the same `fi-jax prepare` again") from None
+    except ValueError:
+        raise UserError(f"'{path}' is damaged; delete it and run `fi-jax prepare` again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"'{path}' is not a manifest of this version ('{FORMAT}'); prepare the set again")
+    return manifest
+
+
+def read(name: str, root: Path) -> FolderSource:
+    """Opens a prepared folder as a source, with the same faces in the same order as the release it was made from.
+
+    Raises:
+      UserError: the folder is unfinished, of another data set, or a shard is missing or cut short.
+    """
+    root = Path(root)
+    manifest = read_manifest(root)
+    if manifest["dataset"] != name:
+        raise UserError(f"'{root}' holds the data set '{manifest['dataset']}', not '{name}'")
+    faces: list[FaceRecord] = []
+    for shard in manifest["shards"]:
+        path = root / shard["file"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            raise UserError(f"shard '{path}' is missing or cut short; delete {MANIFEST} and run `fi-jax prepare` again")
+        faces += _faces(name, path)
+    rejected = tuple(Rejected(key, reason) for reason, keys in manifest["rejected"].items() for key in keys)
+    return FolderSource(name, root, tuple(faces), rejected, tuple(manifest["notes"]))
+
+
+def _faces(dataset: str, path: Path) -> list[FaceRecord]:
+    index_path = path.with_suffix(".json")
+    try:
+        index = json.loads(index_path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"shard index '{index_path}' is missing or damaged; prepare the set again") from None
+    names = tuple(index["label_names"])
+    faces = []
+    for i, (key, split, codes, age, box, identity, mask) in enumerate(index["rows"]):
+        labels = AttributeRow(names, _VALUES[np.frombuffer(codes.encode(), np.uint8)])
+        face_box = None if box is None else tuple(box)
+        image, map_ = InShard(path, i, "image"), InShard(path, i, mask) if mask else None
+        faces.append(FaceRecord(dataset, key, split, image, labels, age, face_box, map_, identity))
+    return faces
