@@ -216,10 +216,12 @@ def print_table(rows: list[Row], console=None) -> None:
     """Prints the table with `rich`, leaving out columns that are blank throughout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     header, grid = text_grid(rows)
     used = [i for i in range(len(header)) if i < 4 or any(line[i] != BLANK for line in grid)]
-    table = Table(*(header[i] for i in used), caption="\n".join(footnotes(rows)), caption_justify="left")
+    # `Text`, because rich reads "[low, high]" as markup.
+    table = Table(*(header[i] for i in used), caption=Text("\n".join(footnotes(rows))), caption_justify="left")
     for line, row in zip(grid, rows, strict=True):
-        table.add_row(*(line[i] for i in used), style="bold" if row.headline else None)
+        table.add_row(*(Text(line[i]) for i in used), style="bold" if row.headline else None)
     (console or Console()).print(table)

@@ -64,10 +64,13 @@ def _metadata(kind: str) -> dict:
     return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
 
 
-def to_bytes(drawn: Figure, kind: str) -> bytes:
-    """Returns the figure as PNG, SVG or PDF bytes, the same ones every time."""
+def to_bytes(drawn: Figure, kind: str, outlined: bool = False) -> bytes:
+    """Returns the figure as PNG, SVG or PDF bytes, the same ones every time.
+
+    `outlined` draws an SVG's letters as shapes, for readers who may lack the font; else they stay text.
+    """
     buffer = io.BytesIO()
-    with styled():
+    with styled(), matplotlib.rc_context({"svg.fonttype": "path" if outlined else "none"}):
         drawn.savefig(buffer, format=kind, metadata=_metadata(kind), bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
 

@@ -1,0 +1,50 @@
+"""Write a report of evaluations and training runs: one HTML page that opens from disk.
+
+Two evaluations give a comparison. Everything comes from predictions.jsonl, metrics.json and the runs' own logs.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument(
+        "inputs", nargs="+", type=Path, metavar="RUN|EVAL", help="run folders, or the --out of fi-jax evaluate"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for index.html")
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="show the faces, where predictions.jsonl says they lie (research-only data: do not publish)",
+    )
+    parser.add_argument(
+        "--most", type=int, default=24, help="mistakes shown per data set, task and source (default: 24)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the page."""
+    from fi_jax.errors import UserError
+    from fi_jax.evaluation.predictions import atomic_text, read_predictions
+    from fi_jax.evaluation.report.gather import compare, read_inputs
+    from fi_jax.evaluation.report.page import LARGEST_PAGE, build_page, thumbnails_from_paths
+
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; give a folder")
+    evaluations, runs = read_inputs(args.inputs, args.most)
+    flips = None
+    if len(evaluations) == 2 and all((e.folder / "predictions.jsonl").is_file() for e in evaluations):
+        flips = compare(*(read_predictions(e.folder) for e in evaluations), args.most)
+    command = ["fi-jax", "report", *map(str, args.inputs), "--out", str(args.out)]
+    command += ["--pictures"] if args.pictures else []
+    command += ["--most", str(args.most)] if args.most != 24 else []
+    page = build_page(evaluations, runs, flips, thumbnails_from_paths if args.pictures else None, shlex.join(command))
+    size = len(page.encode())
+    if size > LARGEST_PAGE:
+        raise UserError(f"the page would have {size / 1e6:.1f} MB, over 5 MB; show fewer mistakes with --most")
+    with atomic_text(args.out / "index.html") as file:
+        file.write(page)
+    print(f"{args.out / 'index.html'} ({size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,217 @@
+"""Figures of a `metrics.json` entry: confusion matrix, reliability diagram, groups with intervals, attributes."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fi_jax.errors import UserError
+from fi_jax.evaluation.figures import style
+from fi_jax.evaluation.figures.headings import readable
+from fi_jax.evaluation.tables import format_value, metric_title
+
+_GROUPINGS = {"gender": "Gender", "race": "Race", "age_group": "Age"}
+
+
+def _percent(axes, which: str = "y") -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    getattr(axes, f"{which}axis").set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+
+
+def confusion_figure(result: Mapping, title: str = "") -> Figure:
+    """Draws a task's confusion matrix: rows are truths, shares of a row in percent, faces of each row beside it.
+
+    `result` is one task of an entry; a last column "unreadable" appears where answers could not be read.
+    """
+    classes = result["confusion"]["classes"]
+    counts = np.asarray(result["confusion"]["counts"], float)
+    columns = list(classes)
+    if any(result["confusion"]["unreadable"]):
+        counts = np.column_stack([counts, result["confusion"]["unreadable"]])
+        columns.append("unreadable")
+    totals = counts.sum(1)
+    shares = np.divide(counts, totals[:, None], out=np.zeros_like(counts), where=totals[:, None] > 0)
+    longest = max(len(c) for c in columns)
+    cell = 0.52
+    left, bottom = 0.75 + 0.075 * longest + 0.45, 0.45 + 0.06 * longest
+    width, height = left + cell * len(columns) + 0.7, bottom + cell * len(classes) + 0.5
+    with style.styled():
+        drawn = style.figure(width, height)
+        axes = drawn.add_axes(
+            (left / width, bottom / height, cell * len(columns) / width, cell * len(classes) / height)
+        )
+        axes.imshow(shares, cmap=style.SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
+        for i, j in np.ndindex(shares.shape):
+            if totals[i]:
+                # cividis turns light past the middle.
+                colour = "white" if shares[i, j] < 0.55 else "black"
+                axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), [f"{c} ({n:.0f})" for c, n in zip(classes, totals)])
+        axes.set_xlabel("answer")
+        axes.set_ylabel("truth (faces)")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_title(title or "Confusion, % of each truth")
+    return drawn
+
+
+def reliability_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
+    """Draws reliability diagrams: accuracy of answers against the probability given to them.
+
+    `results` maps a legend's words to a task's result; results without probabilities are left out.
+    """
+    shown = {name: r for name, r in results.items() if r.get("calibration")}
+    if not shown:
+        raise UserError("these answers carry no probabilities, so there is no reliability diagram")
+    with style.styled():
+        above = 0.3 + 0.19 * (len(shown) + 1)
+        height = 4.4 + above
+        drawn = style.figure(4.2, height)
+        grid = drawn.add_gridspec(2, 1, height_ratios=(4, 1), hspace=0.12, top=1 - above / height, bottom=0.5 / height)
+        axes, below = drawn.add_subplot(grid[0]), drawn.add_subplot(grid[1])
+        axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=(0, (2, 2)), label="as sure as right")
+        for i, (name, result) in enumerate(shown.items()):
+            bins = [b for b in result["calibration"]["bins"] if b["count"]]
+            x = [b["confidence"] for b in bins]
+            look = {"color": style.SERIES[i % 7], "marker": style.MARKERS[i % 7], "linestyle": style.DASHES[i % 7]}
+            label = f"{name}: ECE {100 * result['calibration']['ece']:.1f} %"
+            axes.plot(x, [b["accuracy"] for b in bins], markersize=4, linewidth=1.3, label=label, **look)
+            total = sum(b["count"] for b in bins)
+            below.plot(x, [b["count"] / total for b in bins], markersize=3, linewidth=1, **look)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share right")
+        axes.tick_params(labelbottom=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), labelspacing=0.3)
+        drawn.suptitle(title or "Reliability", x=0.125, y=1, va="top", ha="left", weight="bold", fontsize=10)
+        below.set(xlim=(0, 1), ylim=(0, None), xlabel="probability of the answer given", ylabel="answers")
+        _percent(axes)
+        _percent(below)
+        _percent(below, "x")
+    return drawn
+
+
+def groups_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
+    """Draws the headline metric of each gender, race and age group with its interval.
+
+    `results` maps a legend's words to a task's result (of one task); several are drawn side by side.
+    """
+    shown = {name: r for name, r in results.items() if r["groups"]}
+    if not shown:
+        raise UserError("these faces state neither gender, race nor age, so there is no breakdown")
+    first = next(iter(shown.values()))
+    rows: list[tuple[str, str, int] | None] = []
+    for grouping in _GROUPINGS:
+        names = dict.fromkeys(n for r in shown.values() for n in r["groups"].get(grouping, {"groups": {}})["groups"])
+        if names:
+            faces = {
+                n: max(
+                    r["groups"].get(grouping, {"groups": {}})["groups"].get(n, {"faces": 0})["faces"]
+                    for r in shown.values()
+                )
+                for n in names
+            }
+            rows += [None, *((grouping, n, faces[n]) for n in names)]
+    rows = rows[1:]
+    metric = first["headline"]
+    height = 0.9 + 0.24 * len(rows) + 0.16 * len(shown)
+    with style.styled():
+        drawn = style.figure(5.2, height)
+        axes = drawn.add_axes((0.3, 0.55 / height, 0.66, 0.24 * len(rows) / height))
+        offsets = np.linspace(-0.2, 0.2, len(shown)) if len(shown) > 1 else [0.0]
+        for i, (name, result) in enumerate(shown.items()):
+            look = {"color": style.SERIES[i % 7], "marker": style.MARKERS[i % 7]}
+            labelled = False
+            for y, row in enumerate(rows):
+                found = row and result["groups"].get(row[0], {"groups": {}})["groups"].get(row[1])
+                if not found or found["value"] is None:
+                    continue
+                errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+                axes.errorbar(
+                    found["value"], y + offsets[i], xerr=np.maximum(errors, 0), markersize=4.5, linewidth=1.3, capsize=2,
+                    label=None if labelled else name, **look,
+                )  # fmt: skip
+                labelled = True
+            overall = result["metrics"][metric]["value"]
+            axes.axvline(overall, color=look["color"], linewidth=0.8, linestyle=style.DASHES[1], zorder=0)
+        ticks = [(y, f"{row[1]} ({row[2]})") for y, row in enumerate(rows) if row]
+        axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=style.TRACK)
+        starts = [i for i, row in enumerate(rows) if row and (i == 0 or rows[i - 1] is None)]
+        for start in starts:
+            axes.text(
+                -0.43,
+                start,
+                _GROUPINGS[rows[start][0]],
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                weight="bold",
+            )
+        if metric != "mae_years":
+            _percent(axes, "x")
+        axes.set_xlabel(f"{metric_title(metric)}; 95 % interval; dashed: all faces")
+        if len(shown) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
+            drawn.suptitle(title or "By group", x=0.02, y=0.99, ha="left", weight="bold", fontsize=10)
+        else:
+            drawn.suptitle(
+                title or f"By group: {next(iter(shown))}", x=0.02, y=0.99, ha="left", weight="bold", fontsize=10
+            )
+    return drawn
+
+
+def attributes_figure(result: Mapping, metric: str = "accuracy", title: str = "") -> Figure:
+    """Draws every attribute's accuracy against always answering its majority, largest gain on top.
+
+    `metric` is "accuracy", or "balanced_accuracy" or "f1", whose baselines are 50 % and 0.
+    """
+    attributes = result["per_attribute"]
+    baseline = {
+        name: {"accuracy": a["baseline"], "balanced_accuracy": 0.5, "f1": 0.0}[metric] for name, a in attributes.items()
+    }
+    names = [n for n in attributes if attributes[n][metric] is not None]
+    names.sort(key=lambda n: baseline[n] - attributes[n][metric])
+    height = 0.9 + 0.19 * len(names)
+    with style.styled():
+        drawn = style.figure(5.6, height)
+        axes = drawn.add_axes((0.36, 0.5 / height, 0.6, 0.19 * len(names) / height))
+        for y, name in enumerate(names):
+            value, base = attributes[name][metric], baseline[name]
+            colour = style.BLUE if value >= base else style.VERMILION
+            axes.plot([base, value], [y, y], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
+            axes.plot(base, y, marker="|", color=style.INK, markersize=7, linestyle="")
+            axes.plot(value, y, marker="o" if value >= base else "s", color=colour, markersize=4.5, linestyle="")
+        axes.set_yticks(range(len(names)), [readable(n) for n in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=style.TRACK)
+        _percent(axes, "x")
+        axes.set_xlabel(
+            "bar: majority;  dot: better than it;  square: worse" if metric == "accuracy" else "bar: chance"
+        )
+        drawn.suptitle(
+            title or f"Attributes: {metric_title(metric)}",
+            x=0.02,
+            y=1 - 0.08 / height,
+            ha="left",
+            va="top",
+            weight="bold",
+            fontsize=10,
+        )
+    return drawn
+
+
+def headline_text(result: Mapping) -> str:
+    """The headline in words: "accuracy 87.5 % [80.0, 93.3], majority 50.0 %"."""
+    metric = result["headline"]
+    score = result["metrics"][metric]
+    unit = "" if metric == "mae_years" else " %"
+    value, low, high = (format_value(metric, score[k]) for k in ("value", "low", "high"))
+    text = f"{metric_title(metric)} {value}{unit} [{low}, {high}]"
+    if score.get("baseline") is not None and math.isfinite(score["baseline"]):
+        text += f", majority {format_value(metric, score['baseline'])}{unit}"
+    return text

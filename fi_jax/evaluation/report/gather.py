@@ -1,0 +1,173 @@
+"""Reads what a report is made of: summaries, the worst mistakes, where two models differ, training logs."""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fi_jax.errors import UserError
+from fi_jax.evaluation.figures.compare import is_right
+from fi_jax.evaluation.predictions import Prediction, read_predictions
+from fi_jax.evaluation.run_log import read_run_config, read_run_log
+from fi_jax.evaluation.summarise import read_summary, summarise
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: its summary, its worst mistakes, and the answers that its broken rules are about."""
+
+    name: str
+    folder: Path
+    summary: dict
+    # The worst mistakes of each (dataset, task, source, seen), worst first.
+    mistakes: dict[tuple, list[Prediction]]
+    # (dataset, source, seen, image) of the summary's rule-breaking examples -> where the picture lies, groups.
+    faces: dict[tuple, Prediction]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its config and what it logged."""
+
+    name: str
+    config: dict | None
+    records: list[dict]
+
+
+@dataclass
+class Flips:
+    """How two evaluations differ on the same questions: what the second mends, what it breaks."""
+
+    both_right: int = 0
+    both_wrong: int = 0
+    mended: int = 0
+    broken: int = 0
+    # Pairs of predictions, the ones the two models were surest of first.
+    examples: list[tuple[float, Prediction, Prediction]] = field(default_factory=list)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided exact McNemar test: how likely so uneven a split of the flips is by chance."""
+        from scipy.stats import binomtest
+
+        flips = self.mended + self.broken
+        return float(binomtest(self.mended, flips).pvalue) if flips else 1.0
+
+
+def badness(prediction: Prediction) -> float | None:
+    """How bad a wrong answer is: years off, or how much likelier than the truth it was held; None if not wrong."""
+    if prediction.label is None:
+        return None
+    if prediction.task == "age_years":
+        return None if prediction.answer is None else abs(prediction.answer - prediction.label) or None
+    if prediction.answer == prediction.label:
+        return None
+    said = prediction.probabilities.get(prediction.answer, 1.0) if prediction.answer is not None else 0.0
+    return said - prediction.probabilities.get(prediction.label, 0.0)
+
+
+def worst_mistakes(predictions: Iterable[Prediction], most: int) -> dict[tuple, list[Prediction]]:
+    """Returns the `most` worst mistakes of each data set, task, source and setting, worst first."""
+    heaps: dict[tuple, list] = {}
+    for number, p in enumerate(predictions):
+        bad = badness(p)
+        if bad is None:
+            continue
+        heap = heaps.setdefault((p.dataset, p.task, p.source, p.seen), [])
+        # The line number breaks ties, so that predictions need no order.
+        item = (bad, -number, p)
+        if len(heap) < most:
+            heapq.heappush(heap, item)
+        else:
+            heapq.heappushpop(heap, item)
+    return {key: [p for *_, p in sorted(heap, reverse=True)] for key, heap in heaps.items()}
+
+
+def read_evaluation(folder: Path, name: str, most: int) -> Evaluation:
+    """Reads `metrics.json` (or makes it, where only predictions are there) and `predictions.jsonl` of a folder."""
+    if (folder / "metrics.json").is_file():
+        summary = read_summary(folder)
+    else:
+        summary = summarise(read_predictions(folder))
+    wanted = {
+        (e["dataset"], e["source"], e["setting"] == "fine-tuned", example["image"])
+        for e in summary["entries"]
+        for example in (e["rules"] or {}).get("examples", [])
+    }
+    faces: dict[tuple, Prediction] = {}
+
+    def watched():
+        for p in read_predictions(folder):
+            key = (p.dataset, p.source, p.seen, p.image)
+            if key in wanted:
+                faces.setdefault(key, p)
+            yield p
+
+    has_predictions = (folder / "predictions.jsonl").is_file()
+    mistakes = worst_mistakes(watched(), most) if has_predictions else {}
+    return Evaluation(name, folder, summary, mistakes, faces)
+
+
+def read_inputs(folders: Iterable[Path], most: int = 24) -> tuple[list[Evaluation], list[Run]]:
+    """Finds evaluations and runs in folders: each is an evaluation, a run, or holds evaluations one level down.
+
+    Raises:
+      UserError: a folder holds neither `predictions.jsonl`, `metrics.json` nor `metrics.jsonl`.
+    """
+    evaluations: list[Evaluation] = []
+    runs: list[Run] = []
+    names: dict[str, int] = {}
+
+    def fresh(name: str) -> str:
+        names[name] = names.get(name, 0) + 1
+        return name if names[name] == 1 else f"{name} ({names[name]})"
+
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give a run folder or the --out of 'fi-jax evaluate'")
+        name = fresh(folder.resolve().name)
+        found = False
+        if (folder / "metrics.jsonl").is_file():
+            runs.append(Run(name, read_run_config(folder), read_run_log(folder)))
+            found = True
+        for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+            if (place / "metrics.json").is_file() or (place / "predictions.jsonl").is_file():
+                evaluations.append(read_evaluation(place, name if place == folder else f"{name}/{place.name}", most))
+                found = True
+        if not found:
+            raise UserError(f"{folder} holds neither predictions.jsonl, metrics.json nor metrics.jsonl")
+    return evaluations, runs
+
+
+def compare(
+    first: Iterable[Prediction], second: Iterable[Prediction], most: int = 24
+) -> dict[tuple[str, str, str], Flips]:
+    """Pairs two evaluations' answers by data set, picture, question and source; returns flips a (dataset, task, source)."""
+    kept = {(p.dataset, p.source, p.image, p.question): p for p in first if p.label is not None}
+    found: dict[tuple[str, str, str], Flips] = {}
+    for number, after in enumerate(second):
+        before = kept.get((after.dataset, after.source, after.image, after.question))
+        if before is None or after.label is None:
+            continue
+        flips = found.setdefault((after.dataset, after.task, after.source), Flips())
+        was, now = is_right(before), is_right(after)
+        if was and now:
+            flips.both_right += 1
+        elif not was and not now:
+            flips.both_wrong += 1
+        else:
+            flips.mended += bool(now)
+            flips.broken += bool(was)
+            sure = _sureness(before) + _sureness(after)
+            item = (sure, -number, before, after)
+            if len(flips.examples) < most:
+                heapq.heappush(flips.examples, item)
+            else:
+                heapq.heappushpop(flips.examples, item)
+    for flips in found.values():
+        flips.examples = [(sure, a, b) for sure, _, a, b in sorted(flips.examples, reverse=True)]
+    return found
+
+
+def _sureness(p: Prediction) -> float:
+    return p.probabilities.get(p.answer, 0.0) if isinstance(p.answer, str) else 0.0
