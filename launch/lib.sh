@@ -1,0 +1,119 @@
+# shellcheck shell=bash
+# What every launcher does the same way: options from flags and one small file, dry runs, errors on one line.
+#
+# A launcher declares `declare -A opt=([nodes]=1 ...)`, calls `parse "$@"`, and finds its options in `opt`, the
+# asked action in `action` (run, list, logs, delete), that action's name in `target`, and what stood after `--` in
+# `words`. A settings file has lines `nodes = 4`, one option each; flags win over it.
+# shellcheck disable=SC2034
+
+action=run
+target=
+dry_run=
+words=()
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Runs a command, or prints it when this is a dry run.
+run() {
+  if [ -n "$dry_run" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+need() {
+  command -v "$1" >/dev/null || die "'$1' is not installed here; $2"
+}
+
+# Prints the comment at the top of the launcher, and the options with their defaults.
+usage() {
+  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+  echo
+  echo "Options (also as 'name = value' lines of --settings FILE):"
+  local name
+  for name in $(printf '%s\n' "${!opt[@]}" | sort); do
+    printf '  --%-20s %s\n' "$name" "${opt[$name]:-(empty)}"
+  done
+  cat <<'EOF'
+
+Actions instead of starting:
+  --list               jobs started from here
+  --logs NAME          the end of a job's log (--follow goes on)
+  --delete NAME        ends a job and frees what it holds
+  --dry-run            prints what would be done, and does nothing
+EOF
+}
+
+known_option() {
+  [ -n "${opt[$1]+set}" ] || die "unknown option '$1'; known: $(printf '%s\n' "${!opt[@]}" | sort | tr '\n' ' ')"
+}
+
+read_settings() {
+  local line name value
+  [ -f "$1" ] || die "no settings file '$1'"
+  while IFS= read -r line || [ -n "$line" ]; do
+    line=${line%%#*}
+    [[ $line =~ [^[:space:]] ]] || continue
+    [[ $line =~ ^[[:space:]]*([a-z-]+)[[:space:]]*=[[:space:]]*(.*[^[:space:]])?[[:space:]]*$ ]] ||
+      die "settings file '$1': '$line' is not 'name = value'"
+    name=${BASH_REMATCH[1]}
+    value=${BASH_REMATCH[2]}
+    known_option "$name"
+    opt["$name"]=$value
+  done <"$1"
+}
+
+parse() {
+  local flag value i all=("$@")
+  # The settings file first, wherever it stands, so that flags win.
+  for ((i = 0; i < ${#all[@]}; i++)); do
+    case ${all[i]} in
+      --) break ;;
+      --settings) read_settings "${all[i + 1]-}" ;;
+      --settings=*) read_settings "${all[i]#*=}" ;;
+    esac
+  done
+  while [ $# -gt 0 ]; do
+    flag=$1
+    case $flag in
+      --help | -h) usage && exit 0 ;;
+      --dry-run) dry_run=1 && shift && continue ;;
+      --follow) follow=1 && shift && continue ;;
+      --list) action=list && shift && continue ;;
+      --) shift && words=("$@") && break ;;
+      --?*) ;;
+      *) die "'$flag' is not an option; what fi-jax is to do stands after '--'" ;;
+    esac
+    if [[ $flag == *=* ]]; then
+      value=${flag#*=}
+      flag=${flag%%=*}
+      shift
+    else
+      [ $# -gt 1 ] || die "$flag needs a value"
+      value=$2
+      shift 2
+    fi
+    case $flag in
+      --settings) ;;
+      --logs) action=logs target=$value ;;
+      --delete) action=delete target=$value ;;
+      *) known_option "${flag#--}" && opt["${flag#--}"]=$value ;;
+    esac
+  done
+}
+
+# Shows the end of a log file; goes on with --follow.
+show_log() {
+  [ -f "$1" ] || die "no log '$1'"
+  if [ -n "${follow-}" ]; then run tail -n 100 -F "$1"; else run tail -n 100 "$1"; fi
+}
+
+# Quotes words so that a shell reads them back unchanged.
+quoted() {
+  printf '%q ' "$@"
+}

@@ -1,0 +1,135 @@
+# shellcheck shell=bash
+# One fi-jax command as a SLURM job: writes the batch script and submits it. Sourced by train.sh, evaluate.sh, array.sh.
+#
+# The job requeues itself when fi-jax saved and asked for it (exit status 75: SIGTERM ahead of the time limit, or
+# preemption), and SLURM requeues it when a node dies. Every start resumes from the last checkpoint.
+# `action`, `target`, `words` and `dry_run` come from lib.sh.
+# shellcheck disable=SC2154
+
+declare -A opt=(
+  [name]=fi-jax
+  [nodes]=1
+  [tasks-per-node]=1
+  [gpus-per-node]=0
+  [cpus-per-task]=""
+  [mem]=""
+  [time]=""
+  [partition]=""
+  [account]=""
+  [notice]=180
+  [max-restarts]=100
+  [setup]=""
+  [python]=python
+  [env]=""
+  [log-dir]=runs/slurm
+  [sbatch]=""
+)
+
+# Jobs started from here carry this comment, so that --list and --delete leave others alone.
+mark=fi-jax-launch
+
+header() {
+  local line
+  echo '#!/bin/bash'
+  echo "#SBATCH --job-name=${opt[name]}"
+  echo "#SBATCH --comment=$mark"
+  echo "#SBATCH --nodes=${opt[nodes]}"
+  echo "#SBATCH --ntasks-per-node=${opt[tasks-per-node]}"
+  [ "${opt[gpus-per-node]}" = 0 ] || echo "#SBATCH --gpus-per-node=${opt[gpus-per-node]}"
+  for line in cpus-per-task mem time partition account; do
+    [ -z "${opt[$line]}" ] || echo "#SBATCH --$line=${opt[$line]}"
+  done
+  echo "#SBATCH --requeue"
+  echo "#SBATCH --open-mode=append"
+  # To the tasks, not to this script, this long before the time limit.
+  echo "#SBATCH --signal=TERM@${opt[notice]}"
+  [ -z "${opt[sbatch]}" ] || echo "#SBATCH ${opt[sbatch]}"
+}
+
+environment() {
+  local pair
+  echo 'set -u'
+  echo 'export PYTHONUNBUFFERED=1'
+  for pair in ${opt[env]}; do
+    [[ $pair == *=* ]] || die "env: '$pair' is not NAME=value"
+    printf 'export %s=%q\n' "${pair%%=*}" "${pair#*=}"
+  done
+  [ -z "${opt[setup]}" ] || echo "${opt[setup]}"
+}
+
+# The end of every batch script: run the step, requeue when asked to.
+body() {
+  # Dollar signs here belong to the script that runs on the cluster.
+  # shellcheck disable=SC2016
+  printf '%s\n' \
+    'echo "start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: fi-jax ${words[*]}"' \
+    '# A signal to this shell must not end it before the tasks have saved.' \
+    'trap : TERM USR1' \
+    "srun --kill-on-bad-exit=1 ${opt[python]} -m fi_jax "'"${words[@]}" &' \
+    'step=$!' \
+    'wait $step; status=$?' \
+    'while kill -0 $step 2>/dev/null; do wait $step; status=$?; done' \
+    "if [ \$status -eq 75 ] && [ \"\${SLURM_RESTART_COUNT:-0}\" -lt ${opt[max-restarts]} ]; then" \
+    '  echo "saved; requeueing job $SLURM_JOB_ID"' \
+    '  scontrol requeue "$SLURM_JOB_ID" && exit 0' \
+    'fi' \
+    'exit $status'
+}
+
+# submit PATTERN: submits standard input; PATTERN is what a log's name ends in. %A_%a in arrays, %j otherwise: both
+# begin with the number that sbatch prints.
+submit() {
+  local script
+  script=$(cat)
+  if [ -n "$dry_run" ]; then
+    echo "$script"
+    return
+  fi
+  need sbatch "run this on the cluster's login node, or look with --dry-run"
+  mkdir -p "${opt[log-dir]}"
+  sbatch --parsable --output="${opt[log-dir]}/%x-$1.out" <<<"$script"
+}
+
+slurm_action() {
+  case $action in
+    list)
+      need squeue "run this on the cluster's login node"
+      run squeue --me --Format=JobArrayID:14,Name:24,Partition:12,StateCompact:6,TimeUsed:12,RestartCnt:12,Comment:16,ReasonList:24 |
+        { if [ -n "$dry_run" ]; then cat; else grep -E "^JOBID|$mark" || true; fi; }
+      ;;
+    logs)
+      local found
+      if [ -n "$dry_run" ]; then
+        run tail -n 100 "${opt[log-dir]}/*-$target.out"
+        return
+      fi
+      found=$(find "${opt[log-dir]}" -name "*-$target.out" -o -name "*-${target}_*.out" 2>/dev/null | sort | head -n 1)
+      [ -n "$found" ] || die "no log of job '$target' in '${opt[log-dir]}'; a job that waits has none yet (--list)"
+      show_log "$found"
+      ;;
+    delete)
+      if [ -z "$dry_run" ]; then
+        need scancel "run this on the cluster's login node"
+        squeue --me --noheader --jobs="$target" --format=%k 2>/dev/null | grep -q "$mark" ||
+          die "job '$target' is not in the queue, or was not started by these scripts (--list shows those)"
+      fi
+      run scancel "$target"
+      ;;
+    *) return 1 ;;
+  esac
+}
+
+# start WORD "$@": submits `fi-jax WORD ...`.
+start() {
+  local word=$1
+  shift
+  parse "$@"
+  slurm_action && return
+  [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax's arguments after '--', as in: $0 --nodes 1 -- nano --name mine"
+  {
+    header
+    environment
+    echo "words=($(quoted "$word" "${words[@]}"))"
+    body
+  } | submit %j
+}
