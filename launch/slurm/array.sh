@@ -25,6 +25,15 @@ mapfile -t lines < <(grep -vE '^[[:space:]]*(#|$)' "${opt[commands]}" || true)
 limit=
 [ "${opt[parallel]}" = 0 ] || limit=%${opt[parallel]}
 
+cases=()
+for i in "${!lines[@]}"; do
+  # xargs splits as a shell would, quotes included, and expands nothing.
+  xargs printf '%s\0' <<<"${lines[i]}" >/dev/null 2>&1 ||
+    die "line '${lines[i]}' of '${opt[commands]}' cannot be read; check its quotes"
+  mapfile -t -d '' parts < <(xargs printf '%s\0' <<<"${lines[i]}")
+  cases+=("  $i) words=($(quoted "${parts[@]}")) ;;")
+done
+
 {
   header
   echo "#SBATCH --array=0-$((${#lines[@]} - 1))$limit"
@@ -32,13 +41,7 @@ limit=
   # The lines are copied into the script: the file may change before the last job starts.
   # shellcheck disable=SC2016
   echo 'case $SLURM_ARRAY_TASK_ID in'
-  for i in "${!lines[@]}"; do
-    # xargs splits as a shell would, quotes included, and expands nothing.
-    parts=()
-    while IFS= read -r -d '' part; do parts+=("$part"); done < <(xargs printf '%s\0' <<<"${lines[i]}") || true
-    [ ${#parts[@]} -gt 0 ] || die "line '${lines[i]}' of '${opt[commands]}' cannot be read; check its quotes"
-    echo "  $i) words=($(quoted "${parts[@]}")) ;;"
-  done
+  printf '%s\n' "${cases[@]}"
   echo 'esac'
   body
 } | submit %A_%a
