@@ -134,7 +134,7 @@ def _causal(q, k, v, valid, implementation):
 def _segments_xla(q, k, v, prefix_k, prefix_v, prefix_valid, own_valid):
     """Segments `b s n ...` against the prefix `b p g d` and themselves; the prefix part is one matrix product."""
     b, s, n, h, d = q.shape
-    g, p = k.shape[3], prefix_k.shape[1]
+    g = k.shape[3]
     grouped = (q * d**-0.5).reshape(b, s, n, g, h // g, d)
     far = jnp.einsum("bsngrd,bpgd->bgrsnp", grouped, prefix_k, preferred_element_type=jnp.float32)
     near = jnp.einsum("bsngrd,bsmgd->bgrsnm", grouped, k, preferred_element_type=jnp.float32)

@@ -1,5 +1,6 @@
 """Reads a Llama out of a GGUF file: its config, and its parameters as the tree of `models.llama`."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,14 @@ def read_tokenizer(path: Path | str):
     special = [token for token, type_ in zip(tokens, types, strict=True) if type_ == control]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
+
+
+def file_hash(path: Path | str) -> str:
+    """Returns the SHA-256 (hex) of a file: the base that an adapter trained on it belongs to."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file")
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open(path):

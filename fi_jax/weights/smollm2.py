@@ -51,8 +51,9 @@ def _hash(path: Path, size: int, mtime: int) -> str:
     """Hashes a file once for each of its states; the digest is kept beside the cached weights."""
 
     def write(target: Path) -> None:
-        with path.open("rb") as file:
-            target.write_text(hashlib.file_digest(file, "sha256").hexdigest())
+        from fi_jax.weights.gguf import file_hash
+
+        target.write_text(file_hash(path))
 
     key = hashlib.sha256(f"{path.resolve()}|{size}|{mtime}".encode()).hexdigest()[:16]
     return _cached(f"smollm2-{key}.sha256", write).read_text()
