@@ -143,11 +143,6 @@ def refine(p: Float[Array, "n n"], tau: Float[Array, ""], omega: Float[Array, ""
     return reweight(adjacency(jnp.asarray(p), tau), omega)
 
 
-def identity_graph(num_labels: int) -> Float[np.ndarray, "n n"]:
-    """Returns the graph without edges: every label keeps only itself."""
-    return np.eye(num_labels, dtype=np.float32)
-
-
 def sum_over_hosts(counts: Counts) -> Counts:
     """Returns the counts of all processes together; every process must call it."""
     if jax.process_count() == 1:

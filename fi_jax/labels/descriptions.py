@@ -197,7 +197,7 @@ def describe(labels: Mapping[str, bool], age: float | None = None, rng: np.rando
     the phrasing varies (training data); without, it is always the same.
     """
     person, doing, gender = _person(labels, age, rng), _doing(labels, rng), _gender(labels)
-    openings = ("This is {}", "The picture shows {}", "The face of {}", "I see {}", "{}")
+    openings = ("This is {}", "The picture shows {}", "Here is {}", "I see {}", "{}")
     first = _sentence(_pick(rng, openings).format(person))
     if not doing:
         return first

@@ -1,0 +1,62 @@
+"""Draws the co-occurrence graph: the matrix P with its edges, and the strongest edges as bars."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def short(name: str) -> str:
+    """Returns a label as a person reads it on an axis: "Wearing_Hat" -> "Wearing Hat"."""
+    return name.replace("_", " ")
+
+
+def draw_graph(
+    names: Sequence[str],
+    p: Float[np.ndarray, "n n"],
+    c: Float[np.ndarray, "n n"],
+    lift: Float[np.ndarray, "n n"],
+    title: str,
+    num_bars: int = 25,
+) -> "Figure":
+    """Returns a figure: P as a heat map with the edges of C marked, and the edges of highest P as bars.
+
+    Row i, column j is P(j | i); the labels keep their order. A tick on each bar shows P(j) (P over lift), so what is
+    common is told from what is learnt. The caller saves the figure.
+    """
+    from matplotlib.figure import Figure
+
+    n = len(names)
+    figure = Figure(figsize=(max(16, 0.26 * n + 8), max(9, 0.22 * n + 2)), layout="constrained")
+    heat, bars = figure.subplots(1, 2, width_ratios=[2, 1])
+    shown = np.where(np.eye(n, dtype=bool), np.nan, p)
+    image = heat.imshow(shown, vmin=0, vmax=1, cmap="viridis")
+    heat.set_facecolor("0.85")
+    edge_rows, edge_columns = np.nonzero(c)
+    heat.scatter(edge_columns, edge_rows, s=9, c="white", edgecolors="black", linewidths=0.4)
+    heat.set_xticks(range(n), [short(name) for name in names], rotation=90, fontsize=7)
+    heat.set_yticks(range(n), [short(name) for name in names], fontsize=7)
+    heat.set_xlabel("j: what follows")
+    heat.set_ylabel("i: what is given")
+    heat.set_title(f"{title}\np(j | i); dots are the {len(edge_rows)} edges of C", fontsize=10)
+    figure.colorbar(image, ax=heat, shrink=0.7, label="p(j | i)")
+
+    order = np.argsort(-p[edge_rows, edge_columns], kind="stable")[:num_bars]
+    rows, columns = edge_rows[order], edge_columns[order]
+    values = p[rows, columns]
+    base = values / np.maximum(lift[rows, columns], 1e-9)
+    places = np.arange(len(order))
+    bars.barh(places, values, color="tab:blue", height=0.7, label="p(j | i)")
+    bars.scatter(base, places, marker="|", s=90, c="tab:orange", linewidths=2, label="p(j)", zorder=3)
+    bars.set_yticks(
+        places, [f"{short(names[i])} → {short(names[j])}" for i, j in zip(rows, columns, strict=True)], fontsize=7
+    )
+    bars.set_ylim(len(order) - 0.4, -0.6)
+    bars.set_xlim(0, 1)
+    bars.set_title(f"The {len(order)} strongest edges", fontsize=10)
+    bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=2, fontsize=8)
+    return figure
