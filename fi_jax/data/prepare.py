@@ -70,7 +70,7 @@ def prepare(
     _write_counts(out / COUNTS, readable, words)
     rejected = defaultdict(list)
     for item in (*source.rejected, *unreadable):
-        rejected[item.reason].append(item.key)
+        rejected[item.reason].append(item.key.removeprefix(f"{source.name}/"))
     manifest = {
         "format": shards.FORMAT,
         "dataset": source.name,
@@ -140,7 +140,9 @@ def _fingerprint(source: Source, faces: Sequence[FaceRecord], parsed: bool, face
     digest = hashlib.sha256(f"{shards.FORMAT} {source.name} {parsed} {faces_per_shard}\n".encode())
     for face in faces:
         labels = sorted(face.labels.items())
-        digest.update(f"{examples.stamp(face, times=False)}\t{face.split}\t{labels}\t{face.age}\t{face.identity}\n".encode())
+        digest.update(
+            f"{examples.stamp(face, times=False)}\t{face.split}\t{labels}\t{face.age}\t{face.identity}\n".encode()
+        )
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Int8
 from fi_jax.data import images
 from fi_jax.data.records import Box, FaceRecord, Split
 from fi_jax.data.sources.attributes import AttributeRow, with_female
-from fi_jax.data.sources.reading import find, read_text, require_pictures, require_root
+from fi_jax.data.sources.reading import find, missing_and_unlabelled, read_text, require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError, did_you_mean
@@ -57,13 +57,12 @@ def read(root: Path | str) -> FolderSource:
 
 
 def _usable(pictures, rows, partition, findings: Findings) -> list[str]:
-    for key in sorted(rows.keys() - pictures.keys()):
-        findings.reject(key, "picture missing")
+    missing_and_unlabelled(rows, pictures, "list_attr_celeba", findings)
     usable = []
     for key in pictures:
         if key not in rows:
-            findings.reject(key, "no row in list_attr_celeba")
-        elif key not in partition:
+            continue
+        if key not in partition:
             findings.reject(key, "no row in list_eval_partition")
         else:
             usable.append(key)
@@ -103,6 +102,7 @@ def read_attribute_file(path: Path, findings: Findings) -> tuple[list[str], tupl
         header, lines = [cell.strip() for cell in lines[0].split(",")][1:], lines[1:]
     else:
         stated, header, lines = lines[0].strip(), (lines[1] if len(lines) > 1 else "").split(), lines[2:]
+        lines = [line for line in lines if line.strip()]
         if stated != str(len(lines)):
             findings.note(f"{path.name}: its first line says {stated} rows, it has {len(lines)}")
     columns = _columns(path, header, findings)
@@ -139,19 +139,19 @@ def _parse(path: Path, lines: list[str], columns: int, findings: Findings) -> tu
 
     separator = "," if path.suffix == ".csv" else r"\s+"
     try:
-        # `index_col=False` would hide a row that is too wide; width + 1 names make it an error or a gap.
+        # One column too many is asked for: pandas silently cuts rows wider than its list of names.
         frame = pd.read_csv(
             io.StringIO("\n".join(lines)),
             sep=separator,
             header=None,
-            names=["name", *range(columns)],
-            dtype={"name": str} | dict.fromkeys(range(columns), np.int8),
+            names=["name", *range(columns), "more"],
+            dtype={"name": str, "more": str} | dict.fromkeys(range(columns), np.int8),
             index_col=False,
             on_bad_lines="error",
             skipinitialspace=True,
         )
-        if not frame["name"].isna().any():
-            return frame["name"].str.strip().tolist(), frame.iloc[:, 1:].to_numpy(np.int8)
+        if not frame["name"].isna().any() and frame["more"].isna().all():
+            return frame["name"].str.strip().tolist(), frame[list(range(columns))].to_numpy(np.int8)
     except (ValueError, pd.errors.ParserError, TypeError):
         pass
     names, rows = [], []

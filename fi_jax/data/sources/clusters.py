@@ -31,6 +31,8 @@ def cluster_names(
     only partly there may be dealt a little differently. The result is cached by the names, sizes and
     boxes of the files.
     """
+    if not keys:
+        return {}, {}
     digest = hashlib.sha256(f"{_VERSION} {twins.THUMBNAIL} {twins.THRESHOLD_PERCENT}\n".encode())
     for i, (key, path) in enumerate(zip(keys, paths, strict=True)):
         digest.update(f"{key}\t{_size(path)}\t{boxes[i] if boxes else ''}\t{also[i] if also else ''}\n".encode())

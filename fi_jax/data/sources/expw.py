@@ -31,7 +31,9 @@ def read(root: Path | str) -> FolderSource:
     present = [key for key in sorted(rows) if rows[key][0] in pictures]
     for key in sorted(rows.keys() - set(present)):
         findings.reject(key, "picture missing")
-    for name in sorted(pictures.keys() - {row[0] for row in rows.values()}):
+    # A photograph whose only rows were rejected is not without rows.
+    named = {row[0] for row in rows.values()} | {item.key.rpartition("#")[0] for item in findings.rejected}
+    for name in sorted(pictures.keys() - named):
         findings.reject(name, f"no row in {path.name}")
     boxes = [enlarge(rows[key][1], ENLARGE) for key in present]
     photographs = [rows[key][0] for key in present]

@@ -6,7 +6,7 @@ import numpy as np
 
 from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.attributes import AttributeRow, with_female
-from fi_jax.data.sources.reading import find, picture_key, pictures_in, read_table, require_root
+from fi_jax.data.sources.reading import find, missing_and_unlabelled, picture_key, pictures_in, read_table, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
@@ -30,15 +30,13 @@ def read(root: Path | str) -> FolderSource:
     pictures, parts = _pictures(root, findings)
     keys, people, values = _rows(path, pictures, findings)
     names, values = with_female(ATTRIBUTES, values)
-    faces, seen = [], set(keys)
+    missing_and_unlabelled(keys, pictures, path.name, findings)
+    faces = []
     for key, person, row in zip(keys, people, values, strict=True):
         if key not in pictures:
-            findings.reject(key, "picture missing")
             continue
         split = _split(parts[key], person)
         faces.append(FaceRecord(NAME, key, split, pictures[key], AttributeRow(names, row), identity=person))
-    for key in pictures.keys() - seen:
-        findings.reject(key, f"no row in {path.name}")
     return findings.source(NAME, root, faces)
 
 

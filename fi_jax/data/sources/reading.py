@@ -145,9 +145,10 @@ def picture_key(cell: str, pictures: dict[str, Path], file: str, findings: Findi
 
 
 def missing_and_unlabelled(rows: Iterable[str], pictures: Iterable[str], file: str, findings: Findings) -> None:
-    """Rejects rows without a picture and pictures without a row."""
+    """Rejects rows without a picture, and pictures without a row unless their row was rejected before."""
     rows, pictures = set(rows), set(pictures)
+    named = {item.key for item in findings.rejected}
     for key in sorted(rows - pictures):
         findings.reject(key, "picture missing")
-    for key in sorted(pictures - rows):
+    for key in sorted(pictures - rows - named):
         findings.reject(key, f"no row in {file}")
