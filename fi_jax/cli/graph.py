@@ -8,6 +8,7 @@ for training. Leaves graph.npz (counts, P, C, Ĉ), graph.json (settings, edges) 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 GRAPHS = ("cooccurrence", "lift", "shuffled")
 SPLITS = ("train", "val", "test", "all")
@@ -58,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    arrays = {"m": counts.m, "n": counts.n, "k": counts.k, "p": p, "c": c, "graph": refined.astype(np.float32)}
-    _write(args.out / "graph.npz", lambda file: np.savez_compressed(file, labels=np.array(vocab.names), **arrays))
+    arrays: dict[str, Any] = {"labels": np.array(vocab.names), **counts._asdict(), "p": p, "c": c}
+    arrays["graph"] = refined.astype(np.float32)
+    _write(args.out / "graph.npz", lambda file: np.savez_compressed(file, **arrays))
     text = json.dumps({**settings, **summary, "labels": vocab.names}, indent=1)
     _write(args.out / "graph.json", lambda file: file.write(text.encode()))
     title = f"{args.dataset}, {args.split}: {len(labels):,} faces, {args.graph}, τ = {args.tau:g}"
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_labels(dataset: str, root: Path, split: str, vocab):
+def read_labels(dataset: str, root: Path, split: Any, vocab):
     """Returns `(labels, known)` of a split over a vocabulary, both [faces, n], float32 and bool."""
     import numpy as np
 

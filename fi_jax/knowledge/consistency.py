@@ -47,7 +47,7 @@ def likeliest(
 def _groups(in_scope: Bool[np.ndarray, "n"], table: RuleTable) -> list[np.ndarray]:
     """Members of each exactly-one group that is wholly in scope."""
     rows = np.flatnonzero(table.kind == EXACTLY_ONE)
-    groups = (table.members[row][table.valid[row]] for row in rows)
+    groups = (np.asarray(table.members[row][table.valid[row]]) for row in rows)
     return [group for group in groups if in_scope[group].all()]
 
 
@@ -98,7 +98,7 @@ class _Problem:
                 return touched
             touched = grown
 
-    def _labels(self, row: int) -> np.ndarray:
+    def _labels(self, row: int | np.integer) -> np.ndarray:
         if self.table.kind[row] in (IMPLIES, EXCLUDES):
             return np.append(self.members[row], self.table.premise[row])
         return self.members[row]
@@ -106,7 +106,11 @@ class _Problem:
     def constraints(self, free: np.ndarray) -> LinearConstraint:
         """Rules over the `free` labels, as lower <= A x <= upper."""
         column = np.cumsum(free) - 1
-        rows, columns, values, lower, upper = [], [], [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
+        lower: list[float] = []
+        upper: list[float] = []
 
         def add(plus, minus, low, high):
             for labels, value in ((plus, 1.0), (minus, -1.0)):

@@ -5,7 +5,7 @@ graphs are ours (ω after ML-GCN and SCPNet). Row i is always the condition: p_i
 released ML-GCN code are avoided: the diagonal is zero before the threshold, and nothing is transposed.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import KnowledgeConfig
+
+_A = TypeVar("_A", np.ndarray, jax.Array)
 
 # Fewest joint sightings of two labels that the lift graph trusts: lift of rare pairs is mostly noise.
 MIN_SUPPORT = 20
@@ -58,7 +60,7 @@ def conditional(counts: Counts) -> Float[np.ndarray, "n n"]:
     return np.divide(counts.m, counts.n, out=np.zeros(counts.m.shape), where=counts.n > 0)
 
 
-def adjacency(p: Float[Array, "n n"], tau: Float[Array, ""] | float) -> Float[Array, "n n"]:
+def adjacency(p: Float[_A, "n n"], tau: Float[Array, ""] | float) -> Float[_A, "n n"]:
     """Returns C: c_ij = 1 where p_ij >= tau and i != j.
 
     Works on numpy and on (traced) jax arrays. A p of zero never makes an edge, not even at tau = 0: it may
@@ -69,7 +71,7 @@ def adjacency(p: Float[Array, "n n"], tau: Float[Array, ""] | float) -> Float[Ar
     return edges.astype(p.dtype)
 
 
-def reweight(c: Float[Array, "n n"], omega: Float[Array, ""] | float) -> Float[Array, "n n"]:
+def reweight(c: Float[_A, "n n"], omega: Float[Array, ""] | float) -> Float[_A, "n n"]:
     """Returns Ĉ: weight omega shared evenly by a label's neighbours, 1 - omega kept by itself.
 
     Works on numpy and on (traced) jax arrays. A row without neighbours keeps everything; every row sums to 1.

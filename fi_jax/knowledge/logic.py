@@ -5,7 +5,7 @@ code works on thresholded integers and so gives no gradient).
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,23 @@ _KINDS = ("implies", "excludes", "at_most_one", "exactly_one")
 _SHRINK = 1e-6
 
 
+# numpy outside jit, traced jax arrays inside.
+NumpyOrJax = np.ndarray | jax.Array
+_A = TypeVar("_A", np.ndarray, jax.Array)
+
+
 class RuleTable(NamedTuple):
     """Rules over a vocabulary as arrays; a pytree, so it passes through jit. `m` pads the members of a rule."""
 
     # Index into (implies, excludes, at_most_one, exactly_one).
-    kind: Int[np.ndarray, "r"]
+    kind: Int[NumpyOrJax, "r"]
     # Label index of the premise; 0 and unused for groups.
-    premise: Int[np.ndarray, "r"]
+    premise: Int[NumpyOrJax, "r"]
     # Label indices of B (or of the group); 0 where padded.
-    members: Int[np.ndarray, "r m"]
-    valid: Bool[np.ndarray, "r m"]
+    members: Int[NumpyOrJax, "r m"]
+    valid: Bool[NumpyOrJax, "r m"]
     # Whether all members belong to one exactly-one group of the table.
-    exclusive: Bool[np.ndarray, "r"]
+    exclusive: Bool[NumpyOrJax, "r"]
 
 
 class LogicPieces(NamedTuple):
@@ -42,7 +47,7 @@ class LogicPieces(NamedTuple):
 
     # Σ over faces and rules in scope of -log(1 - v), and how many those are.
     semantic: Float[Array, ""]
-    count: Float[Array, ""]
+    num_terms: Float[Array, ""]
     # Per rule: Σ sg(premise)·(some b holds), and Σ sg(premise). Zero for rules without that part.
     implied: Float[Array, "r"]
     implied_mass: Float[Array, "r"]
@@ -68,7 +73,7 @@ def compile_rules(rules: Sequence[Rule], vocabulary: Vocabulary) -> RuleTable:
     )
 
 
-def _scope(in_scope: Bool[Array, "b n"], table: RuleTable) -> tuple[Bool[Array, "b r m"], Bool[Array, "b r"]]:
+def _scope(in_scope: Bool[_A, "b n"], table: RuleTable) -> tuple[Bool[_A, "b r m"], Bool[_A, "b r"]]:
     """Which members count, and which rules say something, of each face (see `violations`); numpy or jax arrays."""
     xp = in_scope.__array_namespace__()
     member_in = in_scope[:, table.members] & table.valid
@@ -123,10 +128,10 @@ def _judge(probs: Float[Array, "b n"], in_scope: Bool[Array, "b n"], table: Rule
     table = RuleTable(*(jnp.asarray(part) for part in table))
     member_in, mask = _scope(jnp.asarray(in_scope), table)
     members = jnp.where(member_in, probs[:, table.members], 0.0)
-    exclusive = table.exclusive & categorical
+    kind, exclusive = jnp.asarray(table.kind), jnp.asarray(table.exclusive) & categorical
     # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
-    mask &= ~(exclusive & (table.kind >= AT_MOST_ONE))
-    return _Judged(table.kind, members, _events(members, probs[:, table.premise], exclusive), mask)
+    mask &= ~(exclusive & (kind >= AT_MOST_ONE))
+    return _Judged(kind, members, _events(members, probs[:, table.premise], exclusive), mask)
 
 
 def _violations(judged: _Judged) -> Float[Array, "b r"]:
@@ -182,7 +187,7 @@ def logic_pieces(
     joint = weight * jnp.where(grouped, others, jnp.where(kind == EXCLUDES, sg(events.premise) * events.some, 0.0))
     return LogicPieces(
         semantic=semantic.sum(),
-        count=weight.sum(),
+        num_terms=weight.sum(),
         implied=(given * events.some).sum(0),
         implied_mass=given.sum(0),
         excluded=joint.sum(0),
@@ -209,7 +214,7 @@ def combine(pieces: LogicPieces, form: Literal["semantic", "lcp"], alpha: float)
     a part that a rule does not have is 0, and rules with no premise mass are skipped.
     """
     if form == "semantic":
-        return pieces.semantic, pieces.count
+        return pieces.semantic, pieces.num_terms
     has_implied, has_excluded = pieces.implied_mass > 0, pieces.excluded_mass > 0
     missing = 1 - pieces.implied / jnp.where(has_implied, pieces.implied_mass, 1.0)
     broken = pieces.excluded / jnp.where(has_excluded, pieces.excluded_mass, 1.0)
@@ -254,4 +259,4 @@ def violation_rate(hard: Bool[np.ndarray, "b n"], in_scope: Bool[np.ndarray, "b 
     """Returns the share of faces whose answers break a rule, among faces with a rule in scope (NaN if none)."""
     breaks, mask = broken(hard, in_scope, table)
     judged = mask.any(-1)
-    return float(breaks.any(-1)[judged].mean()) if judged.any() else float("nan")
+    return float(np.mean(breaks[judged].any(-1))) if np.any(judged) else float("nan")

@@ -224,7 +224,7 @@ def describe_answers(probabilities: Mapping[str, Sequence[float]], sure: float =
             age = float(tasks.expected_age(p))
         elif asked.family != "race" and p.max() >= 0.5:
             best = int(np.argmax(p))
-            labels |= {label: i == best for i, label in enumerate(asked.labels)}
+            labels |= {label: i == best for i, label in enumerate(asked.labels) if label}
     return describe(labels, age)
 
 

@@ -92,7 +92,7 @@ def questions_for(vocab: Vocabulary) -> tuple[Question, ...]:
     larger group's labels (RAF-DB's three races within five) is asked only where the larger one is not.
     """
     binary = tuple(_ATTRIBUTES[name] for name in vocab.names if name in _ATTRIBUTES)
-    fits = [q for q in _CHOICES.values() if all(label in vocab for label in q.labels)]
+    fits = [q for q in _CHOICES.values() if all(label in vocab for label in q.labels if label)]
     choices = tuple(q for q in fits if not any(set(q.labels) < set(other.labels) for other in fits))
     return binary + choices
 
