@@ -31,11 +31,13 @@ _CHOICES: dict[str, Question] = {
         _race("utkface"),
         _race("fairface"),
         _race("raf_db"),
-        single_choice(
+        # Decades as words: digits are tokens of their own, and every segment is padded to the longest.
+        Question(
             "age_group",
             "age_group",
-            "How old is this person, in years?",
+            "How old is this person? A 0-2, B 3-9, C 10-19, D twenties, E thirties, F forties, G fifties, H sixties, I 70+.",
             _options(tasks.AGE_GROUP.labels),
+            tuple("ABCDEFGHI"),
             tasks.AGE_GROUP.labels,
         ),
         # All twenty ranges spelt out would be the longest segment by far; the rule that makes them is as clear.
