@@ -1,16 +1,17 @@
-"""How often answers break the declared rules of `labels.rule_tables`, face by face."""
+"""How often answers break the declared rules of `labels.rule_tables`, and what answering consistently costs."""
 
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.columns import Answers, Block
-from fi_jax.evaluation.metrics import mean_error
+from fi_jax.evaluation.metrics import accuracy, as_confusion, confusion_cells, mean_attribute, mean_error
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import majority_of
 from fi_jax.evaluation.protocols.scoring import Metric, Options, breakdown, number, scores
+from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import RuleTable, broken, compile_rules
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
@@ -22,6 +23,9 @@ from fi_jax.labels.vocabulary import Vocabulary
 Array = np.ndarray
 RATE = Metric("violation_rate", mean_error, higher_is_better=False)
 MOST_EXAMPLES = 100
+# Every face whose answers break a rule is an integer program of some milliseconds: beyond this many faces, an even
+# sample of them is decoded.
+MOST_DECODED = 2000
 
 
 def asserted_labels(block: Block) -> set[str]:
@@ -90,12 +94,73 @@ def _rate_stats(breaks: Bool[Array, "f r"], mask: Bool[Array, "f r"]) -> Float[A
     return np.stack([breaks.any(-1) & judged, judged], -1).astype(np.float32)
 
 
+def _label_probs(block: Block, vocab: Vocabulary, faces: Array) -> tuple[Float[Array, "f n"], Bool[Array, "f n"]]:
+    """Returns the probability of every label an option asserts, and where there is one."""
+    probs = np.zeros((len(faces), len(vocab)))
+    scope = np.zeros((len(faces), len(vocab)), bool)
+    for name in sorted(block.answers, key=lambda n: not question(n).is_binary):
+        said = block.answers[name].probs[faces]
+        given = ~np.isnan(said).any(-1)
+        for i, label in enumerate(question(name).labels):
+            if label:
+                place = vocab.index(label)
+                probs[given, place] = said[given, i]
+                scope[:, place] |= given
+    return probs, scope
+
+
+def consistent_options(block: Block, faces: Int[Array, "f"]) -> dict[str, Int[Array, "f"]]:
+    """Decodes some faces as the likeliest answers that break no rule: the option of each question, −1 without any."""
+    vocab = vocabulary_of(block)
+    probs, scope = _label_probs(block, vocab, faces)
+    hard = decode_consistent(probs, scope, compile_rules(rules_for(vocab), vocab))
+    found = {}
+    for name, answers in block.answers.items():
+        places = [vocab.index(label) for label in question(name).labels if label]
+        given = scope[:, places].all(-1)
+        if question(name).is_binary:
+            chosen = np.where(hard[:, places[0]], 0, 1)
+        else:
+            # Where a data set's classes are a part of a larger group, none may be left: the likeliest stands.
+            chosen = np.where(hard[:, places].any(-1), hard[:, places].argmax(-1), said_options(answers)[faces])
+        found[name] = np.where(given, chosen, -1)
+    return found
+
+
+def consistency_cost(block: Block) -> dict[str, dict] | None:
+    """Returns accuracy as answered and decoded consistently, a task; None where no answer has probabilities.
+
+    After consistent decoding no rule is broken by construction, so its price in accuracy is what it is judged by.
+    """
+    judged = np.flatnonzero(np.any([~np.isnan(a.probs).any(-1) for a in block.answers.values()], axis=0))
+    if not len(judged):
+        return None
+    faces = judged[np.linspace(0, len(judged) - 1, min(MOST_DECODED, len(judged))).astype(int)]
+    decoded = consistent_options(block, faces)
+    cells: dict[str, list] = {}
+    for name, answers in block.answers.items():
+        k = len(answers.options)
+        target = _years_option(answers, answers.years) if answers.task == "age_years" else answers.target
+        target = np.where(decoded[name] >= 0, target[faces], -1)
+        if (target >= 0).any():
+            both = (said_options(answers)[faces], decoded[name])
+            cells.setdefault(answers.task, []).append([confusion_cells(target, said, k).sum(0) for said in both])
+    return {
+        task: {
+            name: number(mean_attribute(accuracy, sums) if task == "attribute" else accuracy(as_confusion(sums[0])))
+            for name, sums in zip(("as_answered", "consistent"), np.swapaxes(found, 0, 1))
+        }
+        | {"faces": len(faces)}
+        for task, found in cells.items()
+    }
+
+
 def judge_rules(block: Block, baselines: Mapping[str, Answer], options: Options) -> dict | None:
     """Returns the violation rate with all that stands beside it, or None when no rule concerns these questions.
 
     The rate is the share of faces whose answers break at least one rule. Beside it: the same of the true labels
-    where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, and up to
-    `MOST_EXAMPLES` faces with the rules they break.
+    where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, up to
+    `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
     """
     rules = rules_of(block)
     vocab = vocabulary_of(block)
@@ -142,5 +207,6 @@ def judge_rules(block: Block, baselines: Mapping[str, Answer], options: Options)
             if mask[:, r].any()
         },
         "examples": examples,
+        "consistent": consistency_cost(block),
         "faces": int(judged.sum()),
     }

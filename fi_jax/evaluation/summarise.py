@@ -1,6 +1,7 @@
 """From predictions to the `metrics.json` summary: every block judged by every protocol that its questions belong to."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def train_baseline(truths: Iterable[Mapping[str, Answer]]) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     for name, values in seen.items():
         if isinstance(values[0], str):
-            found[name] = max(dict.fromkeys(values), key=values.count)
+            found[name] = Counter(values).most_common(1)[0][0]
         else:
             found[name] = float(np.median(values))
     return found

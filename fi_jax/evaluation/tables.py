@@ -32,7 +32,6 @@ _METRICS = {
     "macro_f1": "macro-F1",
     "mean_f1": "mean F1",
     "violation_rate": "violation rate",
-    "consistent_accuracy": "mean accuracy, consistent decoding",
 }
 _IN_YEARS = ("mae_years", "mae_years_expected", "mae_years_median")
 _GROUPINGS = {"gender": "gender", "race": "race", "age_group": "age"}
@@ -116,6 +115,21 @@ def render(summary: dict, headlines_only: bool = False) -> list[Row]:
     return sorted(
         rows.values(), key=lambda r: (order.get(r.dataset, 99), r.dataset, tasks.get(r.task, 99), not r.headline)
     )
+
+
+def consistent_rows(summary: dict) -> list[str]:
+    """Returns one sentence an entry on what consistent decoding costs, to stand below the table."""
+    lines = []
+    for entry in summary["entries"]:
+        costs = (entry.get("rules") or {}).get("consistent") or {}
+        shown = [
+            f"{task_title(task)} {format_value('', c['as_answered'])} → {format_value('', c['consistent'])}"
+            for task, c in costs.items()
+        ]
+        if shown:
+            who = f"{dataset_title(entry['dataset'])}, {entry['setting']}, {_SOURCES[entry['source']]}"
+            lines.append(f"Decoded without broken rules ({who}): accuracy {', '.join(shown)}.")
+    return lines
 
 
 def _places(rows: list[Row]) -> list[tuple[str, str]]:

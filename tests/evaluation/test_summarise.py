@@ -11,6 +11,7 @@ from fi_jax.evaluation import tables
 from fi_jax.evaluation.columns import gather
 from fi_jax.evaluation.predictions import Prediction
 from fi_jax.evaluation.protocols import age, attributes, expression, gender, race
+from fi_jax.evaluation.rules import consistent_options
 from fi_jax.evaluation.summarise import read_summary, summarise, train_baseline, write_summary
 from fi_jax.labels.question_bank import question, questions_of
 from fi_jax.labels.tasks import YEAR_CENTRES, age_group_of
@@ -151,6 +152,45 @@ def test_broken_rules_are_counted_named_and_shown():
     assert [e["image"] for e in rules["examples"]] == ["0"]
     assert any("No_Beard excludes" in rule for rule in rules["examples"][0]["rules"])
     assert not any("Bald" in rule for rule in rules["by_rule"]), "rules about labels nobody asked are out of scope"
+
+
+def test_consistent_decoding_breaks_nothing_and_states_its_price():
+    faces = []
+    for i in range(4):
+        # The beard is surer (0.9) than its absence (0.6): decoding gives up No_Beard, which is the truth in half of them.
+        truth = "Yes" if i < 2 else "No"
+        faces += [
+            predict(f"{i}", "celeba", "No_Beard", truth, "Yes", 0.6),
+            predict(f"{i}", "celeba", "Goatee", "Yes", "Yes", 0.9),
+            predict(f"{i}", "celeba", "Male", "Yes", "Yes", 0.9),
+        ]
+    (block,) = gather(faces)
+    decoded = consistent_options(block, np.arange(4))
+    assert decoded["No_Beard"].tolist() == [1] * 4 and decoded["Goatee"].tolist() == [0] * 4
+    rules = summarise(faces, resamples=20)["entries"][0]["rules"]
+    assert rules["metrics"]["violation_rate"]["value"] == 1
+    cost = rules["consistent"]["attribute"]
+    assert cost == {
+        "as_answered": pytest.approx(2.5 / 3, abs=1e-5),
+        "consistent": pytest.approx(2.5 / 3, abs=1e-5),
+        "faces": 4,
+    }
+
+
+def test_consistent_decoding_of_choices_and_of_classes_that_are_part_of_a_group():
+    faces = [
+        predict("a", "raf_db", "race:raf_db", "White", "White"),
+        predict("a", "raf_db", "gender", "male", "female"),
+    ]
+    (block,) = gather(faces)
+    assert {n: o.tolist() for n, o in consistent_options(block, np.arange(1)).items()} == {
+        "race:raf_db": [0],
+        "gender": [1],
+    }
+    ages = [predict("a", "utkface", "age_group", "20-29", "20-29", 0.9), years("a", 25.0, {4: 0.3, 19: 0.7})]
+    (block,) = gather(ages)
+    decoded = consistent_options(block, np.arange(1))
+    assert question("age_years").options[decoded["age_years"][0]] == "20-24" or decoded["age_group"][0] == 8
 
 
 def test_rules_cross_tasks_but_not_the_options_of_one_question():

@@ -1,7 +1,9 @@
 """The answer card: a photo, its segmentation map, and the answers with their probabilities."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -49,6 +51,8 @@ class Answered:
 
     question: Question
     probabilities: Sequence[float]
+    # The option said, where it is not simply the likeliest (consistent decoding).
+    chosen: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,30 +86,34 @@ def part_map(mask: UInt8[Array, "y x"]) -> tuple[UInt8[Array, "y x 3"], list[str
     return colours[mask], [name for name, _, classes in PARTS[1:] if present & set(classes)]
 
 
-def _choice_block(answered: Answered, most: int = 5) -> _Block:
+def _chosen(answered: Answered) -> int:
+    return int(np.argmax(answered.probabilities)) if answered.chosen is None else answered.chosen
+
+
+def _choice_block(answered: Answered, age: float | None, most: int = 5) -> _Block:
     question, probs = answered.question, np.asarray(answered.probabilities, float)
     title = {"age_group": "Age group", "race": "Race as annotators name it"}.get(
         question.family, question.family.capitalize()
     )
-    top = int(probs.argmax())
+    top = _chosen(answered)
     if question.family == "age_years":
         # Twenty small bars say less than the range around the best one.
-        years = float(expected_age(probs))
+        years = float(expected_age(probs)) if age is None else age
         first = int(np.clip(top - most // 2, 0, len(probs) - most))
         shown = range(first, first + most)
         return _Block(
-            "Age in years", tuple(_Bar(question.options[i], probs[i], i == top) for i in shown), f"expected {years:.0f}"
+            "Age in years", tuple(_Bar(question.options[i], probs[i], i == top) for i in shown), f"about {years:.0f}"
         )
     order = np.arange(len(probs)) if question.family == "age_group" else np.argsort(-probs, kind="stable")[:most]
     return _Block(title, tuple(_Bar(question.options[i], probs[i], i == top) for i in order))
 
 
-def blocks(answers: Sequence[Answered]) -> list[_Block]:
-    """Groups answers under headings: choices first, then attributes by heading."""
-    found = [_choice_block(a) for a in answers if not a.question.is_binary]
+def blocks(answers: Sequence[Answered], age: float | None = None) -> list[_Block]:
+    """Groups answers under headings: choices first, then attributes by heading. `age`: years, else the expected value."""
+    found = [_choice_block(a, age) for a in answers if not a.question.is_binary]
     for heading in HEADINGS:
         bars = tuple(
-            _Bar(readable(a.question.labels[0]), float(a.probabilities[0]), a.probabilities[0] >= 0.5)
+            _Bar(readable(a.question.labels[0]), float(a.probabilities[0]), _chosen(a) == 0)
             for a in answers
             if a.question.is_binary and heading_of(a.question) == heading
         )
@@ -174,17 +182,21 @@ def ask_figure(
     mask: UInt8[Array, "y x"] | None,
     answers: Sequence[Answered],
     title: str = "",
+    text: str = "",
+    age: float | None = None,
 ) -> Figure:
     """Draws a face, its segmentation map and the answers.
 
     Args:
       image: the square crop, or any picture.
       mask: class indices 0..18 (`data.masks.CLASSES`), of any size; None leaves the map out.
-      answers: yes/no questions become bars of P(yes) under headings, choices become bars of their options. At
-        least one.
-      title: a line on top, e.g. the picture's name or a sentence about the face.
+      answers: yes/no questions become bars of P(yes) under headings, choices become bars of their options. Its
+        own `Answered`, or anything with the same three fields.
+      title: a line on top: the picture's name, or what was asked.
+      text: sentences below it, e.g. the model's free-form answer.
+      age: years, as read by the model's estimator; the expected value of `age_years` where None.
     """
-    found = blocks(answers)
+    found = blocks(answers, age)
     legend = part_map(mask)[1] if mask is not None else []
     # The legend under the map has three names a row.
     legend_height = 0.17 * -(-len(legend) // 3) + 0.1 if legend else 0.0
@@ -195,16 +207,21 @@ def ask_figure(
     beside = 2 if mask is not None and not stacked else 1
     pictures = (2 if stacked else 1) * picture + legend_height
     columns = int(np.clip(np.ceil(total / pictures), 1, 4))
-    filled = _fill_columns(found, columns)
-    top = _MARGIN + (0.35 if title else 0.0)
-    tallest = max(sum(b.height for b in column) for column in filled)
-    height = top + max(pictures, tallest) + _MARGIN
+    filled = _fill_columns(found, columns) if found else []
     left = _MARGIN + beside * (_PICTURE + 0.2) + 0.15
-    width = left + len(filled) * (0.35 + _COLUMN) - 0.35 + _MARGIN
+    width = max(left + len(filled) * (0.35 + _COLUMN) - 0.35, left) + _MARGIN
+    # About 12 letters an inch at these sizes.
+    titles = textwrap.wrap(title, int(11 * (width - 2 * _MARGIN)))
+    lines = textwrap.wrap(text, int(13 * (width - 2 * _MARGIN)))
+    top = _MARGIN + 0.24 * len(titles) + 0.2 * len(lines) + (0.12 if titles or lines else 0)
+    tallest = max((sum(b.height for b in column) for column in filled), default=0.0)
+    height = top + max(pictures, tallest) + _MARGIN
     with style.styled():
         drawn = style.figure(width, height)
-        if title:
-            drawn.text(_MARGIN / width, 1 - 0.28 / height, title, fontsize=11, weight="bold")
+        for i, line in enumerate(titles):
+            drawn.text(_MARGIN / width, 1 - (0.3 + 0.24 * i) / height, line, fontsize=11, weight="bold")
+        for i, line in enumerate(lines):
+            drawn.text(_MARGIN / width, 1 - (0.3 + 0.24 * len(titles) + 0.2 * i) / height, line, fontsize=9.5)
 
         def picture_axes(x: float, y: float) -> Axes:
             place = (x / width, 1 - (y + picture) / height, _PICTURE / width, _PICTURE / height)
@@ -228,3 +245,9 @@ def ask_figure(
                 _draw_block(drawn, block, left + i * (0.35 + _COLUMN), place)
                 place += block.height
     return drawn
+
+
+def save_answer_card(path: Path | str, reply) -> Path:
+    """Draws what the model replied (`inference.conversation.Reply`) and writes it as PNG, SVG or PDF."""
+    drawn = ask_figure(reply.image, reply.mask, reply.answers, reply.question, reply.text, reply.age)
+    return style.save(drawn, path)

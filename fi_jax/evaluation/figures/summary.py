@@ -71,7 +71,7 @@ def reliability_figure(results: Mapping[str, Mapping], title: str = "") -> Figur
         above = 0.3 + 0.19 * (len(shown) + 1)
         height = 4.4 + above
         drawn = style.figure(4.2, height)
-        grid = drawn.add_gridspec(2, 1, height_ratios=(4, 1), hspace=0.12, top=1 - above / height, bottom=0.5 / height)
+        grid = drawn.add_gridspec(2, 1, height_ratios=(4, 1), hspace=0.18, top=1 - above / height, bottom=0.5 / height)
         axes, below = drawn.add_subplot(grid[0]), drawn.add_subplot(grid[1])
         axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=(0, (2, 2)), label="as sure as right")
         for i, (name, result) in enumerate(shown.items()):
@@ -86,6 +86,7 @@ def reliability_figure(results: Mapping[str, Mapping], title: str = "") -> Figur
         axes.tick_params(labelbottom=False)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), labelspacing=0.3)
         drawn.suptitle(title or "Reliability", x=0.125, y=1, va="top", ha="left", weight="bold", fontsize=10)
+        below.locator_params(axis="y", nbins=3, prune="upper")
         below.set(xlim=(0, 1), ylim=(0, None), xlabel="probability of the answer given", ylabel="answers")
         _percent(axes)
         _percent(below)

@@ -141,15 +141,21 @@ def read_inputs(folders: Iterable[Path], most: int = 24) -> tuple[list[Evaluatio
 
 def compare(
     first: Iterable[Prediction], second: Iterable[Prediction], most: int = 24
-) -> dict[tuple[str, str, str], Flips]:
-    """Pairs two evaluations' answers by data set, picture, question and source; returns flips a (dataset, task, source)."""
-    kept = {(p.dataset, p.source, p.image, p.question): p for p in first if p.label is not None}
-    found: dict[tuple[str, str, str], Flips] = {}
+) -> dict[tuple[str, str, str, bool], Flips]:
+    """Pairs two evaluations' answers by data set, source, picture and question.
+
+    Returns the flips of each (dataset, task, source, seen), `seen` being the second's. Ages in years count as right
+    within the true age group.
+    """
+    kept = {(p.dataset, p.source, p.image, p.question, p.seen): p for p in first if p.label is not None}
+    found: dict[tuple[str, str, str, bool], Flips] = {}
     for number, after in enumerate(second):
-        before = kept.get((after.dataset, after.source, after.image, after.question))
+        asked = (after.dataset, after.source, after.image, after.question)
+        # One model may be fine-tuned on a set on which the other is training-free.
+        before = kept.get((*asked, after.seen)) or kept.get((*asked, not after.seen))
         if before is None or after.label is None:
             continue
-        flips = found.setdefault((after.dataset, after.task, after.source), Flips())
+        flips = found.setdefault((after.dataset, after.task, after.source, after.seen), Flips())
         was, now = is_right(before), is_right(after)
         if was and now:
             flips.both_right += 1

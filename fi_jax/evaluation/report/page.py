@@ -295,14 +295,14 @@ def _signed(metric: str, difference: float) -> str:
 def flip_table(flips: dict[tuple, Flips], names: tuple[str, str]) -> dict:
     """How many answers the second model mends and breaks, with an exact McNemar test."""
     lines = []
-    for (dataset, task, source), f in flips.items():
+    for (dataset, task, source, seen), f in flips.items():
         p = f.p_value
         lines.append(
             {
                 "cells": [
                     tables.dataset_title(dataset),
                     tables.task_title(task),
-                    "LLM" if source == "llm" else "alignment head",
+                    _who(source, seen),
                     f"{f.both_right:,}",
                     f"{f.mended:,}",
                     f"{f.broken:,}",
@@ -314,6 +314,10 @@ def flip_table(flips: dict[tuple, Flips], names: tuple[str, str]) -> dict:
                 "task": task,
             }  # fmt: skip
         )
+    notes = [
+        "Exact McNemar test over answers; answers about one face are not independent, so for attributes p is too small.",
+        "An age in years counts as right when it falls into the true age group.",
+    ]
     header = [
         "data set",
         "task",
@@ -324,7 +328,7 @@ def flip_table(flips: dict[tuple, Flips], names: tuple[str, str]) -> dict:
         "both wrong",
         "p (McNemar)",
     ]
-    return {"name": "Where they differ", "header": header, "rows": lines, "notes": []}
+    return {"name": "Where they differ", "header": header, "rows": lines, "notes": notes}
 
 
 def build_page(
