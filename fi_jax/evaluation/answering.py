@@ -1,6 +1,7 @@
 """Asks a model every question of a data set's protocol about every face, and yields the prediction lines."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -62,5 +63,7 @@ def _lines(
             source=source,
             seen=seen,
             split=record.split,
+            # For the report's gallery, which shows faces only when asked to.
+            path=str(record.image) if isinstance(record.image, Path) else None,
             **groups,
         )

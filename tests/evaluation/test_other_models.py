@@ -1,0 +1,162 @@
+"""Other models through the same protocol: tiny random LLaVA and PaliGemma, scored as their own forward pass says."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fi_jax.errors import UserError
+from fi_jax.evaluation.other_models import OtherModel, is_other_model, load_other_model
+from fi_jax.labels.question_bank import question, questions_of
+
+torch = pytest.importorskip("torch")
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "Yes", "No", "USER", ":", "ASSISTANT", *"ABCDEFG?."]
+WORDS += ["Is", "this", "person", "smiling", "What", "with"]
+PICTURES = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3), dtype=np.uint8)
+
+
+def tokenizer(**special):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", **special
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return fast
+
+
+def tiny_llava(folder):
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=4))
+    size = {"height": 28, "width": 28}
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=size), tokenizer(), patch_size=14,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def tiny_paligemma(folder):
+    from transformers import (
+        GemmaConfig,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+    )
+
+    torch.manual_seed(1)
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    vision.projection_dim = 32
+    pieces = tokenizer()
+    images = SiglipImageProcessor(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
+    processor = PaliGemmaProcessor(images, pieces)
+    text = GemmaConfig(
+        vocab_size=len(processor.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, pad_token_id=0,
+    )  # fmt: skip
+    model = PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(vision_config=vision, text_config=text, image_token_index=4, projection_dim=32)
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=[tiny_llava, tiny_paligemma])
+def other(request, tmp_path_factory) -> OtherModel:
+    folder = tmp_path_factory.mktemp("model")
+    request.param(folder)
+    return load_other_model(f"hf:{folder}", batch_size=3)
+
+
+def test_probabilities_are_distributions_over_each_questions_options(other):
+    asked = [question("Smiling"), question("gender"), question("expression"), question("Bald")]
+    answers = other.answer(PICTURES, None, asked)
+    assert answers.head is None and answers.llm.shape == (2, 4, 7)
+    np.testing.assert_allclose(answers.llm.sum(-1), 1, atol=1e-5)
+    assert (answers.llm[:, 0, 2:] == 0).all() and (answers.llm[:, 2] > 0).all()
+    assert np.abs(answers.llm[0] - answers.llm[1]).max() > 1e-6, "the picture matters"
+
+
+def test_scores_are_the_models_own_log_likelihoods(other):
+    asked = question("Smiling")
+    (scores,) = other._scores(PICTURES[0], [asked])
+    from PIL import Image
+
+    inputs = other.processor(images=Image.fromarray(PICTURES[0]), text=other.prompt(asked), return_tensors="pt")
+    with torch.no_grad():
+        last = other.model(**inputs).logits[0, -1].log_softmax(-1)
+    places = [other.tokenizer.convert_tokens_to_ids(answer) for answer in asked.answers]
+    np.testing.assert_allclose(scores, last[places].numpy(), atol=1e-5)
+
+
+def test_batching_and_padding_change_nothing(other):
+    asked = [question("Smiling"), question("gender"), question("Bald")]
+    together = other._scores(PICTURES[0], asked)
+    for one, scores in zip(asked, together):
+        np.testing.assert_allclose(other._scores(PICTURES[0], [one])[0], scores, atol=1e-4)
+
+
+def test_long_answers_equal_short_ones_where_both_apply(other):
+    asked = question("Smiling")
+    (scores,) = other._scores(PICTURES[0], [asked])
+    tokens = [(other.tokenizer.convert_tokens_to_ids(answer),) for answer in asked.answers]
+    np.testing.assert_allclose(other._long_scores(PICTURES[0], asked, tokens), scores, atol=1e-5)
+    longer = other._long_scores(PICTURES[0], asked, [tokens[0] * 2, tokens[1]])
+    assert longer[0] < scores[0], "every further token costs likelihood"
+
+
+def test_the_models_own_chat_format_is_used(other):
+    plain = other.prompt(question("Smiling"))
+    assert question("Smiling").text in plain and "Yes or No" in plain
+    other.processor.chat_template = "{% for m in messages %}<s>{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}A:"
+    try:
+        assert other.prompt(question("gender")).startswith("<s><image>What is")
+        assert "letter" in other.prompt(question("gender"))
+    finally:
+        other.processor.chat_template = None
+
+
+def test_every_question_can_be_asked_and_the_head_cannot(other):
+    assert len(other.answerable(questions_of("utkface"))) == 4
+    with pytest.raises(UserError, match="no alignment head"):
+        other.answer(PICTURES, None, [question("Smiling")], by_llm=False)
+
+
+def test_bad_names_are_one_clear_line(tmp_path, monkeypatch):
+    assert is_other_model("hf:x") and not is_other_model("nano")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no image–text model"):
+        load_other_model(f"hf:{tmp_path}")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="needs PyTorch"):
+        load_other_model("hf:anything")
