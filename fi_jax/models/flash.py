@@ -149,8 +149,8 @@ def _logits(q, k, lengths, causal):
     return jnp.where(visible[:, None, None], logits * d**-0.5, -jnp.inf)
 
 
-def _cudnn(q):
-    """The cuDNN attention module of JAX, after checking that it can be used; it has no public backward pass."""
+def require_cudnn(q: Float[Array, "b t h d"]):
+    """Returns the cuDNN attention module of JAX, after checking that it can be used; it has no public backward pass."""
     remedy = "use --model.attention xla"
     if jax.default_backend() != "gpu":
         raise UserError(
@@ -188,7 +188,7 @@ def _cudnn_mask(cudnn, lengths, causal):
 
 
 def _cudnn_forward(q, k, v, lengths, causal):
-    cudnn = _cudnn(q)
+    cudnn = require_cudnn(q)
     q_lengths, kv_lengths = (None, None) if lengths is None else _cudnn_lengths(q, lengths)
     return cudnn.dot_product_attention(
         q, k, v, None, None, q_lengths, kv_lengths,
@@ -197,7 +197,7 @@ def _cudnn_forward(q, k, v, lengths, causal):
 
 
 def _cudnn_backward(q, k, v, lengths, out, lse, cotangent, causal):
-    cudnn = _cudnn(q)
+    cudnn = require_cudnn(q)
     unused = jnp.zeros(0, q.dtype)
     q_lengths, kv_lengths = (unused, unused) if lengths is None else _cudnn_lengths(q, lengths)
     return cudnn._dot_product_attention_bwd_p_wrapper.bind(

@@ -1,0 +1,198 @@
+"""Writes text: one prefill, then one jitted loop that feeds every new token back; many questions share one prefix."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fi_jax.errors import UserError
+from fi_jax.models.llama import KVCache, Llama
+
+# Fills answers after their last token.
+PAD = 0
+
+
+class Generated(NamedTuple):
+    """What was written: ids (the end token included, then zeros) and how many of them count."""
+
+    tokens: Int[np.ndarray, "b q m"]
+    lengths: Int[np.ndarray, "b q"]
+
+
+@flax.struct.dataclass
+class _State:
+    """One step of decoding: the cache, the newest token of each answer, its position, and who has ended."""
+
+    cache: KVCache
+    token: Int[Array, "b q"]
+    position: Int[Array, "b q"]
+    done: Bool[Array, "b q"]
+    key: Array | None
+
+
+def generate(
+    model: Llama,
+    params: Any,
+    prefix: Float[Array, "b p d"],
+    prefix_valid: Bool[Array, "b p"],
+    question_tokens: Int[Array, "b q s"] | None = None,
+    question_valid: Bool[Array, "b q s"] | None = None,
+    *,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    temperature: float = 1.0,
+    key: Array | None = None,
+) -> Generated:
+    """Continues each question about each prefix until an id of `eos_ids` or `max_new_tokens`.
+
+    Args:
+      model: the language model, `params` its parameters.
+      prefix: embeddings (text, image and knowledge tokens), padding on the right as `prefix_valid` says.
+      question_tokens: `q` questions a prefix, padding on the right; None continues the prefix itself (`q` = 1).
+        The prefix's keys are stored and read once for all `q`.
+      key: draws from the softmax at `temperature`; None is greedy decoding.
+    """
+    state = _start(
+        model, params, prefix, prefix_valid, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key
+    )
+    tokens, lengths, _ = _loop(model, max_new_tokens, tuple(eos_ids), params, *_split(state), temperature)
+    return Generated(np.asarray(tokens), np.asarray(lengths))
+
+
+def stream(
+    model: Llama,
+    params: Any,
+    prefix: Float[Array, "b p d"],
+    prefix_valid: Bool[Array, "b p"],
+    question_tokens: Int[Array, "b q s"] | None = None,
+    question_valid: Bool[Array, "b q s"] | None = None,
+    *,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    temperature: float = 1.0,
+    key: Array | None = None,
+) -> Iterator[Int[np.ndarray, "b q"]]:
+    """Yields what `generate` writes, one token of every answer at a time; ended answers yield zeros."""
+    state = _start(
+        model, params, prefix, prefix_valid, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key
+    )
+    ended = np.zeros(state.token.shape, bool)
+    for i in range(max_new_tokens):
+        yield np.where(ended, PAD, np.asarray(state.token))
+        ended = np.asarray(state.done)
+        if ended.all() or i + 1 == max_new_tokens:
+            return
+        state = _one_step(model, eos_ids, params, *_split(state), temperature)
+
+
+def _start(model, params, prefix, prefix_valid, tokens, valid, max_new_tokens, eos_ids, temperature, key) -> _State:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if tokens is not None and valid is None:
+        valid = np.ones(tokens.shape, bool)
+    return _prefill(
+        model, max_new_tokens, tuple(eos_ids), params, prefix, prefix_valid, tokens, valid, temperature, key
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prefill(model, max_new_tokens, eos_ids, params, prefix, prefix_valid, tokens, valid, temperature, key) -> _State:
+    """Runs prefix and questions; the first token is drawn here, so that the loop runs `max_new_tokens - 1` times."""
+
+    def run(model: Llama):
+        b, p = prefix_valid.shape
+        positions = jnp.broadcast_to(jnp.arange(p, dtype=jnp.int32), (b, p))
+        position = prefix_valid.sum(axis=1, dtype=jnp.int32)[:, None]
+        if tokens is None:
+            hidden, cache = model.prefill(prefix, positions, prefix_valid, max_new_tokens - 1)
+            hidden, lengths = hidden[:, None], position
+        else:
+            _, q, s = tokens.shape
+            _, cache = model.prefill(prefix, positions, prefix_valid, s + max_new_tokens - 1, q)
+            own = position[:, :, None] + jnp.arange(s, dtype=jnp.int32)
+            embedded = model.embed(tokens.reshape(b, q * s)).reshape(b, q, s, -1)
+            hidden, cache = model.extend(embedded, jnp.broadcast_to(own, (b, q, s)), valid, cache)
+            lengths = valid.sum(axis=2, dtype=jnp.int32)
+            position = position + lengths
+        last = jnp.maximum(lengths - 1, 0)[:, :, None, None]
+        return model.logits(jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]), cache, position
+
+    logits, cache, position = model.apply({"params": params}, method=run)
+    token, key = _choose(logits, temperature, key)
+    return _State(cache, token, position, _is_end(token, eos_ids), key)
+
+
+def _choose(logits: Float[Array, "b q v"], temperature, key) -> tuple[Int[Array, "b q"], Array | None]:
+    if key is None:
+        return logits.argmax(-1).astype(jnp.int32), None
+    key, now = jax.random.split(key)
+    return jax.random.categorical(now, logits / temperature).astype(jnp.int32), key
+
+
+def _is_end(token, eos_ids: tuple[int, ...]):
+    return jnp.isin(token, jnp.array(eos_ids, jnp.int32))
+
+
+def _advance(model: Llama, eos_ids, params, state: _State, temperature) -> _State:
+    def run(model: Llama):
+        hidden, cache = model.extend(
+            model.embed(state.token)[:, :, None],
+            state.position[:, :, None],
+            jnp.ones_like(state.done)[:, :, None],
+            state.cache,
+        )
+        return model.logits(hidden[:, :, 0]), cache
+
+    logits, cache = model.apply({"params": params}, method=run)
+    token, key = _choose(logits, temperature, state.key)
+    return _State(cache, token, state.position + 1, state.done | _is_end(token, eos_ids), key)
+
+
+def _split(state: _State) -> tuple[_State, tuple[Array, Array]]:
+    """Takes the tails out of a state: they alone are donated, the prefix is not copied into the result."""
+    return state.replace(cache=state.cache.replace(tail_k=None, tail_v=None)), (state.cache.tail_k, state.cache.tail_v)
+
+
+def _join(state: _State, tails: tuple[Array, Array]) -> _State:
+    return state.replace(cache=state.cache.replace(tail_k=tails[0], tail_v=tails[1]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def _loop(model, max_new_tokens, eos_ids, params, state: _State, tails, temperature):
+    """Returns tokens `b q m`, lengths `b q`, and the written tails (so that the donated ones are reused)."""
+    prefix = {"prefix_k": state.cache.prefix_k, "prefix_v": state.cache.prefix_v}
+    nothing = dict.fromkeys(prefix)
+    tokens = jnp.full((*state.token.shape, max_new_tokens), PAD, jnp.int32).at[:, :, 0].set(state.token)
+
+    def body(carry):
+        i, tokens, lengths, state = carry
+        before = state.done
+        # The prefix is read from outside the loop: what is carried is what changes.
+        state = state.replace(cache=state.cache.replace(**prefix))
+        state = _advance(model, eos_ids, params, state, temperature)
+        state = state.replace(cache=state.cache.replace(**nothing))
+        tokens = tokens.at[:, :, i].set(jnp.where(before, PAD, state.token))
+        return i + 1, tokens, lengths + ~before, state
+
+    state = _join(state, tails)
+    state = state.replace(cache=state.cache.replace(**nothing))
+    start = (jnp.int32(1), tokens, jnp.ones(state.token.shape, jnp.int32), state)
+    _, tokens, lengths, state = jax.lax.while_loop(lambda c: (c[0] < max_new_tokens) & ~c[3].done.all(), body, start)
+    return tokens, lengths, (state.cache.tail_k, state.cache.tail_v)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _step(model, eos_ids, params, state: _State, tails, temperature):
+    state = _advance(model, eos_ids, params, _join(state, tails), temperature)
+    # The prefix goes back to the caller by hand: a program's result would be a copy of it.
+    return state.replace(cache=state.cache.replace(prefix_k=None, prefix_v=None))
+
+
+def _one_step(model, eos_ids, params, state: _State, tails, temperature) -> _State:
+    new = _step(model, tuple(eos_ids), params, state, tails, temperature)
+    return new.replace(cache=new.cache.replace(prefix_k=state.cache.prefix_k, prefix_v=state.cache.prefix_v))
