@@ -26,7 +26,7 @@ SMOLLM2 = LlamaConfig(
     num_kv_heads=3,
     head_dim=64,
     rope_theta=100000.0,
-    rms_norm_eps=9.999999747378752e-06,
+    rms_norm_eps=1e-5,
     tie_embeddings=True,
     max_position_embeddings=8192,
     lora=LoraConfig(rank=16, alpha=32.0),
@@ -71,7 +71,7 @@ def config() -> Experiment:
         name="nano",
         model=MODEL,
         weights=WeightsConfig(llm="smollm2"),
-        data=DataConfig(sources=SOURCES, batch_size=64, questions_per_face=8, segment_length=96, cache_in_memory=True),
+        data=DataConfig(sources=SOURCES, batch_size=64, questions_per_face=8, segment_length=40, cache_in_memory=True),
         train=TrainConfig(
             stage="instruct",
             steps=3000,

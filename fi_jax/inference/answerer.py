@@ -19,7 +19,7 @@ from fi_jax.errors import UserError
 from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.training.losses import option_probabilities
 from fi_jax.training.material import slots_of
 from fi_jax.training.optimizer import unflatten
@@ -71,6 +71,10 @@ class Answerer:
 
         return jax.jit(run)
 
+    def faces(self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"]) -> tuple[Faces, Alignment]:
+        """Encodes pictures and maps, and scores every label by the alignment head."""
+        return self._faces(self.params, self.constants, image, mask)
+
     def builder(self, questions: Sequence[Question], num_segments: int | None = None) -> SequenceBuilder:
         """Sequences that ask `questions`."""
         return SequenceBuilder(
@@ -94,7 +98,7 @@ class Answerer:
 
         Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
         """
-        faces, alignment = self._faces(self.params, self.constants, image, mask)
+        faces, alignment = self.faces(image, mask)
         scores = np.asarray(alignment.scores, np.float32)
         width = max(len(q.options) for q in questions)
         head = self._head(scores, questions, width)

@@ -31,11 +31,11 @@ _CHOICES: dict[str, Question] = {
         _race("utkface"),
         _race("fairface"),
         _race("raf_db"),
-        # Decades as words: digits are tokens of their own, and every segment is padded to the longest.
+        # Short: digits are tokens of their own, and every segment is padded to the longest.
         Question(
             "age_group",
             "age_group",
-            "How old is this person? A 0-2, B 3-9, C 10-19, D twenties, E thirties, F forties, G fifties, H sixties, I 70+.",
+            "Which age group? A 0-2, B 3-9, C 10-19, by decade to I 70+.",
             _options(tasks.AGE_GROUP.labels),
             tuple("ABCDEFGHI"),
             tasks.AGE_GROUP.labels,
@@ -44,7 +44,7 @@ _CHOICES: dict[str, Question] = {
         Question(
             "age_years",
             "age_years",
-            "What is this person's age in years, in steps of five? A 0-4, B 5-9, C 10-14, and so on to T 95+.",
+            "How many years old? A 0-4, B 5-9, C 10-14, in fives to T 95+.",
             _options(_YEARS),
             tuple(chr(ord("A") + i) for i in range(len(_YEARS))),
             _YEARS,

@@ -31,15 +31,19 @@ def option_probabilities(logits: Float[Array, "b q k"]) -> Float[Array, "b q k"]
 def label_probabilities(
     probabilities: Float[Array, "b q k"], batch: dict[str, Array], num_labels: int
 ) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
-    """Scatters option probabilities to the labels they assert: ŷ, and which labels were asked about."""
+    """Scatters option probabilities to the labels they assert: ŷ, and which labels were asked about.
+
+    A label that two questions assert ("Male" by its own and by "gender") gets the mean of both.
+    """
     at = batch["option_labels"]
     asserts = (at >= 0) & (batch["option_tokens"] >= 0)
     # Index n is a bin for what asserts nothing; it is cut off.
     index = jnp.where(asserts, at, num_labels).reshape(at.shape[0], -1)
     rows = jnp.arange(at.shape[0])[:, None]
-    values = jnp.zeros((at.shape[0], num_labels + 1)).at[rows, index].set(probabilities.reshape(index.shape))
-    asked = jnp.zeros((at.shape[0], num_labels + 1), bool).at[rows, index].set(True)
-    return values[:, :num_labels], asked[:, :num_labels]
+    zeros = jnp.zeros((at.shape[0], num_labels + 1))
+    times = zeros.at[rows, index].add(1.0)[:, :num_labels]
+    values = zeros.at[rows, index].add(probabilities.reshape(index.shape))[:, :num_labels]
+    return values / jnp.maximum(times, 1.0), times > 0
 
 
 def _closed(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:

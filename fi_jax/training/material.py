@@ -6,10 +6,11 @@ import numpy as np
 
 from fi_jax.config import Experiment, ModelConfig
 from fi_jax.data.asking import training_sequences
-from fi_jax.data.pipeline import Mixture, label_arrays
+from fi_jax.data.counts import count_records
+from fi_jax.data.pipeline import Mixture
 from fi_jax.data.sequences import SequenceBuilder, Slots
 from fi_jax.data.templates import template
-from fi_jax.knowledge.correlation import build_graph, empty, update
+from fi_jax.knowledge.correlation import build_graph
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.vocabulary import Vocabulary
 
@@ -51,7 +52,5 @@ def make_transform(config: Experiment, vocabulary: Vocabulary, tokenizer) -> Cal
 
 def training_graph(config: Experiment, mixture: Mixture, vocabulary: Vocabulary) -> np.ndarray:
     """Ĉ from the training split's labels alone, every face once, in one streaming pass."""
-    counts = empty(len(vocabulary))
-    for start in range(0, len(mixture.records), 4096):
-        counts = update(counts, *label_arrays(mixture.records[start : start + 4096], vocabulary))
+    counts = count_records(mixture.records, vocabulary)
     return build_graph(counts, config.model.knowledge, seed=config.train.seed)

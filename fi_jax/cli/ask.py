@@ -1,0 +1,60 @@
+"""Ask about a face in a picture; without a question, describe the face.
+
+  fi-jax ask photo.jpg "Is this person smiling?"
+  fi-jax ask photo.jpg --all --figure answers.png
+"""
+
+import argparse
+import json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("image", help="a picture with at least one face")
+    parser.add_argument("question", nargs="?", help='e.g. "Is this person smiling?", "age", "Describe this face."')
+    parser.add_argument("--checkpoint", default="nano", metavar="RUN", help="a run folder or a bundled model (default: nano)")
+    parser.add_argument("--box", default="", help="left,top,right,bottom in pixels, or 'full'; overrides face finding")
+    parser.add_argument("--face", type=int, default=0, help="which face, largest first, when there are several")
+    parser.add_argument("--all", action="store_true", help="every closed question, grouped (race only with --race or when asked)")
+    parser.add_argument("--race", action="store_true", help="with --all: also what annotators would call the person's race")
+    parser.add_argument("--consistent", action="store_true", help="with --all: the most probable answers that break no rule")
+    parser.add_argument("--head", action="store_true", help="answer by the alignment head instead of the LLM (faster)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--figure", metavar="F.png", help="save photo, segmentation map and answers as a picture")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Finds the face, parses it, answers."""
+    from pathlib import Path
+
+    from fi_jax.data.images import decode
+    from fi_jax.weights.bundle import load_model
+
+    image = decode(Path(args.image))
+    model = load_model(args.checkpoint)
+    from fi_jax.data.finder import find_faces, list_faces, locate
+
+    box = locate(image, args.box, args.face, args.image)
+    faces = [] if args.box else find_faces(image)
+    from fi_jax.cli.runtime import start
+
+    start()
+    from fi_jax.inference.answerer import load_answerer
+    from fi_jax.inference.conversation import Asked, converse
+
+    answerer = load_answerer(model)
+    wanted = Asked(args.question, everything=args.all or bool(args.figure), race=args.race, by_llm=not args.head, consistent=args.consistent)
+    reply = converse(answerer, image, box, wanted)
+    if args.figure:
+        from fi_jax.evaluation.figures.ask import save_answer_card
+
+        save_answer_card(args.figure, reply)
+    if args.json:
+        print(json.dumps(reply.to_json(args.image), ensure_ascii=False, indent=1))
+    else:
+        if len(faces) > 1 and not args.face:
+            print(f"{len(faces)} faces; answering about the largest (choose with --face N: {list_faces(faces)})")
+        print(reply.to_text())
+        if args.figure:
+            print(f"figure: {args.figure}")
+    return 0
