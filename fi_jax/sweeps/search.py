@@ -1,0 +1,131 @@
+"""Optuna behind a sweep: the study in a journal that many nodes share, and the loop of one worker."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from fi_jax.config import Experiment
+from fi_jax.sweeps.expressions import Choice, Range, Search, Sweep
+from fi_jax.sweeps.folder import SweepFolder, is_claimed, read_result
+from fi_jax.sweeps.points import apply
+from fi_jax.sweeps.worker import STOP, Interrupted, Job, Report, run_point
+
+# A trial without a claim is being set up for at most this long (seconds).
+_SETUP = 60.0
+_MOVED = "moved-"
+
+
+def distribution(one: Range) -> Any:
+    """The Optuna distribution of a range."""
+    from optuna import distributions
+
+    if isinstance(one, Choice):
+        return distributions.CategoricalDistribution(one.values)
+    if one.whole:
+        return distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
+    return distributions.FloatDistribution(one.low, one.high, log=one.log)
+
+
+def open_study(path: Path, sweep: Sweep, worker: int = 0) -> Any:
+    """Opens or makes the study in the journal under `path`. Each `worker` draws with a seed of its own."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = sweep.points
+    assert isinstance(settings, Search)
+    seed = settings.seed + worker
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "cma": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+    }
+    pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path / "study.journal"))),
+        study_name=path.name,
+        load_if_exists=True,
+        direction={"min": "minimize", "max": "maximize"}[sweep.goal],
+        sampler=samplers[settings.sampler](),
+        pruner=pruners[settings.pruner](),
+    )
+
+
+def search_worker(
+    folder: SweepFolder, sweep: Sweep, base: Experiment, worker: int = 0, env: tuple = (), report: Report | None = None
+) -> None:
+    """Runs trials until the study has `trials` of them. Any number of workers, on any nodes, may do so at once.
+
+    Raises `Interrupted` when told to stop; the trial under way is put back first.
+    """
+    from optuna.trial import TrialState
+
+    study = open_study(folder.path, sweep, worker)
+    settings = sweep.points
+    assert isinstance(settings, Search)
+    space = {name: distribution(one) for name, one in settings.ranges.items()}
+    while not STOP.is_set():
+        _take_back_lost(study, folder)
+        # Those that were put back count again as soon as someone takes them.
+        moved = {name for name in study.user_attrs if name.startswith(_MOVED)}
+        trials = study.get_trials(deepcopy=False)
+        spent = [t for t in trials if t.state != TrialState.WAITING and f"{_MOVED}{t.number}" not in moved]
+        if len(spent) >= settings.trials:
+            return
+        trial = study.ask(space)
+        config = apply(base, trial.params)
+        point = folder.add(config, trial.params)
+        trial.set_user_attr("point", point.name)
+
+        def watch(step: int, value: float, trial=trial) -> bool:
+            trial.report(value, step)
+            return trial.should_prune()
+
+        job = Job(folder.path, point, sweep.metric, tuple(sweep.evaluate), env)
+        try:
+            result = run_point(job, watch if settings.pruner != "none" else None)
+        except Interrupted:
+            _put_back(study, trial.number, trial.params)
+            raise
+        tell(study, trial, result, sweep.metric)
+        if report is not None:
+            report(job, result)
+
+
+def tell(study: Any, trial: Any, result: dict[str, Any], metric: str) -> None:
+    """Reports one run's result to the study."""
+    from optuna.trial import TrialState
+
+    if result["status"] == "ok":
+        study.tell(trial, result["metrics"][metric])
+    elif result["status"] == "pruned":
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        trial.set_user_attr("error", result.get("error", result["status"]))
+        study.tell(trial, state=TrialState.FAIL)
+
+
+def _put_back(study: Any, number: int, params: dict[str, Any]) -> None:
+    """Makes the next worker run the same parameters; their run resumes from its own checkpoint."""
+    from optuna.trial import TrialState
+
+    study.set_user_attr(f"{_MOVED}{number}", True)
+    study.tell(number, state=TrialState.FAIL)
+    study.enqueue_trial(params)
+
+
+def _take_back_lost(study: Any, folder: SweepFolder) -> None:
+    """Puts back the trials of workers that died."""
+    from optuna.trial import TrialState
+
+    now = datetime.datetime.now()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        name = trial.user_attrs.get("point")
+        point = folder.path / "points" / str(name)
+        young = trial.datetime_start and (now - trial.datetime_start).total_seconds() < _SETUP
+        if name and (is_claimed(point) or (young and read_result(point) is None and not (point / "claim").exists())):
+            continue
+        if not name and young:
+            continue
+        _put_back(study, trial.number, trial.params)
