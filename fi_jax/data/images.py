@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import simplejpeg
@@ -74,7 +74,8 @@ def load_square(
     if eighths != 8:
         square = square_box(box, height, width)
         _check_inside(square, box, height, width)
-        box = tuple(edge * eighths / 8 for edge in square)
+        left, top, right, bottom = (edge * eighths / 8 for edge in square)
+        box = (left, top, right, bottom)
     return crop_square(image, box, size)
 
 
@@ -229,7 +230,7 @@ def _check_inside(square: Box, box: Box | None, height: int, width: int) -> None
         raise UserError(f"box {box} lies outside the {width}x{height} picture")
 
 
-def _padded(image: np.ndarray, box: Box | None, mode: str) -> tuple[np.ndarray, Box]:
+def _padded(image: np.ndarray, box: Box | None, mode: Literal["edge", "constant"]) -> tuple[np.ndarray, Box]:
     """Returns the picture cut or padded to whole pixels around the square box, and the box inside it."""
     height, width = image.shape[:2]
     left, top, right, bottom = square_box(box, height, width)
@@ -237,7 +238,7 @@ def _padded(image: np.ndarray, box: Box | None, mode: str) -> tuple[np.ndarray, 
     # Cutting first keeps the padding of a huge picture small.
     x0, y0, x1, y1 = int(np.floor(left)), int(np.floor(top)), int(np.ceil(right)), int(np.ceil(bottom))
     cut = image[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
-    pad = ((max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0)))
+    pad: list[tuple[int, int]] = [(max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0))]
     if any(before or after for before, after in pad):
-        cut = np.pad(cut, pad + ((0, 0),) * (image.ndim - 2), mode=mode)
+        cut = np.pad(cut, pad + [(0, 0)] * (image.ndim - 2), mode=mode)
     return np.ascontiguousarray(cut), (left - x0, top - y0, right - x0, bottom - y0)

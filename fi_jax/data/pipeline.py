@@ -102,7 +102,7 @@ class MemoryDataset(FaceDataset):
     ):
         super().__init__(records, vocabulary, size, mask_cache)
         count, n = len(self.records), len(vocabulary)
-        self._arrays = {
+        self._arrays: dict[str, np.ndarray] = {
             "image": np.empty((count, size, size, 3), np.uint8),
             "mask": np.empty((count, size, size), np.uint8),
             "labels": np.empty((count, n), np.float32),

@@ -86,7 +86,9 @@ def prepare(
         "rejected": dict(rejected),
     }
     write_bytes(out / shards.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    (out / _CLAIM).unlink()
+    # The claim, and what a killed run left half-written; the folder was empty before the first of them.
+    for leftover in out.glob(".*"):
+        leftover.unlink()
     return manifest, True
 
 
@@ -113,8 +115,10 @@ def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], pa
         entry = json.loads(index_path.read_text())["entry"]
         if path.stat().st_size == entry["bytes"]:
             return entry
-    wanting = [face for face in faces if face.mask is None] if parser else []
-    parsed = dict(zip((face.key for face in wanting), parser(wanting), strict=True)) if wanting else {}
+    wanting = [face for face in faces if face.mask is None]
+    parsed: dict[str, bytes] = {}
+    if parser and wanting:
+        parsed = dict(zip((face.key for face in wanting), parser(wanting), strict=True))
     packed = []
     for face in faces:
         mask = b"" if face.mask is None else read_bytes(face.mask, face.key)

@@ -2,12 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
 
 from fi_jax.data.records import FaceRecord, Split
 from fi_jax.errors import require_choice
 
-SplitOrAll = Literal["train", "val", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 # Shares of train, val and test.
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -30,7 +28,7 @@ def hash_split(name: str, salt: str, fractions: tuple[float, float, float] = FRA
     return "train" if x < fractions[0] else "val" if x < fractions[0] + fractions[1] else "test"
 
 
-def select(records: Sequence[FaceRecord], split: SplitOrAll) -> list[FaceRecord]:
+def select(records: Sequence[FaceRecord], split: str) -> list[FaceRecord]:
     """Returns the records of a split, in order; "all" is every record under the root."""
     require_choice("split", split, (*SPLITS, "all"))
     return [record for record in records if split in ("all", record.split)]

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -139,6 +139,13 @@ def test_empty_box_is_refused():
         images.crop_square(ramp(10, 10), (5, 5, 5, 9), 8)
 
 
+def waves(height, width):
+    """Colour waves as long as two thirds of the picture: no filter can blur them, every shift shows."""
+    y, x = np.mgrid[:height, :width] * (2 * np.pi * 1.5 / max(height, width))
+    planes = np.stack([np.sin(x), np.sin(y), np.sin(x + y + 1)], -1)
+    return (127.5 + 120 * planes).astype(np.uint8)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(40, 300),
@@ -149,15 +156,19 @@ def test_empty_box_is_refused():
 def test_reduced_decoding_gives_the_same_crop(height, width, size, place):
     left, top, side = place[0] * width, place[1] * height, place[2] * max(height, width)
     box = (left, top, left + side, top + side)
-    data = encoded(smooth(height, width), quality=95)
+    assume(left + side > 1 and top + side > 1)
+    data = encoded(waves(height, width), quality=95)
     slow = images.crop_square(images.decode(data), box, size).astype(int)
     fast = images.load_square(data, box, size)
     assert fast.shape == (size, size, 3)
-    assert np.abs(fast - slow).mean() < 4
+    # Beyond the picture its edge is repeated, and at a reduced scale the edge is a mean of several rows.
+    inside = images.crop_square_mask(np.ones((height, width), np.uint8), box, size) > 0
+    assume(inside.mean() > 0.1)
+    assert np.abs(fast - slow)[inside].mean() < 3
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(-20, 60), st.floats(-20, 60), st.floats(20, 80), st.integers(8, 48))
+@given(st.floats(0, 40), st.floats(0, 40), st.floats(20, 40), st.integers(8, 48))
 def test_mask_and_picture_share_geometry(left, top, side, size):
     # A disc drawn in both: the crops must agree except along its edge.
     y, x = np.mgrid[:80, :80]
@@ -165,7 +176,4 @@ def test_mask_and_picture_share_geometry(left, top, side, size):
     box = (left, top, left + side, top + side)
     picture = images.crop_square(np.repeat((disc * 255).astype(np.uint8)[..., None], 3, 2), box, size)
     mask = images.crop_square_mask(disc.astype(np.uint8), box, size)
-    inside = (slice(None), slice(None))
-    overrun = left < 0 or top < 0 or left + side > 80 or top + side > 80
-    if not overrun:
-        assert ((picture[..., 0] > 127) != (mask > 0))[inside].mean() < 0.15
+    assert ((picture[..., 0] > 127) != (mask > 0)).mean() < 0.12

@@ -69,7 +69,9 @@ def _split(part: str, person: str) -> Split:
 def _rows(path: Path, pictures: dict[str, Path], findings: Findings) -> tuple[list[str], list[str], np.ndarray]:
     first: dict[str, int] = {}
     disagree: set[str] = set()
-    keys, people, table = [], [], []
+    keys: list[str] = []
+    people: list[str] = []
+    table: list[np.ndarray] = []
     for number, row in read_table(path, ("Filename", "Identity", *ATTRIBUTES), findings):
         try:
             values = np.array([_VALUES[row[name]] for name in ATTRIBUTES], np.int8)

@@ -76,7 +76,7 @@ def _labels(root: Path, pictures: dict[str, Path], findings: Findings) -> tuple[
     tables = [root / choice for choice in _CSV if (root / choice).exists()]
     if path:
         paths = [path]
-        pairs = [(path, number, *cells) for number, cells in read_rows(path, 2, findings)]
+        pairs = [(path, number, name, code) for number, (name, code) in read_rows(path, 2, findings)]
     elif tables:
         paths = tables
         pairs = [
@@ -88,11 +88,11 @@ def _labels(root: Path, pictures: dict[str, Path], findings: Findings) -> tuple[
         find(NAME, root, _LIST)
     codes = {str(code) for code in range(1, len(EXPRESSIONS) + 1)}
     rows = []
-    for path, number, name, code in pairs:
+    for file, number, name, code in pairs:
         if code not in codes:
-            raise UserError(f"label file '{path}' line {number} has the unknown expression '{code}'; they are 1 to 7")
+            raise UserError(f"label file '{file}' line {number} has the unknown expression '{code}'; they are 1 to 7")
         plain = re.sub(r"_aligned(?=\.\w+$)", "", name)
-        rows.append((picture_key(plain, pictures, path.name, findings), int(code)))
+        rows.append((picture_key(plain, pictures, file.name, findings), int(code)))
     files = ", ".join(path.name for path in paths)
     return files, without_duplicates(rows, files, findings)
 

@@ -5,20 +5,29 @@ from pathlib import Path
 from typing import Protocol
 
 from fi_jax.data.records import FaceRecord, Rejected
-from fi_jax.data.splits import SplitOrAll, select
+from fi_jax.data.splits import select
 from fi_jax.errors import UserError
 
 
 class Source(Protocol):
     """One data set under one root."""
 
-    name: str
-    # Rows and files that were left out, each with the reason.
-    rejected: tuple[Rejected, ...]
-    # What was mended on reading (a stripped path prefix, "9-Mar" read as "3-9"), in words.
-    notes: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        ...
 
-    def records(self, split: SplitOrAll) -> list[FaceRecord]:
+    @property
+    def rejected(self) -> tuple[Rejected, ...]:
+        """Rows and files that were left out, each with the reason."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was mended on reading (a stripped path prefix, "9-Mar" read as "3-9"), in words."""
+        ...
+
+    def records(self, split: str) -> list[FaceRecord]:
         """Returns the faces of a split, always in the same order."""
         ...
 
@@ -33,7 +42,7 @@ class FolderSource:
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def records(self, split: SplitOrAll = "all") -> list[FaceRecord]:
+    def records(self, split: str = "all") -> list[FaceRecord]:
         """Returns the faces of a split, in order of their keys."""
         return select(self.faces, split)
 

@@ -45,7 +45,7 @@ def read(root: Path | str) -> FolderSource:
 
 def _parse(key: str) -> tuple[str, tuple[float, dict[str, bool]]]:
     """Returns `(why the name is malformed or "", (age, labels))`."""
-    nothing = (0.0, {})
+    nothing: tuple[float, dict[str, bool]] = (0.0, {})
     match = _NAME.fullmatch(key)
     if not match:
         return "name is not [age]_[gender]_[race]_[date&time].jpg.chip.jpg", nothing
