@@ -116,7 +116,7 @@ def _evaluate_set(answerer, name: str, root: str, seen: bool, config, args, part
     from fi_jax.evaluation.answering import predict
     from fi_jax.evaluation.predictions import true_answer, write_predictions
     from fi_jax.evaluation.summarise import train_baseline
-    from fi_jax.inference.maps import ensure_maps
+    from fi_jax.inference.maps import with_maps
     from fi_jax.labels.question_bank import questions_of
 
     source = open_source(name, root)
@@ -129,7 +129,7 @@ def _evaluate_set(answerer, name: str, root: str, seen: bool, config, args, part
         raise UserError(f"the model's vocabulary '{answerer.vocabulary.name}' knows no answer to any question about {name}")
     data = replace(answerer.config.data, mask_cache=config.data.mask_cache, cache_in_memory=False)
     if answerer.config.model.use_segmentation:
-        ensure_maps(records, data, answerer.config.weights.parser)
+        data = with_maps(records, data, answerer.config.weights.parser)
     with progress_bar(f"answering about {name}", len(records)) as advance:
         lines = predict(
             answerer,

@@ -140,7 +140,7 @@ def _normal(text: str) -> str:
 def converse(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, asked: Asked) -> Reply:
     """Crops, parses and answers. Race is answered when asked for, never volunteered."""
     crop = crop_square(image, box, answerer.config.data.image_size)
-    mask = map_of(crop, answerer)
+    mask = map_of(crop, answerer.config.weights.parser)
     bank = questions_for(answerer.vocabulary)
     source = "llm" if asked.by_llm else "head"
     shown = Reply(crop, mask, box, asked.text or DESCRIBE, source=source)

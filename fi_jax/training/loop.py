@@ -10,6 +10,7 @@ import numpy as np
 from fi_jax.config import Experiment
 from fi_jax.data.pipeline import Mixture, load_mixture, open_dataset, training_batches
 from fi_jax.errors import UserError
+from fi_jax.inference.maps import with_maps
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
@@ -77,10 +78,11 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
 
     say(_describe(state, frozen))
+    data = with_maps(mixture.records, config.data, config.weights.parser, say) if config.model.use_segmentation else config.data
     rows = local_rows(mesh, config.data.batch_size)
     share = rows.stop - rows.start
     batches = training_batches(
-        open_dataset(mixture.records, config.data, vocabulary),
+        open_dataset(mixture.records, data, vocabulary),
         batch_size=config.data.batch_size,
         seed=config.train.seed,
         epoch=mixture.epoch,
