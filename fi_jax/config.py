@@ -19,6 +19,13 @@ def _check(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _check_words(config, where: str) -> None:
+    """Checks every field that is one of a few words: the flags' parser does, a config file does not."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            require_choice(f"{where}{name}", getattr(config, name), typing.get_args(hint))
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters. Rank 0 means none. The scale alpha/rank is applied once, in `models.lora`."""
@@ -54,6 +61,7 @@ class VitConfig:
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
+        _check_words(self, "encoder ")
         _check(
             self.image_size % self.patch_size == 0,
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
@@ -90,6 +98,9 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    def __post_init__(self):
+        _check_words(self, "llm.rope_scaling.")
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,7 @@ class KnowledgeConfig:
     prompt_size: int = 768
 
     def __post_init__(self):
+        _check_words(self, "knowledge.")
         _check(0 <= self.tau <= 1, f"knowledge.tau is {self.tau}; it must lie in [0, 1]")
         _check(0 <= self.omega < 1, f"knowledge.omega is {self.omega}; it must lie in [0, 1)")
         _check(self.depth >= 1, f"knowledge.depth is {self.depth}; it must be at least 1")
@@ -163,6 +175,9 @@ class ModelConfig:
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["xla", "flash"] = "xla"
+
+    def __post_init__(self):
+        _check_words(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -223,6 +238,9 @@ class DataConfig:
     cache_in_memory: bool = False
 
     def __post_init__(self):
+        _check_words(self, "data.")
+        for name in ("questions_per_face", "open_per_face", "workers"):
+            _check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
         _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         _check(0 <= self.max_unreadable <= 1, f"data.max_unreadable is {self.max_unreadable}; it is a share in [0, 1]")
 
@@ -241,6 +259,7 @@ class LossConfig:
     logic_alpha: float = 1.0
 
     def __post_init__(self):
+        _check_words(self, "loss.")
         for name in ("lm", "bce", "logic", "head_bce", "head_logic", "logic_alpha"):
             _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it must not be negative")
 
@@ -277,8 +296,12 @@ class TrainConfig:
     evaluate_every: int = 0
 
     def __post_init__(self):
+        _check_words(self, "train.")
         _check(self.steps > 0, f"train.steps is {self.steps}; it must be positive")
-        _check(self.accumulate >= 1, f"train.accumulate is {self.accumulate}; it must be at least 1")
+        for name in ("accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
+            _check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every"):
+            _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
         _check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 
 

@@ -43,6 +43,7 @@ def _read(path: Path) -> Experiment:
     sys.path.insert(0, str(path.parent.absolute()))
     try:
         spec.loader.exec_module(module)
+        made = module.config() if hasattr(module, "config") else None
     except UserError:
         raise
     except Exception as error:
@@ -51,7 +52,6 @@ def _read(path: Path) -> Experiment:
         sys.path.pop(0)
     if not hasattr(module, "config"):
         raise UserError(f"config {path} has no function config() that returns an Experiment")
-    made = module.config()
     if not isinstance(made, Experiment):
         raise UserError(f"config() of {path} returns {type(made).__name__}, not fi_jax.config.Experiment")
     return made
