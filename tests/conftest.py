@@ -1,0 +1,66 @@
+"""What all tests share: eight CPU devices, a compile cache, hypothesis' settings, real data, and one small model."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+# Compiled programs outlive the run: the second `make test` compiles next to nothing.
+CACHE = ROOT / ".cache" / "tests"
+SHARED_DATA = ROOT / ".." / "shared" / "data"
+
+# By config, not XLA_FLAGS: processes that tests start must not inherit it.
+if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+settings.register_profile(
+    "fi_jax",
+    # The first example of a test compiles.
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    print_blob=True,
+)
+settings.load_profile("fi_jax")
+
+
+def pytest_collection_modifyitems(items):
+    if (SHARED_DATA / "README.md").is_file():
+        return
+    skip = pytest.mark.skip(reason="the research data sets (../shared/data) are not here")
+    for item in items:
+        if "real_data" in item.keywords:
+            item.add_marker(skip)
+
+
+def smooth_picture(seed: int, size: int) -> np.ndarray:
+    """A smooth random picture; different seeds are not twins."""
+    low = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(low).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="session")
+def utkface_folder(tmp_path_factory) -> Path:
+    """Thirty generated pictures named as UTKFace names them, in its own layout."""
+    root = tmp_path_factory.mktemp("utkface")
+    (root / "UTKFace").mkdir()
+    for i in range(30):
+        name = f"{(i * 7) % 90}_{i % 2}_{i % 5}_201701161745{i:05d}.jpg.chip.jpg"
+        Image.fromarray(smooth_picture(i, 48)).save(root / "UTKFace" / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def small():
+    """The small model (`small_model.Small`); read-only."""
+    # Late: most tests do without it.
+    from small_model import make_small
+
+    return make_small()
