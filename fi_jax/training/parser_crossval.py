@@ -1,0 +1,135 @@
+"""Cross-validates the face parser, then trains the one that is kept on every picture."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from fi_jax.data.examples import load_mask
+from fi_jax.data.images import load_square
+from fi_jax.data.masks import CLASSES, NUM_CLASSES
+from fi_jax.data.records import FaceRecord
+from fi_jax.errors import UserError
+from fi_jax.inference.parser import FaceParser
+from fi_jax.models.segformer import Segformer
+from fi_jax.training.parser import (
+    ParserTrainer,
+    ParserTraining,
+    class_weights,
+    confusion_matrix,
+    folds_of,
+    intersection_over_union,
+    on_device,
+)
+
+# A class is frequent when at least this share of the pictures show it.
+FREQUENT = 0.8
+
+
+class Pairs(NamedTuple):
+    """Pictures with their maps, all of one square size."""
+
+    names: list[str]
+    images: UInt8[np.ndarray, "n s s 3"]
+    masks: UInt8[np.ndarray, "n s s"]
+
+
+def read_pairs(records: Sequence[FaceRecord], size: int) -> Pairs:
+    """Reads the crops of records that have maps of their own."""
+    if not all(record.mask is not None for record in records):
+        raise UserError("the face parser is trained on pictures that have segmentation maps; some of these have none")
+    images = np.stack([load_square(record.image, record.box, size, record.key) for record in records])
+    return Pairs([record.key for record in records], images, np.stack([load_mask(record, size) for record in records]))
+
+
+def resized(pairs: Pairs, size: int) -> Pairs:
+    """Returns the pairs at another size: pictures by antialiased bicubic, maps by nearest pixel."""
+
+    def scale(array, how):
+        return np.stack([np.asarray(Image.fromarray(a).resize((size, size), how)) for a in array])
+
+    images = scale(pairs.images, Image.Resampling.BICUBIC)
+    return Pairs(pairs.names, images, scale(pairs.masks, Image.Resampling.NEAREST))
+
+
+def train_and_validate(
+    pairs: Pairs, training: ParserTraining, num_folds: int, say: Callable[[str], None] = lambda text: None
+) -> FaceParser:
+    """Trains one parser a fold and one on everything; the latter is returned, with the folds' scores in its `info`.
+
+    Every picture is predicted once, by the parser that never saw it; the pixel counts of all folds are pooled.
+    """
+    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    trainer = ParserTrainer(training, class_weights(pairs.masks, training.balance), dtype)
+    exact = Segformer(training.model)
+    small = resized(pairs, training.input_size)
+    shown = np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in pairs.masks]).mean(0)
+    info: dict = {
+        "pictures": len(pairs.names),
+        "training": {k: v for k, v in asdict(training).items() if k not in ("model", "augmentation")},
+    }
+    fold = folds_of(pairs.names, num_folds) if num_folds else np.zeros(len(pairs.names), int)
+    pooled = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    for number in range(num_folds):
+        held_out = fold == number
+        if not held_out.any():
+            raise UserError(f"fold {number} of {num_folds} has no picture; use fewer folds")
+        start = time.perf_counter()
+        pictures = on_device(pairs.images, pairs.masks, training, held_out)
+        variables, _ = trainer.fit(pictures, training.seed + number, lambda text, n=number: say(f"fold {n} {text}"))
+        counts = confusion_matrix(exact, variables, small.images[held_out], small.masks[held_out])
+        pooled += counts
+        iou = intersection_over_union(counts)
+        say(
+            f"fold {number}: {held_out.sum()} pictures, mean IoU {np.nanmean(iou):.4f}, {time.perf_counter() - start:.0f} s"
+        )
+    if num_folds:
+        info["cross_validation"] = {"folds": num_folds, **summary(pooled, shown)}
+    start = time.perf_counter()
+    variables, losses = trainer.fit(
+        on_device(pairs.images, pairs.masks, training), training.seed, lambda text: say(f"final {text}")
+    )
+    say(f"final: {time.perf_counter() - start:.0f} s")
+    info["final_loss"] = float(losses[-100:].mean())
+    return FaceParser(training.model, training.input_size, variables, info)
+
+
+def score(parser: FaceParser, pairs: Pairs) -> dict:
+    """Returns the `summary` of a parser on pairs."""
+    small = resized(pairs, parser.input_size)
+    shown = np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in pairs.masks]).mean(0)
+    return summary(confusion_matrix(Segformer(parser.config), parser.variables, small.images, small.masks), shown)
+
+
+def summary(confusion: Int[np.ndarray, "c c"], shown: Float[np.ndarray, "c"]) -> dict:
+    """Returns the IoU of each class, their mean, and the mean over classes in at least `FREQUENT` of the pictures."""
+    iou = intersection_over_union(confusion)
+    return {
+        "mean": float(np.nanmean(iou)),
+        "mean_frequent": float(np.nanmean(iou[shown >= FREQUENT])),
+        "pixel_accuracy": float(np.diag(confusion).sum() / confusion.sum()),
+        "iou": {name: round(float(value), 4) for name, value in zip(CLASSES, iou, strict=True)},
+        "share_of_pictures": {name: round(float(value), 4) for name, value in zip(CLASSES, shown, strict=True)},
+    }
+
+
+def report(info: dict) -> str:
+    """Returns the cross-validation's scores as a Markdown table."""
+    scores = info.get("cross_validation")
+    if not scores:
+        return "no cross-validation was run"
+    lines = ["| class | pictures with it | IoU |", "| --- | --- | --- |"]
+    lines += [
+        f"| {name} | {scores['share_of_pictures'][name]:.0%} | {iou:.1%} |" for name, iou in scores["iou"].items()
+    ]
+    lines += [
+        f"| mean of {len(scores['iou'])} | | {scores['mean']:.1%} |",
+        f"| mean of those in at least {FREQUENT:.0%} of pictures | | {scores['mean_frequent']:.1%} |",
+    ]
+    return "\n".join(lines)
