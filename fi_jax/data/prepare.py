@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,16 @@ from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
 
 COUNTS = "counts.npz"
 FACES_PER_SHARD = 2048
-# Gives the segmentation maps (palette PNGs in crop geometry) of faces that have none.
-Parser = Callable[[Sequence[FaceRecord]], list[bytes]]
+
+
+@dataclass(frozen=True)
+class MapMaker:
+    """Makes the segmentation maps of faces whose set has none."""
+
+    # Changes when the maps would: a hash of the parser's weights.
+    identity: str
+    # Returns one palette PNG a face, with the geometry of the face's crop.
+    make: Callable[[Sequence[FaceRecord]], list[bytes]]
 
 
 def vocabulary_of(dataset: str) -> str:
@@ -34,7 +43,7 @@ def vocabulary_of(dataset: str) -> str:
 
 
 def prepare(
-    source: Source, out: Path, parser: Parser | None = None, faces_per_shard: int = FACES_PER_SHARD
+    source: Source, out: Path, maps: MapMaker | None = None, faces_per_shard: int = FACES_PER_SHARD
 ) -> tuple[dict, bool]:
     """Writes `source` under `out` and returns `(manifest, whether anything was done)`.
 
@@ -49,7 +58,7 @@ def prepare(
     readable, unreadable = examples.examine(faces)
     if not readable:
         raise UserError(f"{source.name}: none of {len(faces)} pictures can be read; the first: {unreadable[0].reason}")
-    fingerprint = _fingerprint(source, readable, parser is not None, faces_per_shard)
+    fingerprint = _fingerprint(source, readable, maps.identity if maps else "", faces_per_shard)
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)
         if manifest["fingerprint"] != fingerprint:
@@ -64,7 +73,7 @@ def prepare(
     with progress_bar(f"{source.name}: writing shards", len(readable)) as advance:
         for number, start in enumerate(range(0, len(readable), faces_per_shard)):
             part = readable[start : start + faces_per_shard]
-            entries.append(_write_one(out / f"faces-{number:05d}.array_record", part, names, parser))
+            entries.append(_write_one(out / f"faces-{number:05d}.array_record", part, names, maps))
             advance(len(part))
     words = vocabulary_of(source.name)
     _write_counts(out / COUNTS, readable, words)
@@ -108,7 +117,7 @@ def _claim(out: Path, dataset: str, fingerprint: str) -> None:
         write_bytes(path, json.dumps(claim).encode())
 
 
-def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], parser: Parser | None) -> dict:
+def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], maps: MapMaker | None) -> dict:
     """Writes a shard and its index, unless the index, which comes last, is there already."""
     index_path = path.with_suffix(".json")
     if index_path.exists() and path.exists():
@@ -117,8 +126,8 @@ def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], pa
             return entry
     wanting = [face for face in faces if face.mask is None]
     parsed: dict[str, bytes] = {}
-    if parser and wanting:
-        parsed = dict(zip((face.key for face in wanting), parser(wanting), strict=True))
+    if maps and wanting:
+        parsed = dict(zip((face.key for face in wanting), maps.make(wanting), strict=True))
     packed = []
     for face in faces:
         mask = b"" if face.mask is None else read_bytes(face.mask, face.key)
@@ -140,8 +149,8 @@ def _write_counts(path: Path, faces: Sequence[FaceRecord], words: str) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _fingerprint(source: Source, faces: Sequence[FaceRecord], parsed: bool, faces_per_shard: int) -> str:
-    digest = hashlib.sha256(f"{shards.FORMAT} {source.name} {parsed} {faces_per_shard}\n".encode())
+def _fingerprint(source: Source, faces: Sequence[FaceRecord], map_identity: str, faces_per_shard: int) -> str:
+    digest = hashlib.sha256(f"{shards.FORMAT} {source.name} {map_identity} {faces_per_shard}\n".encode())
     for face in faces:
         labels = sorted(face.labels.items())
         digest.update(

@@ -8,7 +8,7 @@ from fi_jax.data import prepare as prepare_module
 from fi_jax.data import shards
 from fi_jax.data.examples import make_example
 from fi_jax.data.masks import encode_mask, read_mask
-from fi_jax.data.prepare import prepare
+from fi_jax.data.prepare import MapMaker, prepare
 from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.labels.registry import vocabulary
@@ -127,7 +127,9 @@ def test_parsed_maps_travel_as_crops(releases, tmp_path):
         return [encode_mask(drawn) for _ in faces]
 
     source = open_source("expw", releases.expw())
-    prepare(source, tmp_path / "out", parser)
+    prepare(source, tmp_path / "out", MapMaker("weights 1", parser))
+    with pytest.raises(UserError, match="other files or with other settings"):
+        prepare(source, tmp_path / "out", MapMaker("weights 2", parser))
     for face in open_source("expw", tmp_path / "out").records("all"):
         assert np.array_equal(read_mask(face.mask), drawn)
         assert (make_example(face, vocabulary("expw"), 24)["mask"] == 13).all()
@@ -135,12 +137,36 @@ def test_parsed_maps_travel_as_crops(releases, tmp_path):
 
 def test_command(releases, tmp_path, capsys):
     root, out = str(releases.celeba()), str(tmp_path / "out")
-    assert main(["prepare", "celeba", "--data-root", root, "--out", out]) == 0
+    assert main(["prepare", "celeba", "--data-root", root, "--out", out, "--parser", "none"]) == 0
     assert "12 faces" in capsys.readouterr().out
-    assert main(["prepare", "celeba", "--data-root", root, "--out", out]) == 0
+    assert main(["prepare", "celeba", "--data-root", root, "--out", out, "--parser", "none"]) == 0
     assert "nothing done" in capsys.readouterr().out
     for bad in (["celebaa", "--data-root", root], ["utkface", "--data-root", str(tmp_path / "nowhere")], ["celeba"]):
         assert main(["prepare", *bad, "--out", str(tmp_path / "other")]) == 2
         error = capsys.readouterr().err
         assert len(error.strip().split("\n")) == 1 and "Traceback" not in error
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_command_makes_maps(releases, tmp_path):
+    """With a parser of random weights: what the maps show does not matter here, that they travel does."""
+    import jax
+    import jax.numpy as jnp
+
+    from fi_jax.inference.parser import FaceParser, parse_crop, save_parser
+    from fi_jax.models.segformer import Segformer, SegformerConfig
+
+    config = SegformerConfig(
+        depths=(1, 1, 1, 1), hidden_sizes=(4, 8, 8, 8), num_heads=(1, 1, 1, 1), decoder_hidden_size=8
+    )
+    variables = jax.jit(Segformer(config).init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    parser = FaceParser(config, 32, variables, {})
+    save_parser(tmp_path / "parser", parser, "float32")
+    root, out = releases.expw(), tmp_path / "out"
+    command = ["prepare", "expw", "--data-root", str(root), "--out", str(out), "--parser", str(tmp_path / "parser")]
+    assert main(command) == 0
+    face = open_source("expw", out).records("all")[3]
+    example = make_example(face, vocabulary("expw"), 32)
+    expected = parse_crop(parser, example["image"])
+    assert (example["mask"] == expected).mean() > 0.99
