@@ -91,20 +91,22 @@ def _chosen(answered: Answered) -> int:
 
 
 def _choice_block(answered: Answered, age: float | None, most: int = 5) -> _Block:
-    question, probs = answered.question, np.asarray(answered.probabilities, float)
+    question, probs = answered.question, [float(p) for p in answered.probabilities]
     title = {"age_group": "Age group", "race": "Race as annotators name it"}.get(
         question.family, question.family.capitalize()
     )
     top = _chosen(answered)
     if question.family == "age_years":
         # Twenty small bars say less than the range around the best one.
-        years = float(expected_age(probs)) if age is None else age
-        first = int(np.clip(top - most // 2, 0, len(probs) - most))
+        years = float(expected_age(np.array(probs))) if age is None else age
+        first = min(max(top - most // 2, 0), len(probs) - most)
         shown = range(first, first + most)
         return _Block(
             "Age in years", tuple(_Bar(question.options[i], probs[i], i == top) for i in shown), f"about {years:.0f}"
         )
-    order = np.arange(len(probs)) if question.family == "age_group" else np.argsort(-probs, kind="stable")[:most]
+    order = range(len(probs))
+    if question.family != "age_group":
+        order = sorted(order, key=lambda i: -probs[i])[:most]
     return _Block(title, tuple(_Bar(question.options[i], probs[i], i == top) for i in order))
 
 

@@ -1,0 +1,1 @@
+"""The demo in the browser: a small web service around one model."""

@@ -1,0 +1,173 @@
+"""What the demo does with a picture, without any HTTP: finds faces, answers, streams text, draws the card.
+
+It keeps nothing: each call gets the picture (or the small face crop cut from it) and returns plain values.
+"""
+
+import base64
+import copy
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fi_jax.data.finder import crop_for_model, find_faces
+from fi_jax.data.images import crop_square, decode
+from fi_jax.data.records import Box
+from fi_jax.errors import UserError
+from fi_jax.evaluation.figures import style
+from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
+
+Array = np.ndarray
+MOST_FACES = 8
+LONGEST_QUESTION = 300
+NO_FACE = "No face was found. Use the whole picture if it is already a close crop of a face, or try a frontal photo."
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What a visitor may turn on and off."""
+
+    # The LLM answers; else the alignment head.
+    llm: bool = True
+    # The most probable answers that break no rule.
+    consistent: bool = False
+    # False: the model is shown an empty segmentation map.
+    segmentation: bool = True
+    # False: the label graph is the identity, so that no prompt learns from another.
+    correlation: bool = True
+    # Also what annotators would call the person's race.
+    race: bool = False
+
+
+def png(image: Array) -> bytes:
+    """Encodes an RGB picture."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(image: Array) -> str:
+    """An RGB picture as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+class Service:
+    """One loaded model behind the demo. Not thread-safe: callers use one thread at a time."""
+
+    def __init__(self, answerer):
+        """`answerer`: an `inference.answerer.Answerer`."""
+        self.answerer = answerer
+        self.size = answerer.config.data.image_size
+
+    def warm_up(self) -> None:
+        """Compiles what the first visitor would wait for; also shares the programs between all switches."""
+        grey = np.full((self.size, self.size, 3), 127, np.uint8)
+        for race in (False, True):
+            self.reply(grey, None, Switches(race=race))
+
+    def faces(self, data: bytes, whole: bool = False) -> dict:
+        """Finds the faces of a picture and cuts them as the model's training crops were cut.
+
+        Returns `{"width", "height", "faces": [{"box", "crop"}]}`, largest face first, `crop` a PNG data URI.
+
+        Raises:
+          UserError: not an image, damaged, too large, or without a face (unless `whole`).
+        """
+        image = decode(data, "the picture")
+        height, width = image.shape[:2]
+        found: list[Box]
+        if whole:
+            found = [(0.0, 0.0, float(width), float(height))]
+        else:
+            found = [crop_for_model(box) for box in find_faces(image)][:MOST_FACES]
+        if not found:
+            raise UserError(NO_FACE)
+        faces = [
+            {"box": [round(v) for v in box], "crop": data_uri(crop_square(image, box, self.size))} for box in found
+        ]
+        return {"width": width, "height": height, "faces": faces}
+
+    def _crop(self, data: bytes) -> UInt8[Array, "y x 3"]:
+        crop = decode(data, "the face crop")
+        if crop.shape != (self.size, self.size, 3):
+            raise UserError(
+                f"the face crop is {crop.shape[1]}x{crop.shape[0]}, not {self.size}x{self.size}; load the picture again"
+            )
+        return crop
+
+    def _switched(self, switches: Switches):
+        """The answerer with some parts off; it shares weights and compiled programs with the whole one."""
+        if switches.segmentation and switches.correlation:
+            return self.answerer
+        variant = copy.copy(self.answerer)
+        if not switches.correlation:
+            graph = variant.constants.graph
+            variant.constants = variant.constants._replace(graph=np.eye(len(graph), dtype=graph.dtype))
+        if not switches.segmentation:
+            whole = variant.faces
+            variant.faces = lambda image, mask: whole(image, np.zeros_like(mask))
+        return variant
+
+    def reply(self, crop: UInt8[Array, "y x 3"], question: str | None, switches: Switches):
+        """Answers every closed question (or the one asked) about a face crop: an `inference.conversation.Reply`."""
+        from fi_jax.inference.conversation import Asked, converse
+
+        asked = Asked(
+            question,
+            everything=question is None,
+            race=switches.race,
+            by_llm=switches.llm,
+            consistent=switches.consistent,
+        )
+        return converse(self._switched(switches), crop, (0.0, 0.0, float(self.size), float(self.size)), asked)
+
+    def answers(self, data: bytes, switches: Switches) -> dict:
+        """Returns every answer about a face crop, grouped, with the map, as plain values."""
+        reply = self.reply(self._crop(data), None, switches)
+        coloured, parts = part_map(reply.mask)
+        colour = {name: c for name, c, _ in PARTS}
+        return {
+            "blocks": [
+                {
+                    "title": b.title,
+                    "note": b.note,
+                    "bars": [{"label": r.label, "value": round(r.value, 4), "chosen": r.chosen} for r in b.bars],
+                }
+                for b in blocks(reply.answers, reply.age)
+            ],
+            "map": data_uri(coloured),
+            "parts": [{"name": name, "colour": colour[name]} for name in parts],
+            "changed": list(reply.changed),
+            "record": {k: v for k, v in reply.to_json("upload").items() if k != "box"},
+        }
+
+    def ask(self, data: bytes, question: str, switches: Switches) -> Iterator[dict]:
+        """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`."""
+        from fi_jax.inference.conversation import match_question
+        from fi_jax.inference.generation import stream
+        from fi_jax.inference.maps import map_of
+        from fi_jax.labels.question_bank import questions_for
+
+        question = " ".join(question.split())
+        if not question:
+            raise UserError("write a question first")
+        if len(question) > LONGEST_QUESTION:
+            raise UserError(f"the question has {len(question)} letters; ask in at most {LONGEST_QUESTION}")
+        crop = self._crop(data)
+        answerer = self._switched(switches)
+        if match_question(question, questions_for(answerer.vocabulary)):
+            yield {"text": self.reply(crop, question, switches).to_text(), "done": True}
+            return
+        text = ""
+        for text in stream(answerer, crop, map_of(crop, answerer.config.weights.parser), question, max_new_tokens=64):
+            yield {"text": text}
+        yield {"text": text, "done": True}
+
+    def card(self, data: bytes, switches: Switches) -> bytes:
+        """The answer card of a face crop, as PNG."""
+        reply = self.reply(self._crop(data), None, switches)
+        return style.to_bytes(ask_figure(reply.image, reply.mask, reply.answers, "", reply.text, reply.age), "png")

@@ -1,0 +1,268 @@
+"""The demo server over real HTTP with a tiny real model: answers, limits, a crowd, a huge picture, nothing kept."""
+
+# ruff: noqa: E402 (what needs the extra is imported after it was looked for)
+
+import base64
+import http.client
+import importlib.util
+import io
+import json
+import socket
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+uvicorn = pytest.importorskip("uvicorn", reason="the demo extra is not installed")
+pytest.importorskip("starlette", reason="the demo extra is not installed")
+
+import skimage.data
+
+from fi_jax.cli.main import main
+from fi_jax.demo import app as app_module
+from fi_jax.demo.app import make_app
+from fi_jax.demo.service import Service, Switches
+from fi_jax.errors import UserError
+from fi_jax.inference.answerer import load_answerer
+from fi_jax.inference.parser import FaceParser, save_parser
+from fi_jax.labels.registry import vocabulary
+from fi_jax.models.segformer import Segformer, SegformerConfig
+from fi_jax.weights.bundle import TrainedModel
+
+
+def file_of(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+ASTRONAUT = skimage.data.astronaut()
+
+
+def random_parser(folder: Path) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    shape = SegformerConfig(
+        depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 8, 8), num_heads=(1, 1, 1, 1), decoder_hidden_size=8
+    )
+    variables = jax.jit(Segformer(shape).init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    save_parser(folder, FaceParser(shape, 64, variables), "float32")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory) -> Service:
+    parser = tmp_path_factory.mktemp("parser")
+    random_parser(parser)
+    place = Path(__file__).parents[2] / "configs" / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny_config", place)
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    config = tiny.config()
+    config = replace(config, weights=replace(config.weights, parser=str(parser)))
+    size = len(vocabulary(config.data.vocabulary))
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(size=(size, config.model.knowledge.prompt_size)).astype(np.float32)
+    graph = rng.dirichlet(np.ones(size), size).astype(np.float32)
+    return Service(load_answerer(TrainedModel(config, {}, prompts, graph, {})))
+
+
+class Server:
+    """A running server and a way to call it."""
+
+    def __init__(self, service: Service):
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical", access_log=False))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        deadline = time.monotonic() + 30
+        while not self.server.started:
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.02)
+
+    def call(self, path: str, body: bytes | None = None, headers: dict | None = None):
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        try:
+            link.request("GET" if body is None else "POST", path, body, headers or {})
+            answer = link.getresponse()
+            return answer.status, answer.read(), dict(answer.getheaders())
+        finally:
+            link.close()
+
+    def json(self, path: str, body: bytes):
+        status, text, _ = self.call(path, body)
+        return status, json.loads(text)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def server(service):
+    running = Server(service)
+    yield running
+    running.stop()
+    assert not running.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def crop(server) -> bytes:
+    _, found = server.json("/api/faces", file_of(ASTRONAUT))
+    return base64.b64decode(found["faces"][0]["crop"].split(",")[1])
+
+
+def test_the_page_is_its_own_and_says_what_it_must_not_be_used_for(server):
+    status, text, headers = server.call("/")
+    assert status == 200 and b"must not be used for" in text
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    nonce = policy.split("'nonce-")[1].split("'")[0]
+    assert f'<script nonce="{nonce}">'.encode() in text and b"{{" not in text
+    assert b"http://" not in text and b"https://" not in text
+    assert server.call("/")[1] != text, "every visit has its own nonce"
+
+
+def test_faces_are_found_chosen_and_cut(server, service):
+    _, one = server.json("/api/faces", file_of(ASTRONAUT))
+    assert len(one["faces"]) == 1 and (one["width"], one["height"]) == (512, 512)
+    left, top, right, bottom = one["faces"][0]["box"]
+    assert left < 225 < right and top < 110 < bottom, "the box holds the face"
+    _, two = server.json("/api/faces", file_of(np.concatenate([ASTRONAUT, ASTRONAUT[:, ::-1]], 1)))
+    assert len(two["faces"]) == 2
+    blank = file_of(np.full((90, 120, 3), 255, np.uint8))
+    status, none = server.json("/api/faces", blank)
+    assert status == 422 and none["error"].startswith("No face was found")
+    status, whole = server.json("/api/faces?whole=1", blank)
+    assert status == 200 and whole["faces"][0]["box"] == [0, 0, 120, 90]
+
+
+def test_bad_uploads_get_one_clear_line(server):
+    photo = file_of(ASTRONAUT, "JPEG")
+    for body, status, words in (
+        (b"hello", 422, "not an image"),
+        (b"", 422, "empty"),
+        (photo[: len(photo) // 2], 422, "truncated"),
+    ):
+        got, answer = server.json("/api/faces", body)
+        assert got == status and words in answer["error"] and "Traceback" not in answer["error"]
+    got, answer = server.json("/api/answers", file_of(ASTRONAUT))
+    assert got == 422 and "load the picture again" in answer["error"]
+    got, answer = server.json("/api/answers", b"x" * (app_module.LARGEST_CROP + 1))
+    assert got == 413 and "scale it down" in answer["error"]
+    assert server.call("/api/faces")[0] == 405 and server.call("/nowhere")[0] == 404
+
+
+def test_other_host_names_are_refused(server):
+    assert server.call("/", headers={"Host": "evil.example"})[0] == 400
+
+
+def test_a_50_megapixel_picture_and_a_bomb(server):
+    huge = np.zeros((7000, 7200, 3), np.uint8)
+    huge[1000 : 1000 + 512 * 8, 1000 : 1000 + 512 * 8] = ASTRONAUT.repeat(8, 0).repeat(8, 1)
+    body = file_of(huge, "JPEG")
+    status, found = server.json("/api/faces", body)
+    assert status == 200 and found["width"] == 7200 and found["faces"]
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    assert len(bomb.getvalue()) < 100_000
+    status, answer = server.json("/api/faces", bomb.getvalue())
+    assert status == 422 and "megapixels" in answer["error"]
+
+
+def test_too_many_waiting_are_told_to_come_back(server, monkeypatch):
+    monkeypatch.setattr(app_module, "MOST_WAITING", 0)
+    status, answer = server.json("/api/faces", file_of(ASTRONAUT))
+    assert status == 503 and "try again" in answer["error"]
+    monkeypatch.undo()
+    assert server.json("/api/faces", file_of(ASTRONAUT))[0] == 200, "places are given back"
+
+
+def test_nothing_is_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    photo = file_of(ASTRONAUT)
+    assert len(photo) > 100_000, "large enough for a form parser to spool to disk"
+    for _ in range(3):
+        server.json("/api/faces", photo)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_are_grouped_and_race_is_given_only_when_asked_for(server, crop):
+    status, found = server.json("/api/answers", crop)
+    assert status == 200
+    titles = [b["title"] for b in found["blocks"]]
+    assert titles[0] == "Gender" and "Hair" in titles and not any("Race" in t for t in titles)
+    assert all(0 <= bar["value"] <= 1 for b in found["blocks"] for bar in b["bars"])
+    assert found["map"].startswith("data:image/png")
+    assert "box" not in found["record"] and len(found["record"]["answers"]) > 40
+    _, with_race = server.json("/api/answers?race=1", crop)
+    assert any("Race" in b["title"] for b in with_race["blocks"])
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_each_part_can_be_switched_off_and_makes_a_difference(server, crop):
+    def values(query: str) -> np.ndarray:
+        _, found = server.json(f"/api/answers?{query}", crop)
+        return np.array([p for a in found["record"]["answers"] for p in a["probabilities"].values()])
+
+    whole = values("")
+    np.testing.assert_array_equal(values("segmentation=1&correlation=1"), whole)
+    for query in ("segmentation=0", "correlation=0", "llm=0"):
+        assert np.abs(values(query) - whole).max() > 1e-4, query
+    np.testing.assert_array_equal(values(""), whole)
+
+
+def test_questions_in_words_stream_or_answer_at_once(server, crop):
+    def lines(question: str):
+        status, text, _ = server.call(f"/api/ask?question={question.replace(' ', '%20')}", crop)
+        return status, [json.loads(line) for line in text.decode().splitlines()]
+
+    status, said = lines("Is this person smiling?")
+    assert status == 200 and len(said) == 1 and said[0]["done"] and said[0]["text"].split()[0] in ("Yes", "No")
+    status, said = lines("Describe this face.")
+    assert status == 200 and said[-1]["done"]
+    grown = [item["text"] for item in said]
+    assert all(len(b) >= len(a) or "\ufffd" in a for a, b in zip(grown, grown[1:]))
+    assert lines(" ")[0] == 422 and lines("x" * 301)[0] == 422
+
+
+def test_the_card_is_a_picture(server, crop):
+    status, drawn, headers = server.call("/api/card", crop)
+    assert status == 200 and drawn.startswith(b"\x89PNG") and headers["content-type"] == "image/png"
+
+
+@pytest.mark.slow
+def test_a_crowd_of_100_is_served(server, crop):
+    photo = file_of(ASTRONAUT)
+    calls = [("/api/answers", crop)] * 80 + [("/api/faces", photo)] * 20
+    with ThreadPoolExecutor(100) as pool:
+        found = list(pool.map(lambda call: server.json(*call), calls))
+    assert [status for status, _ in found] == [200] * 100
+    assert all(answer == found[0][1] for _, answer in found[:80])
+    assert all(answer == found[80][1] for _, answer in found[80:])
+
+
+def test_the_service_checks_questions(service):
+    crop = file_of(np.zeros((service.size, service.size, 3), np.uint8))
+    with pytest.raises(UserError, match="write a question"):
+        list(service.ask(crop, "  ", Switches()))
+
+
+def test_the_command_names_its_mistakes(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["demo-server", "--port", port]) == 2
+    assert f"port {port}" in capsys.readouterr().err
+    assert main(["demo-server", "--port", "0", "--checkpoint", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
