@@ -98,7 +98,7 @@ def load_llava(
         *mapping.under("image_connector", mapping.connector_leaves(width_in, config.llm.hidden_size)),
         *mapping.under("llm", mapping.llama_leaves(config.llm)),
     ]
-    layout = _without_tied_head(mapping.LLAVA, config.llm)
+    layout = mapping.without_tied_head(mapping.LLAVA, config.llm)
     return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
 
 
@@ -108,7 +108,7 @@ def load_llama(
     """Loads a Llama-architecture causal LM as the tree of `models.llama.Llama`. Arguments as `load_llava`."""
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llama_config(folder)
-    layout = _without_tied_head(mapping.LLAMA, config)
+    layout = mapping.without_tied_head(mapping.LLAMA, config)
     return config, *_load(name_or_folder, folder, mapping.llama_leaves(config), layout, dtype, placement)
 
 
@@ -186,11 +186,6 @@ def encode_clip_texts(name_or_folder: str | Path, texts: Sequence[str]) -> Float
     tokens = np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
     output = jax.jit(ClipText(config).apply)({"params": params}, tokens)
     return np.asarray(output.pooled if output.projected is None else output.projected)
-
-
-def _without_tied_head(layout: mapping.Layout, config: LlamaConfig) -> mapping.Layout:
-    # A tied model may still store its head, as a copy of the embeddings.
-    return replace(layout, unused=(*layout.unused, r"llm\.lm_head\.weight")) if config.tie_embeddings else layout
 
 
 def _load(

@@ -238,6 +238,11 @@ def under(prefix: str, leaves: Iterable[Leaf]) -> list[Leaf]:
     return [replace(leaf, path=f"{prefix}/{leaf.path}") for leaf in leaves]
 
 
+def without_tied_head(layout: Layout, config: LlamaConfig) -> Layout:
+    """Lets a tied model store its head all the same: it is a copy of the embeddings."""
+    return replace(layout, unused=(*layout.unused, r"llm\.lm_head\.weight")) if config.tie_embeddings else layout
+
+
 @dataclass(frozen=True)
 class Match:
     """A checkpoint that fits: `keys` maps canonical keys to the file's own; `unused` are the file's keys left out."""

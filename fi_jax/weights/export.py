@@ -1,0 +1,208 @@
+"""A trained model out to the PyTorch world: one folder that explains itself and needs nothing of ours."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fi_jax.config import Experiment, to_dict
+from fi_jax.data.augment import MEAN, STD
+from fi_jax.data.masks import CLASSES, PALETTE
+from fi_jax.data.sequences import SequenceBuilder
+from fi_jax.errors import UserError
+from fi_jax.labels.rule_tables import rules_for
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.weights import hf_write, mapping, stream
+from fi_jax.weights.bundle import TrainedModel
+from fi_jax.weights.huggingface import resolve_folder
+from fi_jax.weights.model_card import model_card
+from fi_jax.weights.peft import export_peft
+from fi_jax.weights.torch_state import to_state
+
+PLAIN_LLAVA = "merged/ is a plain LLaVA: it carries the picture, but neither segmentation nor knowledge tokens; face_insight.py does"
+PLAIN_LLAMA = "merged/ is a plain language model: it carries neither image, segmentation nor knowledge tokens; face_insight.py does"
+
+
+def export(
+    model: TrainedModel,
+    leaves: Mapping[str, Any],
+    builder: SequenceBuilder,
+    vocabulary: Vocabulary,
+    folder: Path,
+    *,
+    merged: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes the folder; it appears whole or not at all.
+
+    Args:
+      model: what was trained.
+      leaves: all parameters, flat (`weights.assemble.assemble`), in the type the model answers in.
+      builder: asks every closed question of the vocabulary.
+      merged: also write the language model with its adapter merged, in its base's own layout.
+      say: told what was written and what a plain model cannot carry.
+
+    Raises:
+      UserError: `folder` exists already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; name another folder or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is a rename.
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(model, leaves, builder, vocabulary, work, merged, say)
+        if folder.exists():
+            folder.rmdir()
+        work.chmod(0o755)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(
+    model: TrainedModel,
+    leaves: Mapping[str, Any],
+    builder: SequenceBuilder,
+    vocabulary: Vocabulary,
+    folder: Path,
+    merged: bool,
+    say: Callable[[str], None],
+) -> None:
+    config = model.config
+    llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}
+    adapters = {path: np.asarray(leaf, np.float32) for path, leaf in llm.items() if "/lora_" in path}
+    base = _base(model, llm, adapters, builder, folder)
+    builder.tokenizer.save(str(folder / "tokenizer.json"))
+    if adapters:
+        name = str(base["name"])
+        export_peft(
+            adapters,
+            config.model.llm.lora,
+            folder / "adapter",
+            base_name=name,
+            base_hash=str(base["hash"]),
+            in_llava=base["model_type"] == "llava",
+        )
+        say(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
+    state = to_state({path: np.asarray(leaf) for path, leaf in leaves.items() if not path.startswith("llm/")})
+    state |= {"prompts": model.prompts.astype(np.float32), "graph": model.graph.astype(np.float32)}
+    _save(state, folder / "face_insight.safetensors")
+    say(
+        f"face_insight.safetensors: {sum(value.size for value in state.values()) / 1e6:.1f} M parameters beside the language model"
+    )
+    shutil.copyfile(Path(__file__).parent / "torch_model.py", folder / "face_insight.py")
+    _write_json(folder / "face_insight.json", settings(model, builder, vocabulary, base))
+    _write_json(folder / "config.json", to_dict(config))
+    _write_json(folder / "model.json", model.info)
+    _write_json(folder / "rules.json", [asdict(rule) | {"reads": str(rule)} for rule in rules_for(vocabulary)])
+    (folder / "README.md").write_text(model_card(model, base, has_adapter=bool(adapters), has_merged=merged))
+    if merged:
+        _write_merged(model, llm, builder, folder, say)
+
+
+def settings(
+    model: TrainedModel, builder: SequenceBuilder, vocabulary: Vocabulary, base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what the PyTorch module needs besides weights: shapes, questions as tokens, labels, colours."""
+    rows = builder.build([range(len(builder.questions))])
+    questions = []
+    for i, question in enumerate(builder.questions):
+        valid, options = rows["segment_valid"][0, i], rows["option_tokens"][0, i, : len(question.options)]
+        tokens = rows["segment_tokens"][0, i][valid].tolist()
+        if len(tokens) != rows["answer_position"][0, i] + 1:
+            raise AssertionError(f"question {question.name} does not end where its answer is due")
+        questions.append(asdict(question) | {"tokens": tokens, "option_tokens": options.tolist()})
+    return {
+        "model": to_dict(model.config.model),
+        "base": dict(base),
+        "labels": list(vocabulary.names),
+        "prompts": {label.name: label.prompt for label in vocabulary.labels},
+        # Negative ids are slots: -1 image, -2 segmentation, -3 knowledge tokens.
+        "prefix": rows["prefix_tokens"][0].tolist(),
+        "questions": questions,
+        "template": asdict(builder.template),
+        "temperatures": model.info.get("temperatures", {}),
+        # Side of the square crop the model was trained on.
+        "image_size": model.config.data.image_size,
+        "mean": MEAN.tolist(),
+        "std": STD.tolist(),
+        "classes": list(CLASSES),
+        "palette": PALETTE.tolist(),
+    }
+
+
+def _base(
+    model: TrainedModel, llm: Mapping[str, Any], adapters: Mapping[str, Any], builder: SequenceBuilder, folder: Path
+) -> dict[str, Any]:
+    """Names the language model that the adapter belongs to; writes it into `base/` where nobody can fetch it."""
+    weights = model.config.weights
+    source = weights.llava or weights.llm
+    trained = [path for path in model.leaves if path.startswith("llm/") and "/lora_" not in path]
+    if _is_checkpoint(weights.llm, weights.llava) and not trained:
+        files = stream.find_files(resolve_folder(source))
+        kind = hf_write.base_model_type(resolve_folder(source))
+        return {"name": source, "hash": stream.checkpoint_hash(files), "model_type": kind}
+    bare = {path: leaf for path, leaf in llm.items() if path not in adapters}
+    _write_llama(bare, model.config, builder, folder / "base")
+    digest = stream.checkpoint_hash(stream.find_files(folder / "base"))
+    made_from = model.info.get("base", {}).get("llm", {"name": weights.llm})
+    return {"name": "base", "hash": digest, "model_type": "llama", "made_from": made_from}
+
+
+def _is_checkpoint(llm: str, llava: str) -> bool:
+    return bool(llava) or not (llm in ("random", "smollm2") or llm.endswith(".gguf"))
+
+
+def _write_llama(leaves: Mapping[str, Any], config: Experiment, builder: SequenceBuilder, folder: Path) -> None:
+    """Writes the LLM (adapters among `leaves` are merged) with its tokenizer, for `from_pretrained`."""
+    tokenizer, end = builder.tokenizer, builder.template.end
+    # What generation stops at; only a token of its own may also end texts for the tokenizer.
+    end_id = builder.ids(end)[0]
+    named = {"eos_token": end, "pad_token": end} if tokenizer.token_to_id(end) is not None else {}
+    extra = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": end_id}
+    hf_write.export_llama(leaves, config.model.llm, folder, dtype=config.model.dtype, extra=extra)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+
+
+def _write_merged(
+    model: TrainedModel, llm: Mapping[str, Any], builder: SequenceBuilder, folder: Path, say: Callable[[str], None]
+) -> None:
+    config = model.config
+    weights, target = config.weights, folder / "merged"
+    if not _is_checkpoint(weights.llm, weights.llava):
+        _write_llama(llm, config, builder, target)
+        say(PLAIN_LLAMA)
+        return
+    leaves = mapping.under("llm", mapping.llama_leaves(config.model.llm))
+    layout = mapping.LLAMA
+    if weights.llava:
+        image = config.model.image_encoder
+        connector = mapping.connector_leaves(image.hidden_size * image.merge**2, config.model.llm.hidden_size)
+        leaves += mapping.under("image_encoder", mapping.vit_leaves(image))
+        leaves += mapping.under("image_connector", connector)
+        layout = mapping.LLAVA
+    layout = mapping.without_tied_head(layout, config.model.llm)
+    base = resolve_folder(weights.llava or weights.llm)
+    hf_write.merge_into_copy(base, target, leaves, layout, model.leaves, lambda path: _lora(config, path))
+    say(PLAIN_LLAVA if weights.llava else PLAIN_LLAMA)
+
+
+def _lora(config: Experiment, path: str):
+    return config.model.llm.lora if path.startswith("llm/") else config.model.image_encoder.lora
+
+
+def _save(state: dict[str, np.ndarray], path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(state, path, {"format": "pt"})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,383 @@
+"""FaceInsight in PyTorch, for a folder that `fi-jax export` wrote. Needs torch, transformers, peft, safetensors, tokenizers.
+
+This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`:
+
+    from face_insight import FaceInsight
+    model = FaceInsight.from_folder("exported")
+    model.answer(crop, mask, "Is this person smiling?")   # {"Yes": 0.93, "No": 0.07}
+
+    python face_insight.py CROP.png MASK.png "Is this person smiling?"
+
+`crop` is a square RGB picture of one face (numpy uint8 `[y, x, 3]`), `mask` its segmentation map (uint8 `[y, x]`, the
+19 classes in face_insight.json's order). Shapes below: b faces, i image tokens, n labels, d width, t tokens.
+"""
+
+import copy
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
+
+
+class Linear(nn.Linear):
+    """A linear layer with an optional low-rank adapter: W x + b + alpha / rank · B A x."""
+
+    def __init__(self, size_in: int, size_out: int, name: str = "", lora: dict | None = None, bias: bool = True):
+        super().__init__(size_in, size_out, bias=bias)
+        self.scale = 0.0
+        if lora and lora["rank"] and name in lora["targets"]:
+            self.scale = lora["alpha"] / lora["rank"]
+            self.lora_a = nn.Linear(size_in, lora["rank"], bias=False)
+            self.lora_b = nn.Linear(lora["rank"], size_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + self.scale * self.lora_b(self.lora_a(x)) if self.scale else y
+
+
+class VitAttention(nn.Module):
+    """Bidirectional self-attention."""
+
+    def __init__(self, c: dict):
+        super().__init__()
+        d, self.num_heads = c["hidden_size"], c["num_heads"]
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, Linear(d, d, name, c["lora"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        q, k, v = (
+            project(x).view(b, t, self.num_heads, -1).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+
+
+class VitMlp(nn.Module):
+    """fc1, activation, fc2."""
+
+    def __init__(self, c: dict):
+        super().__init__()
+        self.fc1 = Linear(c["hidden_size"], c["intermediate_size"], "fc1", c["lora"])
+        self.fc2 = Linear(c["intermediate_size"], c["hidden_size"], "fc2", c["lora"])
+        self.act = {
+            "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+            "gelu": F.gelu,
+            "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        }[c["hidden_act"]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class VitLayer(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, c: dict):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(c["hidden_size"], eps=c["layer_norm_eps"])
+        self.norm2 = nn.LayerNorm(c["hidden_size"], eps=c["layer_norm_eps"])
+        self.attn, self.mlp = VitAttention(c), VitMlp(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Vit(nn.Module):
+    """CLIP's vision tower: image tokens from hidden state `feature_layer`, and the pooled class token."""
+
+    def __init__(self, c: dict):
+        super().__init__()
+        d, p, self.grid, self.merge = c["hidden_size"], c["patch_size"], c["image_size"] // c["patch_size"], c["merge"]
+        self.wanted = c["feature_layer"] % (c["num_layers"] + 1)
+        self.patch_embed = nn.Conv2d(3, d, p, stride=p, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(d))
+        self.position_embedding = nn.Parameter(torch.zeros(self.grid**2 + 1, d))
+        self.pre_norm = nn.LayerNorm(d, eps=c["layer_norm_eps"])
+        self.layers = nn.ModuleList(VitLayer(c) for _ in range(c["num_layers"]))
+        self.post_norm = nn.LayerNorm(d, eps=c["layer_norm_eps"])
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`[b, 3, y, x]` -> tokens `[b, i, d * merge**2]` and pooled `[b, d]`."""
+        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], 1) + self.position_embedding
+        states = [self.pre_norm(x)]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        m, g = self.merge, self.grid // self.merge
+        # Inside a token its m x m patches lie row by row, then come their features.
+        tokens = (
+            states[self.wanted][:, 1:].unflatten(1, (g, m, g, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        )
+        return tokens, self.post_norm(states[-1][:, 0])
+
+
+class Connector(nn.Module):
+    """fc1, exact GELU, fc2."""
+
+    def __init__(self, size_in: int, size_out: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(size_in, size_out), nn.Linear(size_out, size_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class PromptGcn(nn.Module):
+    """T_p^l = LeakyReLU(graph T_p^{l-1} W): label prompts refined by the co-occurrence graph."""
+
+    def __init__(self, c: dict):
+        super().__init__()
+        self.enabled, self.residual_on, self.slope = c["enabled"], c["residual"], c["leaky_slope"]
+        widths = [c["prompt_size"], *[c["hidden_size"]] * (c["depth"] - 1), c["align_size"]]
+        self.depth = c["depth"]
+        for i in range(self.depth if self.enabled else 0):
+            setattr(self, f"layer_{i}", nn.Linear(widths[i], widths[i + 1], bias=False))
+        self.skip = c["residual"] or not c["enabled"]
+        self.residual: nn.Module = nn.Identity()
+        if self.skip and c["prompt_size"] != c["align_size"]:
+            self.residual = nn.Linear(c["prompt_size"], c["align_size"], bias=False)
+
+    def forward(self, prompts: Tensor, graph: Tensor) -> Tensor:
+        """`[n, d0]`, `[n, n]` -> `[n, e]`."""
+        if not self.enabled:
+            return self.residual(prompts)
+        x = prompts
+        for i in range(self.depth):
+            x = F.leaky_relu(graph @ getattr(self, f"layer_{i}")(x), self.slope)
+        return x + self.residual(prompts) if self.skip else x
+
+
+class AlignmentHead(nn.Module):
+    """exp(t) · cos(f(image, map), prompt) + b: one logit a label."""
+
+    def __init__(self, width: int, image: int, segmentation: int):
+        super().__init__()
+        self.image = nn.Linear(image, width, bias=False)
+        self.segmentation = nn.Linear(segmentation, width, bias=False) if segmentation else None
+        self.out = nn.Linear(width, width, bias=False)
+        self.log_scale, self.bias = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor, segmentation: Tensor | None, prompts: Tensor) -> Tensor:
+        hidden = self.image(image)
+        if self.segmentation is not None:
+            hidden = hidden + self.segmentation(segmentation)
+        f = self.out(F.gelu(hidden, approximate="tanh"))
+        cosine = F.normalize(f, dim=-1, eps=1e-6) @ F.normalize(prompts, dim=-1, eps=1e-6).T
+        return self.log_scale.exp() * cosine + self.bias
+
+
+class FaceInsight(nn.Module):
+    """The whole model: `settings` is face_insight.json; the language model comes from transformers."""
+
+    def __init__(self, settings: dict, llm: nn.Module, tokenizer):
+        super().__init__()
+        self.settings, self.tokenizer = settings, tokenizer
+        c = settings["model"]
+        width, n = c["llm"]["hidden_size"], len(settings["labels"])
+        image, seg = c["image_encoder"], c["segmentation_encoder"]
+        self.image_encoder = Vit(image)
+        self.image_connector = Connector(image["hidden_size"] * image["merge"] ** 2, width)
+        self.segmentation_encoder = self.segmentation_connector = None
+        if c["use_segmentation"]:
+            self.segmentation_encoder = Vit(seg)
+            self.segmentation_connector = Connector(seg["hidden_size"] * seg["merge"] ** 2, width)
+        self.knowledge = PromptGcn(c["knowledge"])
+        align = c["knowledge"]["align_size"]
+        self.knowledge_connector = Connector(align, width)
+        self.head = AlignmentHead(align, image["hidden_size"], seg["hidden_size"] if c["use_segmentation"] else 0)
+        self.register_buffer("prompts", torch.zeros(n, c["knowledge"]["prompt_size"]))
+        self.register_buffer("graph", torch.zeros(n, n))
+        self.register_buffer("palette", torch.tensor(settings["palette"], dtype=torch.float32), persistent=False)
+        self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
+        # In a list, so that its weights are no part of this module's state_dict.
+        self._llm = [llm]
+
+    @property
+    def llm(self) -> nn.Module:
+        """The language model of transformers, adapters in place."""
+        return self._llm[0]
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, base: str | None = None, device: str = "cpu", dtype=torch.float32
+    ) -> "FaceInsight":
+        """Loads an exported folder. `base` is where its language model lies, if not where the export says."""
+        import peft
+        import transformers
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        folder = Path(folder)
+        settings = json.loads((folder / "face_insight.json").read_text())
+        if base is None:
+            base = settings["base"]["name"]
+            base = str(folder / "base") if base == "base" else base
+        check_base(base, settings["base"]["hash"])
+        kind = "LlavaForConditionalGeneration" if settings["base"]["model_type"] == "llava" else "AutoModelForCausalLM"
+        llm = getattr(transformers, kind).from_pretrained(base, dtype=dtype)
+        if (folder / "adapter").is_dir():
+            llm = peft.PeftModel.from_pretrained(llm, folder / "adapter").get_base_model()
+        model = cls(settings, llm.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")))
+        model.load_state_dict(load_file(folder / "face_insight.safetensors"), strict=True)
+        return model.to(device=device, dtype=dtype).eval()
+
+    def to_pixels(self, pictures: Tensor, size: int) -> Tensor:
+        """`[b, 3, y, x]` with values 0..255 -> normalised, `size` pixels a side."""
+        x = pictures / 255.0
+        if x.shape[-2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        return (x - self.mean) / self.std
+
+    def map_to_pixels(self, mask: Tensor, size: int) -> Tensor:
+        """`[b, y, x]` class indices -> their colours as a normalised picture (nearest neighbour)."""
+        if mask.shape[-2:] != (size, size):
+            rows, columns = ((torch.arange(size, device=mask.device) * s + s // 2) // size for s in mask.shape[-2:])
+            mask = mask[:, rows][:, :, columns]
+        return (self.palette[mask.long()].permute(0, 3, 1, 2) / 255.0 - self.mean) / self.std
+
+    @torch.inference_mode()
+    def look(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
+        """Encodes one face: label `scores` `[1, n]` and the language model's `prefix` `[1, t, d]`."""
+        c, device = self.settings["model"], self.graph.device
+        picture = torch.as_tensor(crop, device=device).permute(2, 0, 1)[None].to(self.graph.dtype)
+        image, pooled = self.image_encoder(self.to_pixels(picture, c["image_encoder"]["image_size"]))
+        segmentation = segmentation_pooled = None
+        if self.segmentation_encoder is not None:
+            colours = self.map_to_pixels(
+                torch.as_tensor(mask, device=device)[None], c["segmentation_encoder"]["image_size"]
+            )
+            segmentation, segmentation_pooled = self.segmentation_encoder(colours)
+        prompts = self.knowledge(self.prompts, self.graph)
+        scores = self.head(pooled, segmentation_pooled, prompts)
+        knowledge = self.knowledge_connector(prompts)[None]
+        if c["knowledge"]["gated"]:
+            knowledge = knowledge * torch.sigmoid(scores)[..., None]
+        tokens = torch.tensor(self.settings["prefix"], device=device)
+        prefix = self.llm.get_input_embeddings()(tokens.clamp(min=0))[None].clone()
+        prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image)
+        if segmentation is not None:
+            prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(segmentation)
+        prefix[:, tokens == KNOWLEDGE_SLOT] = knowledge
+        return {"scores": scores, "prefix": prefix}
+
+    def question(self, text: str) -> dict:
+        """Finds a closed question by its name or its words."""
+        words = _normal(text)
+        for q in self.settings["questions"]:
+            if words in (_normal(q["name"]), _normal(q["text"]), _normal(q["text"].split("?")[0])):
+                return q
+        raise KeyError(f"no closed question '{text}'; face_insight.json lists them (generate() answers free-form ones)")
+
+    @torch.inference_mode()
+    def answer(self, crop: np.ndarray, mask: np.ndarray, text: str | None = None) -> dict:
+        """Probability of each option of one closed question; without one, `{question name: {option: probability}}`."""
+        if text is not None:
+            question = self.question(text)
+            return self._answer(crop, mask, [question])[question["name"]]
+        return self._answer(crop, mask, self.settings["questions"])
+
+    def _answer(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
+        prefix = self.look(crop, mask)["prefix"]
+        past = self.llm.model(inputs_embeds=prefix, use_cache=True).past_key_values
+        embed, head, answers = self.llm.get_input_embeddings(), self.llm.get_output_embeddings(), {}
+        for start in range(0, len(questions), 16):
+            group = questions[start : start + 16]
+            length = max(len(q["tokens"]) for q in group)
+            tokens = torch.tensor(
+                [q["tokens"] + [0] * (length - len(q["tokens"])) for q in group], device=prefix.device
+            )
+            # Every question continues its own copy of the prefix; padding on the right is behind the answers.
+            cache = copy.deepcopy(past)
+            cache.batch_repeat_interleave(len(group))
+            positions = torch.arange(length, device=prefix.device)[None] + prefix.shape[1]
+            hidden = self.llm.model(
+                inputs_embeds=embed(tokens),
+                past_key_values=cache,
+                position_ids=positions.expand(len(group), -1),
+                use_cache=True,
+            ).last_hidden_state
+            for row, q in zip(hidden, group, strict=True):
+                logits = head(row[len(q["tokens"]) - 1])[torch.tensor(q["option_tokens"], device=prefix.device)]
+                # A temperature a task family, from validation.
+                p = torch.softmax(logits.float() / self.settings["temperatures"].get(q["family"], 1.0), -1)
+                answers[q["name"]] = dict(zip(q["options"], p.tolist(), strict=True))
+        return answers
+
+    @torch.inference_mode()
+    def label_probabilities(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+        """Probability of every label by the alignment head (no language model)."""
+        scores = torch.sigmoid(self.look(crop, mask)["scores"][0].float())
+        return dict(zip(self.settings["labels"], scores.tolist(), strict=True))
+
+    @torch.inference_mode()
+    def generate(
+        self, crop: np.ndarray, mask: np.ndarray, text: str = "Describe this face.", max_new_tokens: int = 64
+    ) -> str:
+        """Answers a free-form question, greedily."""
+        template = self.settings["template"]
+        asked = self.tokenizer.encode(template["before"] + text + template["after"], add_special_tokens=False).ids
+        end = self.tokenizer.encode(template["end"], add_special_tokens=False).ids[0]
+        prefix, embed = self.look(crop, mask)["prefix"], self.llm.get_input_embeddings()
+        x = torch.cat([prefix, embed(torch.tensor([asked], device=prefix.device))], 1)
+        past, ids = None, []
+        while len(ids) < max_new_tokens:
+            output = self.llm.model(inputs_embeds=x, past_key_values=past, use_cache=True)
+            token = int(self.llm.get_output_embeddings()(output.last_hidden_state[0, -1]).argmax())
+            if token == end:
+                break
+            ids.append(token)
+            past, x = output.past_key_values, embed(torch.tensor([[token]], device=prefix.device))
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def check_base(base: str, expected: str) -> None:
+    """Raises `ValueError` when the files in folder (or Hub repository) `base` are not those the adapter was trained on."""
+    folder = Path(base)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    index = folder / "model.safetensors.index.json"
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    digests = []
+    for file in files:
+        # The Hub's cache names large files by their SHA-256.
+        known = file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", file.resolve().name)
+        if known:
+            digests.append(file.resolve().name)
+            continue
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    found = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{base} has hash {found[:12]}…, but the adapter was trained on {expected[:12]}…: another base"
+        )
+
+
+def _normal(text: str) -> str:
+    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower().replace("_", " ")).split())
+
+
+if __name__ == "__main__":
+    from PIL import Image
+
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: python face_insight.py CROP.png MASK.png ['question']")
+    loaded = FaceInsight.from_folder(Path(__file__).parent)
+    face, classes = np.asarray(Image.open(sys.argv[1]).convert("RGB")), np.asarray(Image.open(sys.argv[2]))
+    print(json.dumps(loaded.answer(face, classes, *sys.argv[3:]), indent=1))

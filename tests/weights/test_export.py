@@ -1,0 +1,341 @@
+"""Exported folders, in real PyTorch: the whole model answers the same, merged weights load alone, and all comes back."""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from fi_jax.cli.configs import load_config
+from fi_jax.cli.main import main
+from fi_jax.config import KnowledgeConfig, LoraConfig, VitConfig, WeightsConfig
+from fi_jax.errors import UserError
+from fi_jax.inference.answerer import Answerer, load_answerer
+from fi_jax.inference.generation import generate
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.weights.assemble import assemble, param_shapes
+from fi_jax.weights.bundle import TrainedModel, bundled_names, load_model, save_model
+from fi_jax.weights.hf_config import read_llama_config, read_llava_config
+from fi_jax.weights.peft import import_peft
+from fi_jax.weights.stream import checkpoint_hash, find_files
+from fi_jax.weights.tokenizers import byte_tokenizer
+from fi_jax.weights.torch_state import from_state, to_state
+
+
+class Exported(NamedTuple):
+    """A model, the folder it was exported to, our own answers' source, and what the command printed."""
+
+    model: TrainedModel
+    folder: object
+    answerer: Answerer
+    said: str
+
+
+def _model(config, base=None) -> TrainedModel:
+    """A model as if trained: every trained leaf random, LoRA B included."""
+    vocabulary = find_vocabulary(config.data.vocabulary)
+    rng = np.random.default_rng(0)
+    trained = {}
+    for path, shape in param_shapes(config.model).items():
+        if path.startswith("llm/") and "/lora_" not in path:
+            continue
+        size = 0.3 if "lora" in path or len(shape.shape) < 2 else 1.5 / np.sqrt(shape.shape[-2])
+        trained[path] = (rng.normal(size=shape.shape) * size + ("scale" in path)).astype(np.float32)
+    if not base:
+        # Answers of freshly initialised weights are all near one half: loud ones show differences.
+        trained["llm/norm/scale"] = np.full(config.model.llm.hidden_size, 20, np.float32)
+    n = len(vocabulary)
+    prompts = rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32)
+    graph = rng.random((n, n)).astype(np.float32)
+    graph /= graph.sum(1, keepdims=True)
+    info = {"labels": list(vocabulary.names), "base": base or {}, "sources": ["synthetic_faces"]}
+    return TrainedModel(config, trained, prompts, graph, info | {"temperatures": {"attribute": 1.7}})
+
+
+def _export(model, folder, capture, *flags) -> Exported:
+    save_model(folder / "run" / "model", model)
+    assert main(["export", str(folder / "run"), "--out", str(folder / "out"), *flags]) == 0
+    return Exported(model, folder / "out", load_answerer(model), capture.readouterr().out if capture else "")
+
+
+def _face(size=40):
+    """Of another size than the encoders' (32), so that both sides resize."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (size, size, 3), dtype=np.uint8), rng.integers(0, 19, (size, size), dtype=np.uint8)
+
+
+def _in_torch(folder):
+    """The exported file itself, as a user without this package imports it."""
+    spec = importlib.util.spec_from_file_location("face_insight", folder / "face_insight.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FaceInsight.from_folder(folder)
+
+
+def _tiny(**changes):
+    config = load_config("tiny", [])
+    return replace(config, model=replace(config.model, **changes))
+
+
+def _odd():
+    """GQA, a head_dim of its own, tied embeddings, LoRA here and there, merged patches, another hidden state."""
+    adapters = LoraConfig(2, 6.0, ("q_proj", "out_proj", "fc2"))
+    vit = VitConfig(32, 4, 24, 40, 3, 3, hidden_act="gelu", feature_layer=-2, merge=2, lora=adapters)
+    lora = LoraConfig(3, 10.0, ("q_proj", "down_proj"))
+    llm = replace(_tiny().model.llm, num_heads=4, num_kv_heads=2, head_dim=20, tie_embeddings=True, lora=lora)
+    knowledge = KnowledgeConfig(hidden_size=24, align_size=48, prompt_size=48, gated=False)
+    return _tiny(image_encoder=vit, llm=llm, knowledge=knowledge)
+
+
+def _without():
+    """No segmentation, no graph network, no adapter."""
+    llm = replace(_tiny().model.llm, lora=LoraConfig())
+    return _tiny(
+        use_segmentation=False, llm=llm, knowledge=KnowledgeConfig(enabled=False, align_size=32, prompt_size=48)
+    )
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    return _export(_model(_odd()), tmp_path_factory.mktemp("odd"), None, "--merged")
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    return _export(_model(_without()), tmp_path_factory.mktemp("without"), None)
+
+
+def _randomised(model):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model
+
+
+TEXT = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def _llava_base(folder):
+    """In shards and float16, as the real one."""
+    vision = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=32, patch_size=8),
+        text_config=transformers.LlamaConfig(**TEXT, num_key_value_heads=2),
+        image_token_id=319,
+    )
+    _randomised(transformers.LlavaForConditionalGeneration(config)).half().save_pretrained(
+        folder, max_shard_size="60KB"
+    )
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    _llava_base(folder / "base")
+    read = read_llava_config(folder / "base")
+    config = _tiny(image_encoder=read.image_encoder, llm=replace(read.llm, lora=LoraConfig(4, 10.0)))
+    config = replace(config, weights=WeightsConfig(llava=str(folder / "base"), text_encoder="random"))
+    base = {"llava": {"name": str(folder / "base"), "hash": checkpoint_hash(find_files(folder / "base"))}}
+    return _export(_model(config, base), folder, None, "--merged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["odd", "without", "llava"])
+def test_pytorch_answers_the_same(variant, request):
+    exported = request.getfixturevalue(variant)
+    image, mask = _face()
+    questions = exported.answerer.answerable(questions_for(exported.answerer.vocabulary))
+    ours = exported.answerer.answer(image[None], mask[None], questions)
+    model = _in_torch(exported.folder)
+    theirs = model.answer(image, mask)
+    assert list(theirs) == [q.name for q in questions]
+    for i, question in enumerate(questions):
+        assert tuple(theirs[question.name]) == question.options
+        expected = ours.llm[0, i, : len(question.options)]
+        np.testing.assert_allclose(list(theirs[question.name].values()), expected, atol=1e-3)
+    assert np.ptp(ours.llm) > 0.3, "answers that are all alike show nothing"
+    scores = 1 / (1 + np.exp(-ours.label_scores[0]))
+    np.testing.assert_allclose(list(model.label_probabilities(image, mask).values()), scores, atol=1e-3)
+    one = model.answer(image, mask, questions[0].text)
+    np.testing.assert_allclose(list(one.values()), list(theirs[questions[0].name].values()), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_free_form_text_is_the_same(odd):
+    image, mask = _face()
+    ours = generate(odd.answerer, image, mask, "Describe this face.", 12)
+    assert ours and _in_torch(odd.folder).generate(image, mask, max_new_tokens=12) == ours
+
+
+def test_the_folder_explains_itself(odd, without, llava):
+    common = {
+        "README.md",
+        "config.json",
+        "face_insight.json",
+        "face_insight.py",
+        "face_insight.safetensors",
+        "model.json",
+        "rules.json",
+        "tokenizer.json",
+    }
+    for exported, folders in (
+        (odd, {"adapter", "base", "merged"}),
+        (without, {"base"}),
+        (llava, {"adapter", "merged"}),
+    ):
+        assert {path.name for path in exported.folder.iterdir()} == common | folders
+        card = (exported.folder / "README.md").read_text()
+        settings = json.loads((exported.folder / "face_insight.json").read_text())
+        assert settings["base"]["hash"] in card
+        assert {f"`{name}/`" in card for name in folders} == {True}
+        assert ("`adapter/`" in card) == ("adapter" in folders)
+    source = (odd.folder / "face_insight.py").read_text()
+    assert "import fi_jax" not in source and "from fi_jax" not in source
+    rules = json.loads((odd.folder / "rules.json").read_text())
+    assert rules and all(rule["source"] and rule["reads"] for rule in rules)
+
+
+def test_another_base_is_refused(odd, tmp_path):
+    shutil.copytree(odd.folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "base" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="another base"):
+        _in_torch(tmp_path / "copy")
+
+
+def _logits(model, tokens):
+    with torch.no_grad():
+        return model.eval()(tokens).logits.numpy()
+
+
+def test_merged_equals_base_and_adapter_and_needs_transformers_alone(odd):
+    folder = odd.folder
+    merged, info = transformers.AutoModelForCausalLM.from_pretrained(folder / "merged", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "merged")
+    assert tokenizer("Yes", add_special_tokens=False)["input_ids"] == byte_tokenizer().encode("Yes").ids
+    assert merged.config.eos_token_id == byte_tokenizer().encode("\n").ids[0]
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    tokens = torch.tensor(np.random.default_rng(0).integers(0, 300, (1, 500)))
+    before, expected = _logits(base, tokens), _logits(peft.PeftModel.from_pretrained(base, folder / "adapter"), tokens)
+    np.testing.assert_allclose(_logits(merged, tokens), expected, atol=1e-3)
+    assert np.abs(before - expected).max() > 0.1
+
+
+def test_merged_onto_a_llava_is_that_llava_with_what_was_trained(llava):
+    base = llava.folder.parent / "base"
+    changed = set()
+    for file in base.glob("*.safetensors"):
+        before, after = load_file(file), load_file(llava.folder / "merged" / file.name)
+        assert {k: (v.shape, v.dtype) for k, v in before.items()} == {k: (v.shape, v.dtype) for k, v in after.items()}
+        changed |= {key for key in before if not np.array_equal(before[key], after[key])}
+    # The tower, the connector and every adapted layer; neither embeddings, norms nor head of the LLM.
+    assert any("multi_modal_projector" in key for key in changed) and any("vision_tower" in key for key in changed)
+    of_llm = {key for key in changed if "language_model" in key or "lm_head" in key}
+    assert len(of_llm) == 2 * 7 and all("_proj" in key for key in of_llm)
+    load = transformers.LlavaForConditionalGeneration.from_pretrained
+    merged, info = load(llava.folder / "merged", dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tokens = torch.tensor(np.random.default_rng(0).integers(0, 300, (1, 100)))
+    adapted = peft.PeftModel.from_pretrained(load(base, dtype=torch.float32), llava.folder / "adapter")
+    expected = _logits(adapted, tokens)
+    # The file keeps the base's float16, which rounds the sums.
+    np.testing.assert_allclose(_logits(merged, tokens), expected, atol=0.01 * np.abs(expected).max())
+    trained = llava.model.leaves["image_encoder/layers/mlp/fc1/kernel"][1].T.astype(np.float16).astype(np.float32)
+    (key,) = (key for key in merged.state_dict() if key.endswith("layers.1.mlp.fc1.weight"))
+    np.testing.assert_array_equal(merged.state_dict()[key].numpy(), trained)
+
+
+def test_merged_onto_a_llama_folder(tmp_path, capsys):
+    _randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save(str(tmp_path / "base" / "tokenizer.json"))
+    llm = replace(read_llama_config(tmp_path / "base"), lora=LoraConfig(2, 6.0, ("v_proj", "gate_proj")))
+    config = replace(_tiny(llm=llm), weights=WeightsConfig(llm=str(tmp_path / "base"), text_encoder="random"))
+    base = {"llm": {"name": str(tmp_path / "base"), "hash": checkpoint_hash(find_files(tmp_path / "base"))}}
+    exported = _export(_model(config, base), tmp_path, capsys, "--merged")
+    assert "carries neither image, segmentation nor knowledge tokens" in exported.said
+    assert not (exported.folder / "base").exists()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    tokens = torch.tensor(np.random.default_rng(0).integers(0, 300, (1, 100)))
+    adapted = peft.PeftModel.from_pretrained(load(tmp_path / "base"), exported.folder / "adapter")
+    np.testing.assert_allclose(_logits(load(exported.folder / "merged"), tokens), _logits(adapted, tokens), atol=1e-3)
+
+
+def test_there_and_back_is_bit_equal(odd):
+    """JAX -> PyTorch -> JAX in float32: encoders with adapters, connectors, graph network, head, the LLM's adapter."""
+    model, config = odd.model, odd.model.config.model
+    state = {key: value.detach().numpy() for key, value in _in_torch(odd.folder).state_dict().items()}
+    assert np.array_equal(state.pop("graph"), model.graph) and np.array_equal(state.pop("prompts"), model.prompts)
+    shapes = {path: shape for path, shape in param_shapes(config).items() if not path.startswith("llm/")}
+    back = from_state(state, shapes)
+    back |= {f"llm/{path}": leaf for path, leaf in import_peft(odd.folder / "adapter", config.llm).leaves.items()}
+    assert back.keys() == model.leaves.keys() - {"llm/norm/scale"}
+    for path, leaf in back.items():
+        np.testing.assert_array_equal(leaf, model.leaves[path], err_msg=path)
+
+
+def test_the_exported_base_is_the_models_own(odd):
+    from fi_jax.weights.huggingface import load_llama
+
+    _, params, _ = load_llama(odd.folder / "base", dtype="float32")
+    leaves, _ = assemble(odd.model.config, odd.model.leaves)
+    np.testing.assert_array_equal(params["layers"]["mlp"]["up_proj"]["kernel"], leaves["llm/layers/mlp/up_proj/kernel"])
+    np.testing.assert_array_equal(params["norm"]["scale"], odd.model.leaves["llm/norm/scale"])
+
+
+def test_a_state_that_does_not_fit_names_every_key():
+    shapes = {
+        "a/layers/x/kernel": jax.ShapeDtypeStruct((2, 3, 4), "float32"),
+        "b/scale": jax.ShapeDtypeStruct((3,), "float32"),
+    }
+    state = to_state({path: np.zeros(shape.shape, np.float32) for path, shape in shapes.items()})
+    assert set(state) == {"a.layers.0.x.weight", "a.layers.1.x.weight", "b.weight"}
+    del state["a.layers.1.x.weight"]
+    state |= {"b.weight": np.zeros(4, np.float32), "c.weight": np.zeros(1, np.float32)}
+    with pytest.raises(UserError) as caught:
+        from_state(state, shapes)
+    for said in ("a.layers.1.x.weight is missing", "b.weight has shape [4]", "c.weight is unexpected"):
+        assert said in str(caught.value)
+
+
+def test_an_existing_folder_is_left_alone(odd, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    assert main(["export", str(odd.folder.parent / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("nano" not in bundled_names(), reason="no bundled model 'nano' yet")
+def test_nano_answers_the_same_about_a_photograph(tmp_path):
+    import skimage
+
+    model = load_model("nano")
+    assert main(["export", "nano", "--out", str(tmp_path / "out")]) == 0
+    answerer = load_answerer(model)
+    crop = skimage.data.astronaut()[60:172, 168:280]
+    mask = np.zeros(crop.shape[:2], np.uint8)
+    mask[20:100, 25:90] = 1
+    questions = answerer.answerable(questions_for(answerer.vocabulary))
+    ours = answerer.answer(crop[None], mask[None], questions)
+    theirs = _in_torch(tmp_path / "out").answer(crop, mask)
+    for i, question in enumerate(questions):
+        expected = ours.llm[0, i, : len(question.options)]
+        said = list(theirs[question.name].values())
+        np.testing.assert_allclose(said, expected, atol=1e-3)
+        top = np.sort(expected)[-2:]
+        assert np.argmax(said) == np.argmax(expected) or top[1] - top[0] < 2e-3
