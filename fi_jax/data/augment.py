@@ -20,10 +20,12 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths; zero switches a part off. Lengths are fractions of the picture's side."""
+    """Strengths; zero (for `min_scale`, one) switches a part off. Lengths are fractions of the picture's side."""
 
     min_scale: float = 0.7
     max_shift: float = 0.08
+    # Logarithm of the largest change of width against height.
+    aspect: float = 0.12
     rotation: float = 0.15
     flip: float = 0.5
     brightness: float = 0.25
@@ -71,7 +73,7 @@ def _augment_one(
 ):
     size_y, size_x = mask.shape
     scale = strength.min_scale + (1 - strength.min_scale) * u[0]
-    aspect = jnp.exp(0.12 * _signed(u[1]))
+    aspect = jnp.exp(strength.aspect * _signed(u[1]))
     angle = strength.rotation * _signed(u[2])
     shift = _signed(u[3:5]) * ((1 - scale) / 2 + strength.max_shift)
 
@@ -82,8 +84,8 @@ def _augment_one(
     flipped_x = jnp.where(flip, -grid_x, grid_x)
     source_y = scale / aspect * (grid_y * jnp.cos(angle) + flipped_x * jnp.sin(angle)) + shift[0]
     source_x = scale * aspect * (-grid_y * jnp.sin(angle) + flipped_x * jnp.cos(angle)) + shift[1]
-    source_y = jnp.clip((source_y + 0.5) * size_y - 0.5, 0, size_y - 1)
-    source_x = jnp.clip((source_x + 0.5) * size_x - 0.5, 0, size_x - 1)
+    source_y = _snap(jnp.clip((source_y + 0.5) * size_y - 0.5, 0, size_y - 1))
+    source_x = _snap(jnp.clip((source_x + 0.5) * size_x - 0.5, 0, size_x - 1))
 
     nearest = mask[jnp.round(source_y).astype(jnp.int32), jnp.round(source_x).astype(jnp.int32)].astype(jnp.int32)
     nearest = jnp.where(flip, jnp.asarray(FLIPPED)[nearest], nearest)
@@ -108,6 +110,15 @@ def _augment_one(
 
 def _signed(u: Float[Array, "..."]) -> Float[Array, "..."]:
     return 2 * u - 1
+
+
+def _snap(at: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Rounds positions to 1/256 pixel.
+
+    The compiler may compute a position twice, once for the neighbour's index and once for its weight. Where rounding
+    falls on two sides of a whole number, the wrong neighbour would get the whole weight.
+    """
+    return jnp.round(at * 256) / 256
 
 
 def _bilinear(
