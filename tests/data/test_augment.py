@@ -1,0 +1,88 @@
+"""Pictures for the encoders: normalisation, colour-coded maps, and augmentation whose map follows the picture."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fi_jax.data.augment import MEAN, STD, Augmentation, augment, map_to_pixels, to_pixels
+from fi_jax.data.masks import FLIPPED, PALETTE
+
+STILL = Augmentation(
+    min_scale=1, max_shift=0, aspect=0, rotation=0, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0
+)  # fmt: skip
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
+MASK = RNG.integers(0, 19, (3, 24, 24), dtype=np.uint8)
+
+
+def changed(**strength) -> tuple[np.ndarray, np.ndarray]:
+    from dataclasses import replace
+
+    run = jax.jit(augment, static_argnums=3)
+    image, mask = run(jax.random.key(0), IMAGE, MASK, replace(STILL, **strength))
+    return np.asarray(image), np.asarray(mask)
+
+
+def test_pixels_are_normalised_as_clip_does():
+    np.testing.assert_allclose(to_pixels(jnp.asarray(IMAGE), 24), (IMAGE / 255.0 - MEAN) / STD, atol=1e-6)
+    assert to_pixels(jnp.asarray(IMAGE), 8).shape == (3, 8, 8, 3)
+
+
+def test_maps_become_their_palette_even_when_resized():
+    np.testing.assert_allclose(map_to_pixels(jnp.asarray(MASK), 24), (PALETTE[MASK] / 255.0 - MEAN) / STD, atol=1e-5)
+    back = np.asarray(map_to_pixels(jnp.asarray(MASK), 12)) * STD + MEAN
+    # Nearest: no colour in between.
+    distances = np.abs(back[..., None, :] * 255 - PALETTE).max(-1).min(-1)
+    assert distances.max() < 1e-2
+
+
+def test_zero_strength_changes_nothing():
+    image, mask = changed()
+    np.testing.assert_allclose(image, IMAGE, atol=2e-3)
+    np.testing.assert_array_equal(mask, MASK)
+
+
+def test_a_flip_mirrors_both_and_swaps_left_and_right():
+    image, mask = changed(flip=1)
+    np.testing.assert_allclose(image, IMAGE[:, :, ::-1], atol=2e-3)
+    np.testing.assert_array_equal(mask, np.asarray(FLIPPED)[MASK[:, :, ::-1]])
+    assert (np.asarray(FLIPPED) != np.arange(19)).any()
+
+
+def test_the_map_follows_the_geometry():
+    """A picture that shows its own map still does after crop, turn and shift."""
+    y, x = np.mgrid[:48, :48]
+    square = ((abs(y - 20) < 10) & (abs(x - 26) < 8)).astype(np.uint8)
+    picture = np.repeat(square[None, ..., None] * 255, 3, -1).astype(np.uint8)
+    geometry = Augmentation(
+        min_scale=0.7, rotation=0.3, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0
+    )
+    run = jax.jit(augment, static_argnums=3)
+    for seed in range(5):
+        image, mask = run(jax.random.key(seed), picture, square[None], geometry)
+        agree = (np.asarray(image)[0, ..., 0] > 127) == (np.asarray(mask)[0] == 1)
+        assert agree.mean() > 0.99
+        assert (np.asarray(mask)[0] != square).any()
+
+
+def test_colours_leave_the_map_alone():
+    image, mask = changed(brightness=0.3, contrast=0.3, saturation=0.5, blur=1.0, grey=0.5, erase=1.0)
+    np.testing.assert_array_equal(mask, MASK)
+    assert np.abs(image - IMAGE).max() > 5
+    assert image.min() >= 0 and image.max() <= 255
+
+
+def test_a_key_decides_everything_and_faces_differ():
+    run = jax.jit(augment, static_argnums=3)
+    same = np.repeat(IMAGE[:1], 3, 0), np.repeat(MASK[:1], 3, 0)
+    one, two, other = (run(jax.random.key(seed), *same, Augmentation())[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(np.asarray(one - other)).max() > 1
+    assert np.abs(np.asarray(one[0] - one[1])).max() > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_classes_are_still_classes(seed):
+    _, mask = jax.jit(augment, static_argnums=3)(jax.random.key(seed), IMAGE, MASK, Augmentation())
+    assert np.asarray(mask).min() >= 0 and np.asarray(mask).max() <= 18
