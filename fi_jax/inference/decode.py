@@ -24,8 +24,7 @@ class Generated(NamedTuple):
     lengths: Int[np.ndarray, "b q"]
 
 
-@flax.struct.dataclass
-class _State:
+class _State(flax.struct.PyTreeNode):
     """One step of decoding: the cache, the newest token of each answer, its position, and who has ended."""
 
     cache: KVCache
@@ -122,7 +121,8 @@ def _prefill(model, max_new_tokens, eos_ids, params, prefix, prefix_valid, token
         last = jnp.maximum(lengths - 1, 0)[:, :, None, None]
         return model.logits(jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]), cache, position
 
-    logits, cache, position = model.apply({"params": params}, method=run)
+    result: Any = model.apply({"params": params}, method=run)
+    logits, cache, position = result
     token, key = _choose(logits, temperature, key)
     return _State(cache, token, position, _is_end(token, eos_ids), key)
 
@@ -148,7 +148,8 @@ def _advance(model: Llama, eos_ids, params, state: _State, temperature) -> _Stat
         )
         return model.logits(hidden[:, :, 0]), cache
 
-    logits, cache = model.apply({"params": params}, method=run)
+    result: Any = model.apply({"params": params}, method=run)
+    logits, cache = result
     token, key = _choose(logits, temperature, state.key)
     return _State(cache, token, state.position + 1, state.done | _is_end(token, eos_ids), key)
 

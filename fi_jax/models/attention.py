@@ -57,20 +57,20 @@ def split_attention(
     if q.shape[1] != layout.total:
         raise ValueError(f"{q.shape[1]} tokens for {layout}, which has {layout.total}")
     b, p, s, n = q.shape[0], layout.prefix, layout.segments, layout.length
+    prefix = [a[:, :p] for a in (q, k, v, valid)]
+    own = [a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v, valid)]
     outputs = []
     if p:
-        outputs.append(_causal(q[:, :p], k[:, :p], v[:, :p], valid[:, :p], implementation))
+        outputs.append(_causal(*prefix, implementation=implementation))
     if s and not p:
-        own = (a.reshape(b * s, n, *a.shape[2:]) for a in (q, k, v))
-        outputs.append(_causal(*own, valid.reshape(b * s, n), implementation).reshape(q.shape))
-    elif s:
-        own = [a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v)]
-        if implementation == "flash":
-            lengths = valid[:, :p].sum(axis=1, dtype=jnp.int32)
-            out = segment_attention_flash(*own, k[:, :p], v[:, :p], lengths)
-        else:
-            out = _segments_xla(*own, k[:, :p], v[:, :p], valid[:, :p], valid[:, p:].reshape(b, s, n))
+        alone = [a.reshape(b * s, n, *a.shape[3:]) for a in own]
+        outputs.append(_causal(*alone, implementation=implementation).reshape(q.shape))
+    elif s and implementation == "flash":
+        lengths = valid[:, :p].sum(axis=1, dtype=jnp.int32)
+        out = segment_attention_flash(own[0], own[1], own[2], prefix[1], prefix[2], lengths)
         outputs.append(out.reshape(b, s * n, *q.shape[2:]))
+    elif s:
+        outputs.append(_segments_xla(*own, *prefix[1:]).reshape(b, s * n, *q.shape[2:]))
     return jnp.where(valid[:, :, None, None], jnp.concatenate(outputs, axis=1), 0)
 
 
@@ -117,7 +117,7 @@ def _joint_softmax(far, near, dtype):
     return weights[..., : far.shape[-1]], weights[..., far.shape[-1] :]
 
 
-def _causal(q, k, v, valid, implementation):
+def _causal(q, k, v, valid, *, implementation):
     if implementation == "flash":
         require_cudnn(q)
         # Padding stands on the right, so causality alone hides it from every valid row.
@@ -132,7 +132,7 @@ def _causal(q, k, v, valid, implementation):
     return jnp.einsum("bgrtu,bugd->btgrd", weights, v).reshape(q.shape)
 
 
-def _segments_xla(q, k, v, prefix_k, prefix_v, prefix_valid, own_valid):
+def _segments_xla(q, k, v, own_valid, prefix_k, prefix_v, prefix_valid):
     """Segments `b s n ...` against the prefix `b p g d` and themselves; the prefix part is one matrix product."""
     b, s, n, h, d = q.shape
     g = k.shape[3]

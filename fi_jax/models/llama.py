@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import LlamaConfig, RopeScaling
@@ -16,8 +17,7 @@ from fi_jax.models.lora import Linear
 Remat = Literal["none", "dots", "full"]
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(flax.struct.PyTreeNode):
     """Keys and values of one prefix a face, and of `q` continuations (tails) of it; positions are already applied.
 
     With `q` = 1 it is the usual cache; with `q` = 32 the prefix is stored and read once for 32 questions.
@@ -35,17 +35,17 @@ class KVCache:
     used: Int[Array, ""]
 
 
-@flax.struct.dataclass
-class _Pass:
+class _Pass(flax.struct.PyTreeNode):
     """What every layer of one pass shares."""
 
     cos: Float[Array, "... d"]
     sin: Float[Array, "... d"]
     # Training and prefill: valid tokens, `b t`. With a cache: visible tail slots, `b q s m`.
     valid: Bool[Array, "..."]
-    prefix_valid: Bool[Array, "b p"] | None = None
-    used: Int[Array, ""] | None = None
-    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
+    # With a cache: valid prefix tokens.
+    prefix_valid: Any = None
+    used: Int[Array, ""] | int = 0
+    layout: Layout = flax.struct.field(pytree_node=False, default=Layout(0))
     keep_kv: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -103,7 +103,8 @@ class Attention(nn.Module):
     def _project(self, x, shared: _Pass):
         heads = {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
         q, k, v = (a.reshape(*a.shape[:-1], -1, self.config.head_dim) for a in heads.values())
-        return _rotate(q, shared.cos, shared.sin), _rotate(k, shared.cos, shared.sin), v
+        q, k = _rotate(q, shared.cos, shared.sin), _rotate(k, shared.cos, shared.sin)
+        return checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
 
     def _output(self, out):
         return self.o_proj(out.reshape(*out.shape[:-2], -1))
@@ -124,8 +125,8 @@ class Attention(nn.Module):
             jax.lax.dynamic_update_slice(tail, new.swapaxes(2, 3)[None].astype(tail.dtype), start)
             for tail, new in zip(tail_kv, (k, v), strict=True)
         )
-        own = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
-        out = cached_attention(q, *prefix_kv, *own, shared.prefix_valid, shared.valid)
+        tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
+        out = cached_attention(q, prefix_kv[0], prefix_kv[1], tail_k, tail_v, shared.prefix_valid, shared.valid)
         return self._output(out), tail_kv
 
 
@@ -144,7 +145,8 @@ class MLP(nn.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Acts on the last axis."""
-        hidden = nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        gate, up = checkpoint_name(self.gate_proj(x), "gate"), checkpoint_name(self.up_proj(x), "up")
+        hidden = nn.silu(gate) * up
         if hidden.ndim == 3:
             hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
         return self.down_proj(hidden)
@@ -168,7 +170,7 @@ class Layer(nn.Module):
         """One step of the scan over layers: `x` is the carry `b t d`; keys and values are stacked when kept."""
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         out, kv = self.attn(self.input_norm(x), shared)
-        x = x + out
+        x = checkpoint_name(x + out, "middle")
         return x + self.mlp(self.post_attention_norm(x)), kv
 
     def extend(self, carry, layer_inputs, shared: _Pass):
@@ -180,14 +182,16 @@ class Layer(nn.Module):
         return (x + self.mlp(self.post_attention_norm(x)), tail_kv), None
 
 
+# What the backward pass of a layer needs besides the layer's input, so that no product with a frozen kernel is
+# computed twice. Saving "every matrix product" instead would keep an adapted layer's y = x W and its (x A) B apart:
+# twice the memory, for a sum that is all the backward pass reads.
+_SAVED = ("query", "key", "value", "middle", "gate", "up", "lora_low", "attention_out", "attention_lse")
+
+
 def _remat_policy(remat: Remat):
     if remat == "full":
         return jax.checkpoint_policies.nothing_saveable
-    # Matrix products with weights, and what the attention kernel's backward pass needs of its forward pass.
-    return jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
-    )
+    return jax.checkpoint_policies.save_only_these_names(*_SAVED)
 
 
 class Llama(nn.Module):
@@ -197,6 +201,9 @@ class Llama(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     attention: Implementation = "xla"
+    # False: layers are written out, with parameters `layers_0/…` (see `unstack_layers`). Slower to compile; a decoding
+    # step then reads every kernel where it lies, where a scan may first copy each layer's slice of the stack.
+    scan_layers: bool = True
 
     def setup(self):
         c = self.config
@@ -215,7 +222,10 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embed(
             c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
-        self.layers = scanned(c, self.dtype, self.attention)
+        if self.scan_layers:
+            self.layers = scanned(c, self.dtype, self.attention)
+        else:
+            self.layers = [layer(c, self.dtype, self.attention) for _ in range(c.num_layers)]
         self.norm = RMSNorm(c.rms_norm_eps, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = Linear(c.vocab_size, dtype=self.dtype)
@@ -251,8 +261,15 @@ class Llama(nn.Module):
         c = self.config
         tail_shape = (c.num_layers, b, continuations, c.num_kv_heads, tail_length, c.head_dim)
         tail_valid = jnp.zeros((b, continuations, tail_length), bool)
-        tails = (jnp.zeros(tail_shape, k.dtype) for _ in range(2))
-        return hidden, KVCache(k, v, valid, *tails, tail_valid, jnp.zeros((), jnp.int32))
+        return hidden, KVCache(
+            k,
+            v,
+            valid,
+            jnp.zeros(tail_shape, k.dtype),
+            jnp.zeros(tail_shape, k.dtype),
+            tail_valid,
+            jnp.zeros((), jnp.int32),
+        )
 
     def extend(
         self,
@@ -272,10 +289,13 @@ class Llama(nn.Module):
         shared = self._pass(
             positions, tail_valid[:, :, None, :] & causal, prefix_valid=cache.prefix_valid, used=cache.used
         )
-        inputs = (jnp.arange(self.config.num_layers), (cache.prefix_k, cache.prefix_v))
-        (x, (tail_k, tail_v)), _ = self.layers.extend(
-            (x.astype(self.dtype), (cache.tail_k, cache.tail_v)), inputs, shared
-        )
+        carry, prefix = (x.astype(self.dtype), (cache.tail_k, cache.tail_v)), (cache.prefix_k, cache.prefix_v)
+        if self.scan_layers:
+            carry, _ = self.layers.extend(carry, (jnp.arange(self.config.num_layers), prefix), shared)
+        else:
+            for i, layer in enumerate(self.layers):
+                carry, _ = layer.extend(carry, (i, (prefix[0][i], prefix[1][i])), shared)
+        x, (tail_k, tail_v) = carry
         cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
         return self.norm(x), cache
 
@@ -286,6 +306,21 @@ class Llama(nn.Module):
 
     def _forward(self, x, positions, layout, valid, keep_kv):
         shared = self._pass(positions, valid, layout=layout, keep_kv=keep_kv)
-        x, kv = self.layers(x.astype(self.dtype), None, shared)
+        x = x.astype(self.dtype)
+        if self.scan_layers:
+            x, kv = self.layers(x, None, shared)
+        else:
+            kept = []
+            for layer in self.layers:
+                x, kv = layer(x, None, shared)
+                kept.append(kv)
+            kv = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         return self.norm(x), kv
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """Turns the parameters of a scanned `Llama` into those of one with `scan_layers=False` (a copy of the layers)."""
+    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(num_layers)}
+    return {name: leaf for name, leaf in params.items() if name != "layers"} | layers

@@ -55,7 +55,9 @@ def merge_lora(params: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
     Works on stacked layers (`[l, in, out]`) too. The sum is taken in float32 and returned in the kernel's dtype.
     `params` is one part of the model (say `params["llm"]`), `lora` that part's config.
     """
-    merged = {name: merge_lora(leaf, lora) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}
+    merged: dict[str, Any] = {
+        name: merge_lora(leaf, lora) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()
+    }
     if "lora_a" in merged:
         kernel, a, b = merged["kernel"], merged.pop("lora_a"), merged.pop("lora_b")
         product = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

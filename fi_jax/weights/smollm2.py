@@ -107,7 +107,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
+    flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -76,6 +76,7 @@ def _assert_close(got, want, tolerance=1e-4):
         np.testing.assert_allclose(g, w, atol=tolerance)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(padded(), st.integers(0, 50))
 def test_equals_dense_attention_in_values_and_gradients(drawn, seed):

@@ -162,6 +162,7 @@ def _probed(model, layout, params, batch, probe):
     return jax.grad(loss, has_aux=True)(params)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(layouts(), st.integers(0, 100))
 def test_segments_equal_separate_sequences_in_logits_and_gradients(drawn, seed):
@@ -203,6 +204,7 @@ def test_remat_changes_no_gradient(remat):
         np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(layouts(), st.integers(0, 100))
 def test_cache_equals_one_pass(drawn, seed):
