@@ -44,7 +44,8 @@ def save_leaves(
         elif leaf.dtype.kind == "f" and precision != "float32":
             stored[name] = leaf.astype(np.float16)
         else:
-            stored[name] = np.ascontiguousarray(leaf.astype(np.float32) if leaf.dtype.kind == "f" else leaf)
+            # Not `ascontiguousarray`, which gives scalars an axis.
+            stored[name] = np.asarray(leaf.astype(np.float32) if leaf.dtype.kind == "f" else leaf, order="C")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     save_file(stored, temporary, metadata={"fi_jax": json.dumps(metadata or {})})
