@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# LLaVA-1.5-7B scale on one GPU, ours and (with a second argument) a peer's script in the same call.
+#
+#   benchmarks/gpu_7b.sh OUT_FOLDER [PEER.py]
+#
+# OUT_FOLDER gets ours.jsonl, peer.jsonl, one log a measurement, and table.txt, which is printed last. Most important
+# first; a measurement that fails or runs out of memory or time is a line like any other. SECONDS_OURS (default 330)
+# bounds ours as a whole, SECONDS_PEER (default 200) the peer's.
+set -u
+out=$(mkdir -p "$1" && cd "$1" && pwd)
+peer=${2:-}
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.." || exit 1
+export PYTHONUNBUFFERED=1 FI_JAX_CACHE=$out/cache XLA_PYTHON_CLIENT_MEM_FRACTION=0.95
+: >"$out/ours.jsonl"
+began=$SECONDS
+
+bench() { # NAME LIMIT ARGUMENTS…
+    local name=$1 limit=$2 left
+    shift 2
+    left=$((${SECONDS_OURS:-330} - (SECONDS - began)))
+    if ((left < 25)); then
+        echo "{\"what\": \"$name\", \"skipped\": \"out of time\"}" | tee -a "$out/ours.jsonl"
+        return
+    fi
+    local start=$SECONDS
+    timeout $((left < limit ? left : limit)) python3 -m fi_jax bench 7b "$@" >"$out/$name.out" 2>"$out/$name.err"
+    local status=$?
+    sed "s/^{/{\"name\": \"$name\", /" "$out/$name.out" | tee -a "$out/ours.jsonl"
+    if ((status)); then
+        echo "{\"name\": \"$name\", \"what\": \"$name\", \"error\": \"exit status $status\"}" | tee -a "$out/ours.jsonl"
+        tail -n 4 "$out/$name.err"
+    fi
+    echo "# $name took $((SECONDS - start)) s" >&2
+}
+
+# The first training run fills an empty compile cache, the second reads it: cold and cached compile times.
+bench train_cold 150 --what train --batch 16 --remat dots --repeats 4
+# Without a working flash kernel everything else is still measured.
+att=()
+if ! grep -q tokens_s "$out/train_cold.out" && grep -qi -e flash -e cudnn "$out/train_cold.out" "$out/train_cold.err"; then
+    att=(--attention xla)
+fi
+bench decode 170 --together --what decode1,decode32,decode_shared --repeats 3 "${att[@]}"
+bench score 90 --together --what score40 --batch 1,4 --repeats 5 "${att[@]}"
+bench train40 100 --what train40 --batch 4 --remat dots --repeats 4 "${att[@]}"
+bench train_cached 70 --what train --batch 16 --remat dots --repeats 3 "${att[@]}"
+bench decode_scan 80 --together --what decode1,decode32 --scan-layers --repeats 3 "${att[@]}"
+bench train_b24 80 --what train --batch 24 --remat dots --repeats 3 "${att[@]}"
+bench train_b32_full 80 --what train --batch 32 --remat full --repeats 3 "${att[@]}"
+bench train40_b8_dots 80 --what train40 --batch 8 --remat dots --repeats 3 "${att[@]}"
+bench train_b8_xla 80 --what train --batch 8 --remat full --attention xla --repeats 3
+bench score_xla 60 --what score40 --batch 4 --attention xla --repeats 3
+
+if [ -n "$peer" ]; then
+    timeout "${SECONDS_PEER:-200}" python3 - "$peer" >"$out/peer.jsonl" 2>"$out/peer.err" <<'PY'
+import gc
+import importlib.util
+import sys
+
+spec = importlib.util.spec_from_file_location("peer", sys.argv[1])
+peer = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(peer)
+import peft
+import transformers
+
+peer.say(torch=peer.torch.__version__, transformers=transformers.__version__, peft=peft.__version__,
+         gpu=peer.torch.cuda.get_device_name())
+model = peer.build()
+
+
+def attempt(name, measure):
+    try:
+        return measure()
+    except Exception as error:
+        peer.say(what=name, error=repr(error)[:200])
+    finally:
+        gc.collect()
+        peer.torch.cuda.empty_cache()
+
+
+attempt("score", lambda: peer.score(model))
+attempt("decode 1", lambda: peer.decode(model, 1, new=32))
+attempt("decode 32", lambda: peer.decode(model, 32, new=32))
+attempt("train", lambda: peer.train(model, 32))
+attempt("decode 1 static", lambda: peer.decode(model, 1, new=32, cache_implementation="static"))
+PY
+    echo "# peer exit status $?"
+    cat "$out/peer.jsonl"
+    tail -n 3 "$out/peer.err"
+fi
+
+rm -rf "$out/cache"
+python3 benchmarks/gpu_7b_table.py "$out" | tee "$out/table.txt"

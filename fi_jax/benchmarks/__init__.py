@@ -1,0 +1,1 @@
+"""What `fi-jax bench` measures: speed and memory of training, scoring and decoding, with random weights."""

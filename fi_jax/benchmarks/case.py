@@ -1,0 +1,153 @@
+"""One thing to measure, and the arrays it needs: random weights made on the device, a batch of the right shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fi_jax.config import Experiment, VitConfig
+from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.labels.registry import vocabulary
+from fi_jax.labels.rule_tables import rules_for
+from fi_jax.models.face_insight import Constants
+from fi_jax.training.material import slots_of
+from fi_jax.weights.assemble import param_shapes
+
+# Text tokens of the prefix (system prompt) and of one question: 64 in all a question, as `--what` counts them.
+PREFIX_TEXT, QUESTION_TEXT = 40, 24
+# Tokens of a free-form answer that the token loss acts on.
+ANSWER_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a config, faces at once, and how often the timed call is repeated."""
+
+    config: Experiment
+    batch: int
+    repeats: int = 5
+    new_tokens: int = 64
+    questions: int = 40
+
+
+def counted_tokens(config: Experiment) -> int:
+    """Tokens of one question about one face as others count them: visual and text, without our knowledge tokens."""
+    slots = slots_of(config.model, vocabulary(config.data.vocabulary))
+    return slots.image + slots.segmentation + PREFIX_TEXT + QUESTION_TEXT
+
+
+def small(config: Experiment) -> Experiment:
+    """The same structure with tiny sizes: seconds on a CPU."""
+    lora = config.model.segmentation_encoder.lora
+    vit = VitConfig(28, 14, 32, 64, 2, 4, lora=replace(lora, rank=min(lora.rank, 4)))
+    llm = replace(
+        config.model.llm,
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        lora=replace(config.model.llm.lora, rank=min(config.model.llm.lora.rank, 4)),
+    )
+    knowledge = replace(config.model.knowledge, hidden_size=32, align_size=32, prompt_size=48)
+    model = replace(
+        config.model,
+        image_encoder=replace(vit, lora=config.model.image_encoder.lora),
+        segmentation_encoder=vit,
+        llm=llm,
+        knowledge=knowledge,
+    )
+    return replace(config, model=model, data=replace(config.data, image_size=28))
+
+
+def without_adapters(config: Experiment) -> Experiment:
+    """The model as it is used after training: adapters merged into their kernels."""
+    model = config.model
+    parts = {
+        name: replace(getattr(model, name), lora=replace(getattr(model, name).lora, rank=0))
+        for name in ("image_encoder", "segmentation_encoder", "llm")
+    }
+    return replace(config, model=replace(model, **parts))
+
+
+def model_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of all parameters; the attention kernel does not matter for them (and may not exist here)."""
+    return param_shapes(replace(config.model, attention="xla"))
+
+
+def random_leaves(shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: str, seed: int = 0) -> dict[str, jax.Array]:
+    """Random values of the size that training leaves behind, made on the device in `dtype`, leaf by leaf.
+
+    Not zeros: matrix products of zeros run measurably faster. Norm scales are one, so that activations stay bounded.
+    """
+    leaves = {}
+    for number, (path, shape) in enumerate(shapes.items()):
+        if path.endswith("scale") and "norm" in path:
+            leaves[path] = jnp.ones(shape.shape, dtype)
+        else:
+            leaves[path] = _random(jax.random.key(seed + number, impl="rbg"), shape.shape, dtype)
+    return leaves
+
+
+@jax.jit(static_argnums=(1, 2))
+def _random(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -0.02, 0.02)
+
+
+def random_constants(config: Experiment, seed: int = 0) -> Constants:
+    """T_p^0 and a sparse Ĉ of the right shapes."""
+    n = len(vocabulary(config.data.vocabulary))
+    rng = np.random.default_rng(seed)
+    graph = np.eye(n, dtype=np.float32) * 0.8 + rng.dirichlet(np.full(n, 0.1), n).astype(np.float32) * 0.2
+    prompts = rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32)
+    return Constants(jnp.asarray(prompts), jnp.asarray(graph))
+
+
+def rule_table(config: Experiment) -> RuleTable:
+    """The vocabulary's rules on the device."""
+    words = vocabulary(config.data.vocabulary)
+    return jax.tree.map(jnp.asarray, compile_rules(rules_for(words), words))
+
+
+def random_batch(config: Experiment, faces: int, questions: int, seed: int = 0) -> dict[str, jax.Array]:
+    """A batch of the contract (docs/architecture.md): `questions` yes/no questions a face; one is free-form if alone."""
+    rng = np.random.default_rng(seed)
+    n = len(vocabulary(config.data.vocabulary))
+    slots = slots_of(config.model, vocabulary(config.data.vocabulary))
+    top, size = config.model.llm.vocab_size - 1, config.data.image_size
+    prefix = np.concatenate(
+        [
+            rng.integers(1, top, PREFIX_TEXT // 2),
+            np.full(slots.image, -1),
+            np.full(slots.segmentation, -2),
+            np.full(slots.knowledge, -3),
+            rng.integers(1, top, PREFIX_TEXT - PREFIX_TEXT // 2),
+        ]
+    )
+    answer = ANSWER_TOKENS if questions == 1 else 0
+    yes = rng.integers(0, 2, (faces, questions)).astype(np.float32)
+    batch = {
+        "image": rng.integers(0, 256, (faces, size, size, 3)).astype(np.uint8),
+        "mask": rng.integers(0, 19, (faces, size, size)).astype(np.uint8),
+        "labels": rng.integers(0, 2, (faces, n)).astype(np.float32),
+        "known": np.ones((faces, n), bool),
+        "weight": np.ones(faces, np.float32),
+        "prefix_tokens": np.broadcast_to(prefix, (faces, len(prefix))).astype(np.int32),
+        "prefix_valid": np.ones((faces, len(prefix)), bool),
+        "segment_tokens": rng.integers(1, top, (faces, questions, QUESTION_TEXT)).astype(np.int32),
+        "segment_valid": np.ones((faces, questions, QUESTION_TEXT), bool),
+        "answer_position": np.full((faces, questions), QUESTION_TEXT - 1 - answer, np.int32),
+        "option_tokens": np.broadcast_to([3, 4], (faces, questions, 2)).astype(np.int32),
+        "option_labels": np.stack([np.arange(questions) % n, np.full(questions, -1)], -1)[None].repeat(faces, 0),
+        "option_targets": np.stack([yes, 1 - yes], -1),
+        "lm_positions": np.broadcast_to(QUESTION_TEXT - 1 - answer + np.arange(answer), (faces, answer)),
+        "lm_targets": rng.integers(1, top, (faces, answer)).astype(np.int32),
+        "lm_weights": np.ones((faces, answer), np.float32),
+    }
+    for key in ("option_labels", "lm_positions"):
+        batch[key] = batch[key].astype(np.int32)
+    return jax.tree.map(jnp.asarray, batch)

@@ -1,0 +1,116 @@
+"""Measures closed answers by likelihood and greedy decoding, with adapters merged, through the product's own paths."""
+
+import time
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fi_jax.benchmarks import case as cases
+from fi_jax.benchmarks.case import Case
+from fi_jax.benchmarks.measure import peak_gib, timed
+from fi_jax.inference import decode
+from fi_jax.inference.answerer import Answerer
+from fi_jax.models.attention import Layout
+from fi_jax.models.llama import Llama
+from fi_jax.training.losses import option_probabilities
+from fi_jax.training.optimizer import flatten, unflatten
+
+_QUESTION_KEYS = (
+    "prefix_tokens",
+    "prefix_valid",
+    "segment_tokens",
+    "segment_valid",
+    "answer_position",
+    "option_tokens",
+)
+
+
+def score40(case: Case) -> dict:
+    """Encodes faces and answers `case.questions` closed questions about each in one forward pass."""
+    config = cases.without_adapters(case.config)
+    params = unflatten(cases.random_leaves(cases.model_shapes(config), config.model.dtype))
+    # The benchmark has token arrays already, so no tokenizer.
+    answerer = Answerer(config, params, cases.random_constants(config), None, {})
+    batch = cases.random_batch(config, case.batch, case.questions)
+    asked = {key: batch[key] for key in _QUESTION_KEYS}
+
+    def call():
+        faces, alignment = answerer.faces(batch["image"], batch["mask"])
+        return option_probabilities(answerer._score(params, faces, alignment, asked))
+
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    compile_s = time.perf_counter() - start
+    timing = timed(call, case.repeats)
+    pairs = case.questions * case.batch
+    return {
+        "batch": case.batch,
+        "seq": asked["prefix_tokens"].shape[1] + case.questions * cases.QUESTION_TEXT,
+        "attention": config.model.attention,
+        **vars(timing),
+        "pairs_s": pairs / timing.s,
+        "compile_s": round(compile_s, 2),
+        "peak_gib": peak_gib(),
+    }
+
+
+def decode_faces(case: Case, scan_layers: bool = False) -> dict:
+    """Greedy decoding about `case.batch` different faces, one question each."""
+    return _decode(case, case.batch, 1, scan_layers)
+
+
+def decode_shared(case: Case, scan_layers: bool = False) -> dict:
+    """Greedy decoding of `case.batch` questions about one face, whose prefix is stored and read once."""
+    return _decode(case, 1, case.batch, scan_layers)
+
+
+def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
+    config = cases.without_adapters(case.config).model
+    llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=scan_layers)
+    params = unflatten(cases.random_leaves(_llm_shapes(llm), config.dtype))
+    p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
+    rng = np.random.default_rng(0)
+    arguments = (
+        *(llm, params),
+        jnp.asarray(rng.normal(size=(faces, p, config.llm.hidden_size)) * 0.02, config.dtype),
+        jnp.ones((faces, p), bool),
+        jnp.asarray(rng.integers(1, config.llm.vocab_size, (faces, questions, cases.QUESTION_TEXT)), jnp.int32),
+    )
+
+    def first():
+        return next(decode.stream(*arguments, max_new_tokens=case.new_tokens, eos_ids=()))
+
+    def every():
+        return decode.generate(*arguments, max_new_tokens=case.new_tokens, eos_ids=()).tokens
+
+    start = time.perf_counter()
+    every()
+    compile_s = time.perf_counter() - start
+    prefill, whole = timed(first, case.repeats), timed(every, case.repeats)
+    a_token = (whole.s - prefill.s) / (case.new_tokens - 1)
+    return {
+        "faces": faces,
+        "questions": questions,
+        "seq": p + cases.QUESTION_TEXT,
+        "new_tokens": case.new_tokens,
+        "scan_layers": scan_layers,
+        **vars(whole),
+        "prefill_s": prefill.s,
+        "ms_token": 1e3 * a_token,
+        "tokens_s": faces * questions / a_token,
+        "compile_s": round(compile_s, 2),
+        "peak_gib": peak_gib(),
+    }
+
+
+def _llm_shapes(llm: Llama) -> dict[str, jax.ShapeDtypeStruct]:
+    plain = replace(llm, attention="xla")
+
+    def touch(model: Llama):
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        hidden = model(model.embed(tokens), tokens, Layout(2), jnp.ones((1, 2), bool))
+        return model.logits(hidden)
+
+    return flatten(jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"])

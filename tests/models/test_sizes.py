@@ -1,0 +1,65 @@
+"""The full-size configs have exactly the parameters of the checkpoints they load."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from fi_jax.cli.configs import load_config
+from fi_jax.training.optimizer import split_params, unflatten
+from fi_jax.weights.assemble import param_shapes
+
+
+def _count(shapes, *prefixes):
+    return sum(
+        math.prod(leaf.shape) for path, leaf in shapes.items() if path.startswith(prefixes) and "/lora_" not in path
+    )
+
+
+def _llava_parameters(hidden, intermediate, layers, heads):
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text)).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "size"),
+    [("7b", 7_063_427_072, (4096, 11008, 32, 32)), ("13b", 13_351_494_656, (5120, 13824, 40, 40))],
+)
+def test_parameter_counts_are_those_of_llava(name, total, size):
+    shapes = param_shapes(replace(load_config(name).model, attention="xla"))
+    ours = _count(shapes, "image_encoder/", "image_connector/", "llm/")
+    assert ours == total
+    assert ours == _llava_parameters(*size)
+    assert _count(shapes, "segmentation_encoder/") == _count(shapes, "image_encoder/") == 303_507_456
+
+
+def test_what_7b_trains():
+    config = load_config("7b")
+    shapes = param_shapes(replace(config.model, attention="xla"))
+    trained, frozen = split_params(unflatten(shapes), config.train.trainable)
+    # r (in + out) of seven layers, 32 times.
+    adapters = 128 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert sum(math.prod(v.shape) for k, v in trained.items() if k.startswith("llm/")) == adapters == 319_815_680
+    assert not any("lora" in path for path in frozen)
+    assert not any(path.startswith("image_encoder/") for path in trained)
+    assert any(path.startswith("segmentation_encoder/") for path in trained)
