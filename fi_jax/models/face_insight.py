@@ -183,6 +183,13 @@ class FaceInsight(nn.Module):
 
 
 def _fill(x: Float[Array, "b p d"], slots: Bool[Array, "b p"], tokens: Float[Array, "b i d"]) -> Float[Array, "b p d"]:
-    """Writes the k-th token into the k-th slot of each row."""
-    order = jnp.clip(jnp.cumsum(slots, axis=1) - 1, 0, tokens.shape[1] - 1)
-    return jnp.where(slots[..., None], jnp.take_along_axis(tokens.astype(x.dtype), order[..., None], axis=1), x)
+    """Writes the k-th token into the k-th slot of each row; tokens beyond the last slot are dropped.
+
+    A scatter without repeated rows: its gradient is a gather, where that of a gather would add atomically.
+    """
+    (b, p), i = slots.shape, tokens.shape[1]
+    k = jnp.arange(i)
+    at = jnp.sum(jnp.cumsum(slots, axis=1)[:, None, :] <= k[:, None], axis=-1)
+    at = jnp.where(at < p, at, p + k)
+    rows = jnp.arange(b)[:, None]
+    return x.at[rows, at].set(tokens.astype(x.dtype), mode="drop", unique_indices=True, indices_are_sorted=True)

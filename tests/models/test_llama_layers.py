@@ -1,0 +1,25 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fi_jax.config import LlamaConfig
+from fi_jax.models.llama import Llama, unstack_layers
+
+
+def test_written_out_layers_equal_scanned_ones():
+    config = LlamaConfig(31, 16, 24, 3, 4, 2, 6)
+    scanned, written = Llama(config), Llama(config, scan_layers=False)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 16)), jnp.float32)
+    valid = jnp.arange(5) < jnp.array([[3], [5]])
+
+    def run(model):
+        hidden, cache = model.prefill(x, jnp.broadcast_to(jnp.arange(5), (2, 5)), valid, 4, 3)
+        new = jnp.stack([x[:, :2]] * 3, axis=1)
+        at = jnp.broadcast_to(5 + jnp.arange(2), (2, 3, 2))
+        return hidden, model.extend(new, at, jnp.ones((2, 3, 2), bool), cache), model.logits(hidden)
+
+    params = scanned.init(jax.random.key(0), method=run)["params"]
+    expected = scanned.apply({"params": params}, method=run)
+    got = written.apply({"params": unstack_layers(params)}, method=run)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
