@@ -126,8 +126,8 @@ def segmentation_loss(
 
 def class_weights(masks: UInt8[np.ndarray, "n y x"], balance: float) -> Float[np.ndarray, "c"]:
     """Returns `frequency^-balance`, scaled so that the mean over pixels is 1; absent classes count as one pixel."""
-    frequency = np.maximum(np.bincount(masks.ravel(), minlength=NUM_CLASSES), 1) / masks.size
-    weight = frequency**-balance
+    frequency = np.bincount(masks.ravel(), minlength=NUM_CLASSES) / masks.size
+    weight = np.maximum(frequency, 1 / masks.size) ** -balance
     return (weight / (weight * frequency).sum()).astype(np.float32)
 
 

@@ -108,15 +108,19 @@ def score(parser: FaceParser, pairs: Pairs) -> dict:
 
 
 def summary(confusion: Int[np.ndarray, "c c"], shown: Float[np.ndarray, "c"]) -> dict:
-    """Returns the IoU of each class, their mean, and the mean over classes in at least `FREQUENT` of the pictures."""
+    """Returns the IoU of each class (None: neither there nor predicted), their mean, and the mean over classes in at least `FREQUENT` of the pictures."""
     iou = intersection_over_union(confusion)
     return {
         "mean": float(np.nanmean(iou)),
         "mean_frequent": float(np.nanmean(iou[shown >= FREQUENT])),
         "pixel_accuracy": float(np.diag(confusion).sum() / confusion.sum()),
-        "iou": {name: round(float(value), 4) for name, value in zip(CLASSES, iou, strict=True)},
-        "share_of_pictures": {name: round(float(value), 4) for name, value in zip(CLASSES, shown, strict=True)},
+        "iou": {name: _rounded(value) for name, value in zip(CLASSES, iou, strict=True)},
+        "share_of_pictures": {name: _rounded(value) for name, value in zip(CLASSES, shown, strict=True)},
     }
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def report(info: dict) -> str:
@@ -125,9 +129,8 @@ def report(info: dict) -> str:
     if not scores:
         return "no cross-validation was run"
     lines = ["| class | pictures with it | IoU |", "| --- | --- | --- |"]
-    lines += [
-        f"| {name} | {scores['share_of_pictures'][name]:.0%} | {iou:.1%} |" for name, iou in scores["iou"].items()
-    ]
+    share = scores["share_of_pictures"]
+    lines += [f"| {name} | {share[name]:.0%} | {iou:.1%} |" for name, iou in scores["iou"].items() if iou is not None]
     lines += [
         f"| mean of {len(scores['iou'])} | | {scores['mean']:.1%} |",
         f"| mean of those in at least {FREQUENT:.0%} of pictures | | {scores['mean_frequent']:.1%} |",

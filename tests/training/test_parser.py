@@ -57,9 +57,12 @@ def toy_faces(count=12, size=64, seed=0):
     return Pairs([f"face{i}" for i in range(count)], np.stack(images), np.stack(masks))
 
 
+transform = jax.jit(augment, static_argnums=(5, 6))
+
+
 def test_augmentation_at_zero_strength_changes_nothing():
     pairs = toy_faces(3)
-    image, mask, inside = augment(jax.random.key(0), pairs.images, pairs.masks, pairs.images, pairs.masks, 64, STILL)
+    image, mask, inside = transform(jax.random.key(0), pairs.images, pairs.masks, pairs.images, pairs.masks, 64, STILL)
     np.testing.assert_allclose(image, pairs.images, atol=0.5)
     np.testing.assert_array_equal(mask, pairs.masks)
     assert bool(inside.all())
@@ -70,7 +73,7 @@ def test_a_flip_swaps_left_and_right_classes():
     masks = rng.integers(0, NUM_CLASSES, (4, 64, 64)).astype(np.uint8)
     images = np.repeat(masks[..., None], 3, -1) * 10
     always = replace(STILL, flip=1.0)
-    image, mask, _ = augment(jax.random.key(1), images, masks, images, masks, 64, always)
+    image, mask, _ = transform(jax.random.key(1), images, masks, images, masks, 64, always)
     np.testing.assert_array_equal(mask, flip_mask(masks))
     np.testing.assert_allclose(image, images[:, :, ::-1], atol=0.5)
 
@@ -84,7 +87,7 @@ def test_the_map_moves_with_the_picture(seed):
     masks = blocks[None].astype(np.uint8)
     images = np.repeat(masks[..., None], 3, -1) * 13
     strength = replace(STILL, min_scale=0.6, max_scale=1.25, aspect=0.15, rotation=0.4, shift=0.1)
-    image, mask, inside = augment(jax.random.key(seed), images, masks, images, masks, size, strength)
+    image, mask, inside = transform(jax.random.key(seed), images, masks, images, masks, size, strength)
     near = np.abs(np.asarray(image)[..., 0] / 13 - np.asarray(mask)) < 0.5
     # Where neighbouring blocks mix, the nearest class and the mixed colour may differ.
     assert near[np.asarray(inside)].mean() > 0.85
@@ -94,7 +97,7 @@ def test_accessories_are_pasted_with_their_pixels():
     pairs = toy_faces(2)
     hat = CLASSES.index("hat")
     donor_image, donor_mask = pairs.images[::-1], pairs.masks[::-1]
-    image, mask, _ = augment(
+    image, mask, _ = transform(
         jax.random.key(0), pairs.images, pairs.masks, donor_image, donor_mask, 64, replace(STILL, paste=1.0)
     )
     pasted = donor_mask == hat
@@ -157,15 +160,17 @@ def test_mirrored_prediction_commutes_with_mirroring():
     model = Segformer(TINY)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     image = toy_faces(2).images
-    plain = training.class_probabilities(model, variables, image)
-    mirrored = training.class_probabilities(model, variables, image[:, :, ::-1])
+    predict = jax.jit(lambda pixels: training.class_probabilities(model, variables, pixels))
+    plain, mirrored = predict(image), predict(image[:, :, ::-1])
     np.testing.assert_allclose(plain, mirrored[:, :, ::-1][..., FLIPPED], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_and_single_steps_agree():
     pairs = toy_faces(6)
-    trainer = training.ParserTrainer(SETTINGS, training.class_weights(pairs.masks, 0.25))
-    pictures = training.on_device(pairs.images, pairs.masks, SETTINGS)
+    small = replace(SETTINGS, batch_size=2)
+    trainer = training.ParserTrainer(small, training.class_weights(pairs.masks, 0.25))
+    pictures = training.on_device(pairs.images, pairs.masks, small)
     key = jax.random.key(3)
     _, together = trainer.run(trainer.init(jax.random.key(0)), key, pictures, 2)
     state = trainer.init(jax.random.key(0))
