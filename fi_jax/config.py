@@ -361,6 +361,8 @@ def flat_fields(config, prefix: str = "") -> list[tuple[str, object]]:
 
 def from_dict(cls, values: dict, path: str = ""):
     """Builds config class `cls` from plain dicts; unknown keys are a `UserError` that names them."""
+    if not isinstance(values, dict):
+        raise UserError(f"config field '{path or 'the top'}' is {values!r}; it must be a group of fields")
     hints = typing.get_type_hints(cls)
     for key in values:
         require_choice(f"config field under '{path or 'the top'}'", key, hints)
