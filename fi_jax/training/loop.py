@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
 from fi_jax.parallel.hosts import Hosts, check_same
-from fi_jax.parallel.mesh import make_mesh
+from fi_jax.parallel.mesh import check_batch, make_mesh
 from fi_jax.parallel.preemption import PreemptionFlag
 from fi_jax.parallel.rules import activation_scope, local_rows, place, place_batch, replicated, state_shardings
 from fi_jax.training.checkpoints import Checkpoints
@@ -40,6 +41,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     Raises `UserError` before any compute for what can be checked before.
     """
     mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
     check_same("config", repr(config), hosts)
     vocabulary = find_vocabulary(config.data.vocabulary)
     mixture = load_mixture(config.data)
@@ -48,6 +50,12 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     for bad in mixture.unreadable:
         say(f"skipped {bad.key}: {bad.reason}")
     tokenizer = load_tokenizer(config.weights)
+    transform = make_transform(config, vocabulary, tokenizer)
+    data = (
+        with_maps(mixture.records, config.data, config.weights.parser, say)
+        if config.model.use_segmentation
+        else config.data
+    )
     say(f"{len(mixture.records)} faces; {jax.device_count()} device(s); run folder {folder}")
 
     initial = load_model(config.train.init_from) if config.train.init_from else None
@@ -69,53 +77,52 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": [s.name for s in config.data.sources]}
     info["init_from"] = config.train.init_from
 
-    checkpoints = Checkpoints(folder, config)
-    if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(state, carried)
-        say(f"resumed at step {int(state.step)}")
-    start = int(state.step)
-    log = RunLog(folder, config, start) if hosts.is_first else None
-    step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+    # Closed whatever happens: a manager left open complains when Python ends.
+    with closing(Checkpoints(folder, config)) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(state, carried)
+            say(f"resumed at step {int(state.step)}")
+        start = int(state.step)
+        log = RunLog(folder, config, start) if hosts.is_first else None
+        step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
 
-    say(_describe(state, frozen))
-    data = with_maps(mixture.records, config.data, config.weights.parser, say) if config.model.use_segmentation else config.data
-    rows = local_rows(mesh, config.data.batch_size)
-    share = rows.stop - rows.start
-    batches = training_batches(
-        open_dataset(mixture.records, data, vocabulary),
-        batch_size=config.data.batch_size,
-        seed=config.train.seed,
-        epoch=mixture.epoch,
-        start_step=start,
-        host_index=rows.start // share,
-        host_count=config.data.batch_size // share,
-        workers=config.data.workers,
-        transform=make_transform(config, vocabulary, tokenizer),
-    )
-    with PreemptionFlag(hosts.count) as preempted, activation_scope(mesh, config.model):
-        clock, clock_step = time.monotonic(), start
-        for number in range(start + 1, config.train.steps + 1):
-            state, metrics = step(state, inputs, place_batch(next(batches), mesh))
-            if number % config.train.log_every == 0 or number == config.train.steps:
-                values = {name: float(value) for name, value in metrics.items()}
-                if log:
-                    log.write(number, values)
-                rate = (number - clock_step) / max(time.monotonic() - clock, 1e-9)
-                say(_progress(number, config.train.steps, values, rate))
-                clock, clock_step = time.monotonic(), number
-                if not np.isfinite(values["loss"]):
-                    raise UserError(
-                        f"the loss is {values['loss']} at step {number}; lower train.learning_rate (the last checkpoint is intact)"
-                    )
-            stop = preempted.reached(number)
-            if stop or number % config.train.checkpoint_every == 0 or number == config.train.steps:
-                checkpoints.save(state, carried, info)
-            if stop and number < config.train.steps:
-                checkpoints.wait()
-                say(f"stopped at step {number}; the same command resumes there")
-                return preempted.exit_status
-    checkpoints.wait()
-    checkpoints.close()
+        say(_describe(state, frozen))
+        rows = local_rows(mesh, config.data.batch_size)
+        share = rows.stop - rows.start
+        batches = training_batches(
+            open_dataset(mixture.records, data, vocabulary),
+            batch_size=config.data.batch_size,
+            seed=config.train.seed,
+            epoch=mixture.epoch,
+            start_step=start,
+            host_index=rows.start // share,
+            host_count=config.data.batch_size // share,
+            workers=config.data.workers,
+            transform=transform,
+        )
+        with PreemptionFlag(hosts.count) as preempted, activation_scope(mesh, config.model):
+            clock, clock_step = time.monotonic(), start
+            for number in range(start + 1, config.train.steps + 1):
+                state, metrics = step(state, inputs, place_batch(next(batches), mesh))
+                if number % config.train.log_every == 0 or number == config.train.steps:
+                    values = {name: float(value) for name, value in metrics.items()}
+                    if log:
+                        log.write(number, values)
+                    rate = (number - clock_step) / max(time.monotonic() - clock, 1e-9)
+                    say(_progress(number, config.train.steps, values, rate))
+                    clock, clock_step = time.monotonic(), number
+                    if not np.isfinite(values["loss"]):
+                        raise UserError(
+                            f"the loss is {values['loss']} at step {number}; lower train.learning_rate (the last checkpoint is intact)"
+                        )
+                stop = preempted.reached(number)
+                if stop or number % config.train.checkpoint_every == 0 or number == config.train.steps:
+                    checkpoints.save(state, carried, info)
+                if stop and number < config.train.steps:
+                    checkpoints.wait()
+                    say(f"stopped at step {number}; the same command resumes there")
+                    return preempted.exit_status
+        checkpoints.wait()
     if log:
         log.close()
         save_model(folder / "model", finished_model(config, state, carried, constants, info))
