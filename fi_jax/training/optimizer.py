@@ -47,19 +47,22 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     """Linear warm-up, then cosine to zero or constant."""
     warmup = min(config.warmup_steps, config.steps - 1)
     if config.schedule == "constant":
-        return optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+        return optax.linear_schedule(0.0 if warmup else config.learning_rate, config.learning_rate, max(warmup, 1))
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW with clipping; no decay on vectors and scalars; learning rates scaled by pattern."""
+    """AdamW with clipping; no decay on vectors and scalars; learning rates scaled by pattern.
+
+    Its `init` raises `UserError` for a pattern that matches no trained leaf.
+    """
     scales = [(re.compile(pattern), scale) for pattern, scale in config.learning_rate_scales]
 
     def scale_of(path: str) -> float:
         return next((scale for pattern, scale in scales if pattern.fullmatch(path)), 1.0)
 
-    def scale_updates(updates, params=None):
-        return {path: update * scale_of(path) for path, update in updates.items()}
+    def scale_updates(updates, state, params=None):
+        return {path: update * scale_of(path) for path, update in updates.items()}, state
 
     def decays(params):
         # Stacked layers add an axis, so biases and norms are told by name.
@@ -68,11 +71,20 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             for path, leaf in params.items()
         }
 
+    def check_scales(params):
+        for pattern, _ in scales:
+            if not any(pattern.fullmatch(path) for path in params):
+                raise UserError(
+                    f"train.learning_rate_scales pattern '{pattern.pattern}' matches no trained parameter; "
+                    f"paths look like '{next(iter(params))}'"
+                )
+        return optax.EmptyState()
+
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=0.9, b2=config.adam_b2),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
-        optax.stateless(scale_updates),
+        optax.GradientTransformation(check_scales, scale_updates),
         optax.scale_by_learning_rate(learning_rate(config)),
     )
 
