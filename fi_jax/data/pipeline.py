@@ -6,6 +6,7 @@ epoch. Host `h` of `H` reads rows `h·b/H` to `(h+1)·b/H − 1` of every global
 another step, or with another number of hosts, changes nothing but who reads what.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Batch = dict[str, np.ndarray]
 Transform = Callable[[Batch, int], Batch]
 
 # Threads that decode, where no worker processes are asked for; decoding leaves Python's lock.
-_THREADS = 4
+_THREADS = max(4, os.cpu_count() or 1)
 _PREFETCH = 4
 # Steps a stream can have; a number, since grain wants a length.
 _ENDLESS = 1 << 40
@@ -62,7 +63,7 @@ def load_mixture(config: DataConfig) -> Mixture:
         chosen = source.records(given.split)
         if not chosen:
             raise UserError(f"{given.name}: split '{given.split}' has no faces under '{given.root}'")
-        readable, bad = examples.examine(chosen, config.max_unreadable)
+        readable, bad = examples.examine(chosen, config.max_unreadable, _THREADS)
         unreadable += bad
         notes += [f"{given.name}: {note}" for note in source.notes]
         if source.rejected:

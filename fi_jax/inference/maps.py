@@ -1,6 +1,7 @@
 """Segmentation maps of faces whose set has none: the parser's, made once and kept in a cache folder."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -31,7 +32,7 @@ def with_maps(records: Sequence[FaceRecord], data: DataConfig, parser: str, say:
     missing = [record for record in records if record.mask is None and not path_of(record).exists()]
     if missing:
         say(f"parsing {len(missing)} faces into {cache}")
-        fill_cache(_parser(parser), missing, path_of)
+        fill_cache(_parser(parser), missing, path_of, threads=max(4, os.cpu_count() or 1))
     return replace(data, mask_cache=str(cache))
 
 
