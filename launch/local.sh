@@ -90,7 +90,8 @@ variables() {
     echo "FI_JAX_COORDINATOR=127.0.0.1:$1" "FI_JAX_NUM_PROCESSES=${opt[processes]}" "FI_JAX_PROCESS_ID=$2"
     echo "FI_JAX_HEARTBEAT_SECONDS=${opt[heartbeat]}"
   fi
-  [ -z "${opt[devices]}" ] || echo "JAX_NUM_CPU_DEVICES=${opt[devices]} JAX_PLATFORMS=cpu"
+  # XLA's CPU runtime needs more threads than devices, or collectives that run side by side starve each other.
+  [ -z "${opt[devices]}" ] || echo "JAX_NUM_CPU_DEVICES=${opt[devices]} JAX_PLATFORMS=cpu NPROC=$((8 * opt[devices]))"
 }
 
 if [ -n "$dry_run" ]; then

@@ -39,7 +39,7 @@ LOGICAL_AXES = (
     LogicalAxis("kv_heads", "tensor", "tensor"),
     LogicalAxis("mlp", "tensor", "tensor"),
     LogicalAxis("vocab", "tensor", "tensor"),
-    LogicalAxis("rank", None, None),
+    LogicalAxis("rank", "fsdp", None),
     LogicalAxis("norm", None, None),
 )
 
@@ -132,6 +132,9 @@ def place_parameter(path: str, shape: tuple[int, ...], mesh: Mesh | Mapping[str,
     notes = []
     for dim, (name, size) in enumerate(zip(logical, shape)):
         axis = to_mesh[name] if name is not None else None
+        if axis in entries:
+            # One mesh axis cuts one dimension: of an adapter, whichever of width and rank comes first.
+            axis = None
         if axis is not None and size % sizes[axis]:
             notes.append(f"{path}{list(shape)} dim {dim} ({name}) does not divide by {axis}={sizes[axis]}")
             axis = None
@@ -252,7 +255,8 @@ def activation_rules(
 def _activation_counts(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     vits = (model.image_encoder, model.segmentation_encoder)
     return {
-        "heads": (model.llm.num_heads, *(vit.num_heads for vit in vits)),
+        # Keys and values are constrained by the same name as queries: both counts must divide.
+        "heads": (model.llm.num_heads, model.llm.num_kv_heads, *(vit.num_heads for vit in vits)),
         "kv_heads": (model.llm.num_kv_heads, *(vit.num_heads for vit in vits)),
         "mlp": (model.llm.intermediate_size, *(vit.intermediate_size for vit in vits)),
         "vocab": (model.llm.vocab_size,),

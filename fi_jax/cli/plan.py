@@ -1,0 +1,72 @@
+"""Say what a training run needs on each device of a mesh, before anyone pays for it.
+
+Memory is an analytic model; collectives are read from the step compiled for as many virtual CPU devices, from shapes
+alone. No weights, data or accelerators are needed.
+
+  fi-jax plan 7b --mesh data=4,fsdp=8 --memory-gib 80
+"""
+
+import argparse
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments; dotted overrides are left to the config."""
+    parser.add_argument("config", help="a file, or a name under configs/")
+    parser.add_argument(
+        "--mesh", default="", help="devices along each axis, as in data=8,fsdp=4,tensor=2 (default: 1 each)"
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, default=0.0, help="memory of one device; with it, exit 1 when it does not fit"
+    )
+    parser.add_argument("--faces", type=int, default=1, help="faces at once in inference, for the KV cache (default 1)")
+    parser.add_argument("--no-compile", action="store_true", help="leave the collectives out")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan; exit 1 when it does not fit."""
+    from fi_jax.cli.configs import load_config
+
+    config = load_config(args.config, args.overrides)
+    mesh = read_mesh(args.mesh)
+    import math
+
+    import jax
+
+    # Before the first use of JAX: virtual devices, and no accelerator is touched.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", math.prod(mesh.values()))
+    from fi_jax.config import MeshConfig
+    from fi_jax.labels.question_bank import questions_for
+    from fi_jax.labels.registry import vocabulary
+    from fi_jax.parallel.mesh import check_batch, make_mesh
+    from fi_jax.parallel.report import Facts, Request, render, report
+    from fi_jax.training.abstract import compile_step, split_shapes
+
+    devices = make_mesh(MeshConfig(**mesh))
+    check_batch(config.data.batch_size, config.train.accumulate, devices)
+    labels = vocabulary(config.data.vocabulary)
+    trained, frozen = split_shapes(config)
+    hlo = None if args.no_compile else compile_step(config, devices).as_text()
+    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo)
+    made = report(Request(config, mesh, args.memory_gib, args.faces), facts)
+    print(render(made, as_json=args.json))
+    return int(made["fits"] is False)
+
+
+def read_mesh(text: str) -> dict[str, int]:
+    """Reads `data=8,fsdp=4`; axes that are not named have size 1. Raises `UserError`."""
+    from fi_jax.errors import UserError, require_choice
+
+    mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    for part in text.split(","):
+        if not part:
+            continue
+        axis, equals, size = part.partition("=")
+        require_choice("mesh axis", axis.strip(), mesh)
+        if not equals or not size.strip().isdigit() or int(size) < 1:
+            raise UserError(f"--mesh '{part}': write axis=size with a positive whole number, as in data=8,fsdp=4")
+        mesh[axis.strip()] = int(size)
+    return mesh

@@ -1,0 +1,249 @@
+"""How much memory a training step and its inference need on each device: an analytic model, no compilation.
+
+Ours. Parameters, gradients and optimiser state are exact (the sharding table decides); activations count what the
+backward pass keeps under the remat policy, plus the working set of one layer; what the compiler adds is `MARGIN`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fi_jax.config import Experiment, ModelConfig, VitConfig
+from fi_jax.parallel.rules import bytes_per_device
+
+GIB = 2**30
+# Text of the template around the slots of the prefix.
+TEXT_TOKENS = 64
+# Fragmentation, buffers of collectives, the runtime itself: a share of the rest.
+MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of one micro-batch on one device. `faces` may be a fraction when the batch does not divide."""
+
+    faces: float
+    prefix: int
+    segments: int
+    segment_length: int
+    labels: int
+    lm_positions: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one face's sequence."""
+        return self.prefix + self.segments * self.segment_length
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes per device, by use."""
+
+    frozen: float
+    trained: float
+    gradients: float
+    optimiser: float
+    average: float
+    gathered: float
+    encoders: float
+    llm: float
+    logits: float
+    batch: float
+
+    @property
+    def training(self) -> float:
+        """Everything at the peak of a training step."""
+        parts = sum(getattr(self, name) for name in self.__dataclass_fields__)
+        return parts * (1 + MARGIN)
+
+
+def shapes_of(config: Experiment, mesh: Mapping[str, int], num_labels: int, num_questions: int) -> Shapes:
+    """Sizes of one device's micro-batch of a config on a mesh."""
+    model, data = config.model, config.data
+    slots = model.image_encoder.num_tokens + num_labels
+    slots += model.segmentation_encoder.num_tokens if model.use_segmentation else 0
+    closed = data.questions_per_face or num_questions
+    return Shapes(
+        faces=data.batch_size / config.train.accumulate / (mesh["data"] * mesh["fsdp"]),
+        prefix=slots + TEXT_TOKENS,
+        segments=closed + data.open_per_face,
+        segment_length=data.segment_length,
+        labels=num_labels,
+        lm_positions=(data.segment_length + 2) if data.open_per_face else 0,
+    )
+
+
+def plan_memory(config: Experiment, mesh: Mapping[str, int], trained: Any, frozen: Any, shapes: Shapes) -> MemoryPlan:
+    """Bytes per device of one training step.
+
+    `trained` and `frozen` are flat trees of shapes ({path: ShapeDtypeStruct}); `mesh` is sizes by axis name.
+    """
+    model = config.model
+    align = config.train.stage == "align"
+    floats = bytes_per_device(_as(trained, np.float32), mesh)
+    frozen_dtype = _dtype(config.train.frozen_dtype)
+    size = _dtype(model.dtype).itemsize
+    used = {path: leaf for path, leaf in frozen.items() if not (align and path.startswith("llm/"))}
+    encoders = _encoder_bytes(model, shapes.faces, size, mesh["tensor"], trained)
+    llm = 0.0 if align else _llm_bytes(model, shapes, size, mesh["tensor"])
+    # Logits, their log-softmax and their gradient, in float32.
+    vocab = model.llm.vocab_size / mesh["tensor"]
+    logits = 0.0 if align else 3 * 4 * shapes.faces * shapes.lm_positions * vocab
+    return MemoryPlan(
+        frozen=bytes_per_device(_as(frozen, frozen_dtype), mesh),
+        trained=floats,
+        # One set at a time; with accumulation the sum and the new one.
+        gradients=floats * (2 if config.train.accumulate > 1 else 1),
+        optimiser=2 * floats,
+        average=floats if config.train.ema else 0,
+        gathered=_gathered(_as(used, frozen_dtype), mesh) if mesh["fsdp"] > 1 else 0,
+        encoders=encoders,
+        llm=llm,
+        logits=logits,
+        batch=_batch_bytes(config, shapes),
+    )
+
+
+def kv_cache_bytes(config: Experiment, shapes: Shapes, faces: int, tensor: int) -> float:
+    """Bytes per device of the key/value cache for `faces` prefixes and all their segments."""
+    llm = config.model.llm
+    heads = llm.num_kv_heads / (tensor if llm.num_kv_heads % tensor == 0 else 1)
+    size = _dtype(config.model.dtype).itemsize
+    return 2 * llm.num_layers * heads * llm.head_dim * size * faces * shapes.tokens
+
+
+def advise(config: Experiment, mesh: Mapping[str, int], fits: Any) -> list[str]:
+    """What to change so that `fits(config, mesh)` holds: the first single changes, then all of them together.
+
+    Returns lines a user can act on; empty when nothing here helps.
+    """
+    steps: list[tuple[str, Experiment, Mapping[str, int]]] = []
+    if config.model.remat != "full":
+        steps.append(("--model.remat full", replace(config, model=replace(config.model, remat="full")), mesh))
+    if config.train.frozen_dtype == "float32":
+        steps.append(("--train.frozen-dtype bfloat16", _train(config, frozen_dtype="bfloat16"), mesh))
+    if config.model.dtype == "float32":
+        steps.append(("--model.dtype bfloat16", replace(config, model=replace(config.model, dtype="bfloat16")), mesh))
+    shards = mesh["data"] * mesh["fsdp"]
+    for accumulate in _doublings(config.train.accumulate, config.data.batch_size // shards):
+        steps.append((f"--train.accumulate {accumulate}", _train(config, accumulate=accumulate), mesh))
+    for fsdp in _doublings(mesh["fsdp"], mesh["data"] * mesh["fsdp"]):
+        if shards % fsdp == 0:
+            moved = {**mesh, "data": shards // fsdp, "fsdp": fsdp}
+            steps.append((f"--mesh {_mesh_text(moved)} (cut parameters instead of copying them)", config, moved))
+    alone = [text for text, changed, moved in steps if fits(changed, moved)]
+    if alone:
+        return alone
+    together, wide, texts = config, dict(mesh), []
+    for text, changed, moved in steps:
+        together, wide = _join(together, config, changed), (dict(moved) if moved is not mesh else wide)
+        # Of a series (accumulate 2, 4, 8) only the last one stays.
+        texts = [t for t in texts if t.split()[0] != text.split()[0]] + [text]
+        if fits(together, wide):
+            return [" ".join(text.split(" (")[0] for text in texts)]
+    for factor in (2, 4, 8, 16, 32, 64):
+        more = {**wide, "fsdp": wide["fsdp"] * factor}
+        if fits(together, more):
+            return [
+                f"{' '.join(t.split(' (')[0] for t in texts if '--mesh' not in t)} --mesh {_mesh_text(more)} ({factor}x the devices)".strip()
+            ]
+    return []
+
+
+def _train(config: Experiment, **changes: Any) -> Experiment:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def _join(into: Experiment, base: Experiment, changed: Experiment) -> Experiment:
+    """Lays what `changed` differs in from `base` over `into` (only model and train fields change here)."""
+    for part in ("model", "train"):
+        before, after = getattr(base, part), getattr(changed, part)
+        differing = {
+            n: getattr(after, n) for n in before.__dataclass_fields__ if getattr(before, n) != getattr(after, n)
+        }
+        into = replace(into, **{part: replace(getattr(into, part), **differing)})
+    return into
+
+
+def _mesh_text(mesh: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items())
+
+
+def _doublings(start: int, end: int) -> list[int]:
+    return [start * 2**i for i in range(1, 20) if start * 2**i <= end]
+
+
+def _dtype(name: str) -> Any:
+    return jnp.dtype(name)
+
+
+def _as(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    return {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in tree.items()}
+
+
+def _gathered(frozen: Mapping[str, Any], mesh: Mapping[str, int]) -> float:
+    """Two layers' weights, gathered from the fsdp axis: the one that computes and the one on its way."""
+    whole = {**mesh, "fsdp": 1}
+    layers = {path: leaf for path, leaf in frozen.items() if path.startswith("llm/layers/")}
+    if not layers:
+        return 0.0
+    depth = next(iter(layers.values())).shape[0]
+    outside = [
+        bytes_per_device({path: leaf}, whole) for path, leaf in frozen.items() if "embed" in path or "lm_head" in path
+    ]
+    return 2 * bytes_per_device(layers, whole) / depth + max(outside, default=0)
+
+
+def _llm_bytes(model: ModelConfig, shapes: Shapes, size: int, tensor: int) -> float:
+    c = model.llm
+    d, heads, kv = c.hidden_size, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    tokens = shapes.faces * shapes.tokens
+    # Elements a token that the backward pass wants of one layer. Whole on every device: the residual stream, the
+    # norms' outputs, o and down; cut over `tensor`: q, k, v, attention, gate, up, silu and their product.
+    matmuls = 2 * d + (heads + 2 * kv + 2 * c.intermediate_size) / tensor
+    everything = 5 * d + (4 * heads + 4 * kv + 4 * c.intermediate_size) / tensor
+    # Attention weights in float32 (logits and softmax), where they are materialised.
+    pairs = shapes.prefix**2 + shapes.segments * shapes.segment_length * (shapes.prefix + shapes.segment_length)
+    weights = 0.0
+    if model.attention == "xla":
+        weights = 2 * 4 * shapes.faces * pairs * c.num_heads / (tensor if c.num_heads % tensor == 0 else 1)
+    kept = {
+        "none": everything * size * tokens + weights,
+        "dots": (d + matmuls) * size * tokens,
+        "full": d * size * tokens,
+    }
+    working = 0.0 if model.remat == "none" else everything * size * tokens + weights
+    return c.num_layers * kept[model.remat] + working
+
+
+def _encoder_bytes(model: ModelConfig, faces: float, size: int, tensor: int, trained: Mapping[str, Any]) -> float:
+    towers = [("image_encoder", model.image_encoder)]
+    if model.use_segmentation:
+        towers.append(("segmentation_encoder", model.segmentation_encoder))
+    total = 0.0
+    for name, vit in towers:
+        layer = _vit_layer(vit, faces, size, tensor)
+        learns = any(path.startswith(name) for path in trained)
+        residual = faces * (vit.grid**2 + 1) * vit.hidden_size * size
+        kept = {"none": layer, "dots": layer / 2, "full": residual}[model.remat] if learns else 0.0
+        total += vit.num_layers * kept + layer
+    return total
+
+
+def _vit_layer(vit: VitConfig, faces: float, size: int, tensor: int) -> float:
+    tokens = vit.grid**2 + 1
+    elements = tokens * (5 * vit.hidden_size + (4 * vit.hidden_size + 2 * vit.intermediate_size) / tensor)
+    weights = 2 * 4 * vit.num_heads / (tensor if vit.num_heads % tensor == 0 else 1) * tokens**2
+    return faces * (elements * size + weights)
+
+
+def _batch_bytes(config: Experiment, shapes: Shapes) -> float:
+    pixels = 4 * 3 * (config.model.image_encoder.image_size**2 + config.model.segmentation_encoder.image_size**2)
+    raw = 4 * config.data.image_size**2
+    text = 4 * 2 * shapes.tokens + 8 * shapes.labels
+    return math.ceil(shapes.faces) * (pixels + raw * config.train.accumulate + text)

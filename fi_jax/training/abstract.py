@@ -1,0 +1,141 @@
+"""The training step as shapes and shardings only: what plans and compile tests lower, without data or weights."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fi_jax.config import Experiment, ModelConfig
+from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.rule_tables import rules_for
+from fi_jax.models.face_insight import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Constants
+from fi_jax.parallel.memory import TEXT_TOKENS
+from fi_jax.parallel.rules import activation_scope, batch_sharding, replicated, state_shardings
+from fi_jax.training.optimizer import make_optimizer, split_params, unflatten
+from fi_jax.training.state import TrainState, init_state
+from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.weights.assemble import param_shapes
+
+
+class AbstractStep(NamedTuple):
+    """Arguments of the step as shapes. `state` and `inputs` carry shardings when made for a mesh."""
+
+    state: TrainState
+    inputs: StepInputs
+    batch: dict[str, Any]
+
+
+def shapes_of_parameters(model: ModelConfig) -> dict[str, Any]:
+    """Shapes of all parameters, flat, on any machine: flash attention has the same ones but asks for its GPU."""
+    return param_shapes(replace(model, attention="xla"))
+
+
+def split_shapes(config: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`(trained, frozen)` parameter shapes, flat; nothing is computed."""
+    return split_params(unflatten(shapes_of_parameters(config.model)), config.train.trainable)
+
+
+def batch_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one global batch; the text of the prefix is taken to be `TEXT_TOKENS` long."""
+    vocabulary = find_vocabulary(config.data.vocabulary)
+    questions = questions_for(vocabulary)
+    data, model = config.data, config.model
+    b, n, side = data.batch_size, len(vocabulary), data.image_size
+    batch = {
+        "image": ((b, side, side, 3), jnp.uint8),
+        "mask": ((b, side, side), jnp.uint8),
+        "labels": ((b, n), jnp.float32),
+        "known": ((b, n), jnp.bool_),
+        "weight": ((b,), jnp.float32),
+    }
+    if config.train.stage == "instruct":
+        segmentation = model.segmentation_encoder.num_tokens if model.use_segmentation else 0
+        p = TEXT_TOKENS + model.image_encoder.num_tokens + segmentation + n
+        q = (data.questions_per_face or len(questions)) + data.open_per_face
+        s, k = data.segment_length, max(len(question.options) for question in questions)
+        m = (s + 2) if data.open_per_face else 0
+        batch |= {
+            "prefix_tokens": ((b, p), jnp.int32),
+            "prefix_valid": ((b, p), jnp.bool_),
+            "segment_tokens": ((b, q, s), jnp.int32),
+            "segment_valid": ((b, q, s), jnp.bool_),
+            "answer_position": ((b, q), jnp.int32),
+            "option_tokens": ((b, q, k), jnp.int32),
+            "option_labels": ((b, q, k), jnp.int32),
+            "option_targets": ((b, q, k), jnp.float32),
+            "lm_positions": ((b, m), jnp.int32),
+            "lm_targets": ((b, m), jnp.int32),
+            "lm_weights": ((b, m), jnp.float32),
+        }
+    return {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in batch.items()}
+
+
+def prefix_slots(config: Experiment) -> list[int]:
+    """Token ids of a prefix with the slots of every modality, and zeros for its text."""
+    model, labels = config.model, len(find_vocabulary(config.data.vocabulary))
+    segmentation = model.segmentation_encoder.num_tokens if model.use_segmentation else 0
+    slots = [IMAGE_SLOT] * model.image_encoder.num_tokens + [SEGMENTATION_SLOT] * segmentation
+    return [0] * TEXT_TOKENS + slots + [KNOWLEDGE_SLOT] * labels
+
+
+def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
+    """The step's arguments as shapes with the shardings that training gives them on `mesh`."""
+    trained, frozen = split_shapes(config)
+    vocabulary = find_vocabulary(config.data.vocabulary)
+    n = len(vocabulary)
+    state = jax.eval_shape(lambda: init_state(_zeros(trained), make_optimizer(config.train), config.train))
+    constants = Constants(_shape((n, config.model.knowledge.prompt_size)), _shape((n, n)))
+    rules = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype),
+        compile_rules(rules_for(vocabulary), vocabulary),
+    )
+    frozen = {path: jax.ShapeDtypeStruct(leaf.shape, config.train.frozen_dtype) for path, leaf in frozen.items()}
+    everywhere = replicated(mesh)
+    return AbstractStep(
+        _with(state, state_shardings(state, mesh)),
+        StepInputs(
+            _with(frozen, state_shardings(frozen, mesh)),
+            jax.tree.map(lambda x: _placed(x, everywhere), constants),
+            jax.tree.map(lambda x: _placed(x, everywhere), RuleTable(*rules)),
+        ),
+        {key: _placed(value, batch_sharding(mesh)) for key, value in batch_shapes(config).items()},
+    )
+
+
+def jit_step(config: Experiment, state: Any, mesh: Mesh) -> Any:
+    """The step as the trainer jits it."""
+    step = make_train_step(config, make_optimizer(config.train))
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None))
+
+
+def compile_step(config: Experiment, mesh: Mesh) -> Any:
+    """Compiles the step ahead of time from shapes alone; returns the compiled object (`as_text`, `cost_analysis`).
+
+    Without a GPU, flash attention is compiled as plain attention: what it sends between devices is the same.
+    """
+    if mesh.devices.flat[0].platform != "gpu":
+        config = replace(config, model=replace(config.model, attention="xla"))
+    step = abstract_step(config, mesh)
+    with activation_scope(mesh, config.model):
+        return jit_step(config, step.state, mesh).lower(*step).compile()
+
+
+def _zeros(shapes: dict[str, Any]) -> dict[str, Any]:
+    return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}
+
+
+def _shape(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _with(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(_placed, tree, shardings)
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,98 @@
+"""Runs two real training steps on each mesh of eight virtual CPU devices; prints losses, gradients, shardings as JSON.
+
+Usage: mesh_agreement.py DATA,FSDP,TENSOR... In a process of its own: the device count is set at the start.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+
+
+def main() -> int:
+    # Compiling is what takes the time here; what is compared does not depend on how well it runs.
+    # One thread a device is too few: a device that runs two collectives at once would starve another one.
+    os.environ["NPROC"] = "64"
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    import numpy as np
+
+    from fi_jax.cli.configs import load_config
+    from fi_jax.config import MeshConfig
+    from fi_jax.knowledge.logic import RuleTable, compile_rules
+    from fi_jax.labels.registry import vocabulary
+    from fi_jax.labels.rule_tables import rules_for
+    from fi_jax.models.face_insight import Constants
+    from fi_jax.parallel.mesh import make_mesh
+    from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
+    from fi_jax.training.abstract import batch_shapes, jit_step, prefix_slots
+    from fi_jax.training.optimizer import make_optimizer, split_params, unflatten
+    from fi_jax.training.state import init_state
+    from fi_jax.training.step import StepInputs
+    from fi_jax.weights.assemble import param_shapes
+
+    config = load_config("tiny")
+    data = replace(config.data, vocabulary="expw", questions_per_face=2, segment_length=8, augment=False)
+    # No clipping: the test reads gradients from the optimiser's moments.
+    config = replace(config, data=data, train=replace(config.train, clip_norm=1e9, warmup_steps=0))
+
+    # The same numbers on every mesh; small ones, so that nothing saturates and rounding is not amplified.
+    rng = np.random.default_rng(0)
+    leaves = {
+        path: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype) for path, leaf in param_shapes(config.model).items()
+    }
+    trained, frozen = split_params(unflatten(leaves), config.train.trainable)
+    labels = vocabulary(config.data.vocabulary)
+    n = len(labels)
+    constants = Constants(
+        rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32), np.eye(n, dtype=np.float32)
+    )
+    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(labels), labels)))
+    batch = {}
+    for key, leaf in batch_shapes(config).items():
+        if leaf.dtype == bool:
+            batch[key] = np.ones(leaf.shape, bool)
+        elif np.issubdtype(leaf.dtype, np.floating):
+            batch[key] = rng.random(leaf.shape, np.float32)
+        else:
+            batch[key] = rng.integers(0, 6, leaf.shape).astype(leaf.dtype)
+    batch["prefix_tokens"] = np.tile(np.asarray(prefix_slots(config), np.int32), (config.data.batch_size, 1))
+
+    def run(sizes: list[int]) -> dict:
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+        state = init_state(trained, make_optimizer(config.train), config.train)
+        state = place(state, state_shardings(state, mesh))
+        inputs = StepInputs(
+            place(frozen, state_shardings(frozen, mesh)),
+            place(constants, replicated(mesh)),
+            place(rules, replicated(mesh)),
+        )
+        placed = place_batch(batch, mesh)
+        with activation_scope(mesh, config.model):
+            step = jit_step(config, state, mesh)
+            state, first = step(state, inputs, placed)
+            moments = state.opt_state[1].mu
+            # Nothing is clipped, so Adam's first moment after one step is a tenth of the gradient.
+            grads = {path: np.asarray(leaf, np.float64) * 10 for path, leaf in moments.items()}
+            cuts = {path: str(leaf.sharding.spec) for path, leaf in moments.items()}
+            state, second = step(state, inputs, placed)
+        return {
+            "loss": [float(first["loss"]), float(second["loss"])],
+            "grad_norm": float(first["grad_norm"]),
+            "grads": {path: leaf.ravel()[:: max(1, leaf.size // 50)].tolist() for path, leaf in grads.items()},
+            "largest": {path: float(np.abs(leaf).max()) for path, leaf in grads.items()},
+            "shardings": {path: str(leaf.sharding.spec) for path, leaf in {**state.trained, **inputs.frozen}.items()},
+            "moments": cuts,
+            "batch": str(placed["image"].sharding.spec),
+            "compiles": step._cache_size(),
+        }
+
+    print(json.dumps({mesh: run([int(size) for size in mesh.split(",")]) for mesh in sys.argv[1:]}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
