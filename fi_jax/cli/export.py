@@ -28,12 +28,23 @@ def run(args: argparse.Namespace) -> int:
 
     start()
     from fi_jax.inference.answerer import load_answerer
+    from fi_jax.inference.parser import load_parser
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.training.optimizer import flatten
     from fi_jax.weights.export import export
 
     answerer = load_answerer(model)
     builder = answerer.builder(answerer.answerable(questions_for(answerer.vocabulary)))
-    export(model, flatten(answerer.params), builder, answerer.vocabulary, args.out, merged=args.merged)
+    parser = load_parser(model.config.weights.parser) if model.config.model.use_segmentation else None
+    export(
+        model,
+        flatten(answerer.params),
+        builder,
+        answerer.tokenizer,
+        answerer.vocabulary,
+        args.out,
+        parser=parser,
+        merged=args.merged,
+    )
     print(f"exported to {args.out}; its README.md says how to use it")
     return 0

@@ -28,12 +28,18 @@ class VitOutput(NamedTuple):
 class LayerShape(Protocol):
     """What a CLIP transformer layer asks of its tower's config (vision or text)."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    hidden_act: str
-    layer_norm_eps: float
-    lora: LoraConfig
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def lora(self) -> LoraConfig: ...
 
 
 class Attention(nn.Module):

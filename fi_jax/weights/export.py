@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from flax.traverse_util import flatten_dict
+from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.data.augment import MEAN, STD
@@ -17,6 +19,7 @@ from fi_jax.data.sequences import SequenceBuilder
 from fi_jax.errors import UserError
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import hf_write, mapping, stream
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.huggingface import resolve_folder
@@ -28,13 +31,28 @@ PLAIN_LLAVA = "merged/ is a plain LLaVA: it carries the picture, but neither seg
 PLAIN_LLAMA = "merged/ is a plain language model: it carries neither image, segmentation nor knowledge tokens; face_insight.py does"
 
 
+class Parser(Protocol):
+    """A face parser (`inference.parser.FaceParser`): SegFormer, the side of its pictures, its variables."""
+
+    @property
+    def config(self) -> SegformerConfig: ...
+
+    @property
+    def input_size(self) -> int: ...
+
+    @property
+    def variables(self) -> dict: ...
+
+
 def export(
     model: TrainedModel,
     leaves: Mapping[str, Any],
     builder: SequenceBuilder,
+    tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     folder: Path,
     *,
+    parser: Parser | None = None,
     merged: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -43,7 +61,8 @@ def export(
     Args:
       model: what was trained.
       leaves: all parameters, flat (`weights.assemble.assemble`), in the type the model answers in.
-      builder: asks every closed question of the vocabulary.
+      builder: asks every closed question of the vocabulary, in tokens of `tokenizer`.
+      parser: makes segmentation maps; written too, so that a picture is all the PyTorch side needs.
       merged: also write the language model with its adapter merged, in its base's own layout.
       say: told what was written and what a plain model cannot carry.
 
@@ -56,7 +75,7 @@ def export(
     # Beside the target, so that the last step is a rename.
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(model, leaves, builder, vocabulary, work, merged, say)
+        _write(model, leaves, builder, tokenizer, vocabulary, work, merged, say, parser)
         if folder.exists():
             folder.rmdir()
         work.chmod(0o755)
@@ -69,16 +88,18 @@ def _write(
     model: TrainedModel,
     leaves: Mapping[str, Any],
     builder: SequenceBuilder,
+    tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     folder: Path,
     merged: bool,
     say: Callable[[str], None],
+    parser: Parser | None,
 ) -> None:
     config = model.config
     llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}
     adapters = {path: np.asarray(leaf, np.float32) for path, leaf in llm.items() if "/lora_" in path}
-    base = _base(model, llm, adapters, builder, folder)
-    builder.tokenizer.save(str(folder / "tokenizer.json"))
+    base = _base(model, llm, adapters, builder, tokenizer, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
     if adapters:
         name = str(base["name"])
         export_peft(
@@ -97,13 +118,19 @@ def _write(
         f"face_insight.safetensors: {sum(value.size for value in state.values()) / 1e6:.1f} M parameters beside the language model"
     )
     shutil.copyfile(Path(__file__).parent / "torch_model.py", folder / "face_insight.py")
-    _write_json(folder / "face_insight.json", settings(model, builder, vocabulary, base))
+    described = settings(model, builder, vocabulary, base)
+    if parser is not None:
+        hf_write.export_segformer(flatten_dict(parser.variables, sep="/"), parser.config, folder / "parser", CLASSES)
+        described["parser_size"] = parser.input_size
+    _write_json(folder / "face_insight.json", described)
     _write_json(folder / "config.json", to_dict(config))
     _write_json(folder / "model.json", model.info)
     _write_json(folder / "rules.json", [asdict(rule) | {"reads": str(rule)} for rule in rules_for(vocabulary)])
-    (folder / "README.md").write_text(model_card(model, base, has_adapter=bool(adapters), has_merged=merged))
+    (folder / "README.md").write_text(
+        model_card(model, base, has_adapter=bool(adapters), has_merged=merged, has_parser=parser is not None)
+    )
     if merged:
-        _write_merged(model, llm, builder, folder, say)
+        _write_merged(model, llm, builder, tokenizer, folder, say)
 
 
 def settings(
@@ -138,7 +165,12 @@ def settings(
 
 
 def _base(
-    model: TrainedModel, llm: Mapping[str, Any], adapters: Mapping[str, Any], builder: SequenceBuilder, folder: Path
+    model: TrainedModel,
+    llm: Mapping[str, Any],
+    adapters: Mapping[str, Any],
+    builder: SequenceBuilder,
+    tokenizer: Tokenizer,
+    folder: Path,
 ) -> dict[str, Any]:
     """Names the language model that the adapter belongs to; writes it into `base/` where nobody can fetch it."""
     weights = model.config.weights
@@ -149,7 +181,7 @@ def _base(
         kind = hf_write.base_model_type(resolve_folder(source))
         return {"name": source, "hash": stream.checkpoint_hash(files), "model_type": kind}
     bare = {path: leaf for path, leaf in llm.items() if path not in adapters}
-    _write_llama(bare, model.config, builder, folder / "base")
+    _write_llama(bare, model.config, builder, tokenizer, folder / "base")
     digest = stream.checkpoint_hash(stream.find_files(folder / "base"))
     made_from = model.info.get("base", {}).get("llm", {"name": weights.llm})
     return {"name": "base", "hash": digest, "model_type": "llama", "made_from": made_from}
@@ -159,9 +191,11 @@ def _is_checkpoint(llm: str, llava: str) -> bool:
     return bool(llava) or not (llm in ("random", "smollm2") or llm.endswith(".gguf"))
 
 
-def _write_llama(leaves: Mapping[str, Any], config: Experiment, builder: SequenceBuilder, folder: Path) -> None:
+def _write_llama(
+    leaves: Mapping[str, Any], config: Experiment, builder: SequenceBuilder, tokenizer: Tokenizer, folder: Path
+) -> None:
     """Writes the LLM (adapters among `leaves` are merged) with its tokenizer, for `from_pretrained`."""
-    tokenizer, end = builder.tokenizer, builder.template.end
+    end = builder.template.end
     # What generation stops at; only a token of its own may also end texts for the tokenizer.
     end_id = builder.ids(end)[0]
     named = {"eos_token": end, "pad_token": end} if tokenizer.token_to_id(end) is not None else {}
@@ -172,12 +206,17 @@ def _write_llama(leaves: Mapping[str, Any], config: Experiment, builder: Sequenc
 
 
 def _write_merged(
-    model: TrainedModel, llm: Mapping[str, Any], builder: SequenceBuilder, folder: Path, say: Callable[[str], None]
+    model: TrainedModel,
+    llm: Mapping[str, Any],
+    builder: SequenceBuilder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> None:
     config = model.config
     weights, target = config.weights, folder / "merged"
     if not _is_checkpoint(weights.llm, weights.llava):
-        _write_llama(llm, config, builder, target)
+        _write_llama(llm, config, builder, tokenizer, target)
         say(PLAIN_LLAMA)
         return
     leaves = mapping.under("llm", mapping.llama_leaves(config.model.llm))

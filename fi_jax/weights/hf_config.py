@@ -4,14 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fi_jax.config import LlamaConfig, RopeScaling, VitConfig
 from fi_jax.errors import UserError
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 
-_ACTIVATIONS = {
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+_ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -137,7 +138,7 @@ def _typed(folder: Path, known: tuple[str, ...]) -> dict[str, Any]:
     return config
 
 
-def _activation(name: str, folder: Path) -> str:
+def _activation(name: str, folder: Path) -> Activation:
     if name not in _ACTIVATIONS:
         raise UserError(f"{folder} uses the activation '{name}' (known: {', '.join(_ACTIVATIONS)})")
     return _ACTIVATIONS[name]

@@ -1,4 +1,4 @@
-"""Our language model out in Hugging Face's own layout, sharded: written anew, or merged into a copy of its base."""
+"""Our models out in Hugging Face's own layouts, sharded: written anew, or merged into a copy of their base."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import mapping, stream
 from fi_jax.weights.hf_config import read_json
 from fi_jax.weights.mapping import Leaf
@@ -94,6 +95,46 @@ def export_llama(
     (folder / "config.json").write_text(json.dumps(llama_json(config, dtype, extra), indent=2) + "\n")
 
 
+def export_segformer(
+    variables: Mapping[str, Any], config: SegformerConfig, folder: Path, class_names: Sequence[str]
+) -> None:
+    """Writes a SegFormer that transformers' `from_pretrained` loads.
+
+    Args:
+      variables: flat leaves of both collections ("params/…", "batch_stats/…").
+      class_names: of the logits, in order.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for leaf in mapping.segformer_leaves(config, tuple(range(config.num_labels))):
+        for source, tensor in to_source(leaf, np.asarray(variables[leaf.path], np.float32)):
+            tensors[source] = tensor
+    tensors["decode_head.batch_norm.num_batches_tracked"] = np.zeros((), np.int64)
+    names = {str(i): name for i, name in enumerate(class_names)}
+    described = {
+        "architectures": ["SegformerForSemanticSegmentation"],
+        "model_type": "segformer",
+        "num_encoder_blocks": len(config.depths),
+        "depths": config.depths,
+        "hidden_sizes": config.hidden_sizes,
+        "num_attention_heads": config.num_heads,
+        "sr_ratios": config.sr_ratios,
+        "patch_sizes": config.patch_sizes,
+        "strides": config.strides,
+        "mlp_ratios": config.mlp_ratios,
+        "decoder_hidden_size": config.decoder_hidden_size,
+        "hidden_act": "gelu_pytorch_tanh" if config.hidden_act == "gelu_tanh" else config.hidden_act,
+        "drop_path_rate": config.drop_path,
+        "id2label": names,
+        "label2id": {name: int(i) for i, name in names.items()},
+        "torch_dtype": "float32",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
 def _llama_key(canonical: str) -> str:
     bare = canonical.removeprefix("llm.")
     return bare if bare.startswith("lm_head.") else f"model.{bare}"
@@ -126,7 +167,7 @@ def _write_shards(
             size = 0
         groups[-1].append(key)
         size += own
-    names = {}
+    names: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
         # `tensors` comes in the order of `shapes`, so one shard at a time is in memory.

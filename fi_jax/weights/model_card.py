@@ -12,16 +12,19 @@ _ROWS = {
     "tokenizer.json": "the language model's tokenizer",
     "adapter/": "the language model's LoRA adapter, for `peft`",
     "base/": "the language model the adapter belongs to, for `transformers`",
+    "parser/": "the face parser that makes segmentation maps: a SegFormer, for `transformers`",
     "merged/": "the language model with the adapter merged, for `transformers` alone",
     "config.json, model.json": "the training run's config; labels, base, data sets",
     "rules.json": "logical rules between the labels, each with its source",
 }
 
 
-def model_card(model: TrainedModel, base: Mapping[str, Any], *, has_adapter: bool, has_merged: bool) -> str:
+def model_card(
+    model: TrainedModel, base: Mapping[str, Any], *, has_adapter: bool, has_merged: bool, has_parser: bool
+) -> str:
     """Returns the card as Markdown."""
     own_base = base["name"] == "base"
-    absent = {"adapter/": not has_adapter, "base/": not own_base, "merged/": not has_merged}
+    absent = {"adapter/": not has_adapter, "base/": not own_base, "merged/": not has_merged, "parser/": not has_parser}
     rows = "\n".join(f"| `{name}` | {what} |" for name, what in _ROWS.items() if not absent.get(name))
     labels = model.info.get("labels", [])
     sources = ", ".join(model.info.get("sources", [])) or "not recorded"
@@ -50,16 +53,17 @@ Answers questions about one face from its picture and its segmentation map. Expo
 
 ```
 pip install torch transformers peft safetensors tokenizers pillow
-python face_insight.py CROP.png MASK.png "Is this person smiling?"
+python face_insight.py CROP.png "Is this person smiling?"
 ```
 
 `CROP.png` is a square picture of one face, cropped as in training ({model.config.data.image_size} pixels a side);
-`MASK.png` is its segmentation map, an index picture of the 19 classes listed in `face_insight.json`
-(`fi-jax segment` makes one). In Python:
+the model also sees the segmentation map of that face, 19 classes listed in `face_insight.json`. {"`model.segment` makes it." if has_parser else "`fi-jax segment` makes one (`--mask MASK.png`)."}
+In Python:
 
 ```python
 from face_insight import FaceInsight
 model = FaceInsight.from_folder(".")
+mask = model.segment(crop)              # or a map of your own
 model.answer(crop, mask, "Is this person smiling?")
 model.answer(crop, mask)                # every closed question
 model.label_probabilities(crop, mask)   # by the alignment head, without the language model

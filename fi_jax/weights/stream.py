@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ def _file_hash(file: Path) -> str:
 
 
 def read_leaves(
-    match: Match, tensors: dict[str, Tensor], dtype: Callable[[str], jnp.dtype], placement: Placement | None
+    match: Match, tensors: Mapping[str, Tensor], dtype: Callable[[str], jnp.dtype], placement: Placement | None
 ) -> dict[str, jax.Array]:
     """Reads, transposes, casts and places every leaf of a match.
 

@@ -6,18 +6,18 @@ This file stands alone (it imports nothing of fi_jax) and lies in every exported
     model = FaceInsight.from_folder("exported")
     model.answer(crop, mask, "Is this person smiling?")   # {"Yes": 0.93, "No": 0.07}
 
-    python face_insight.py CROP.png MASK.png "Is this person smiling?"
+    python face_insight.py CROP.png "Is this person smiling?" [--mask MASK.png]
 
 `crop` is a square RGB picture of one face (numpy uint8 `[y, x, 3]`), `mask` its segmentation map (uint8 `[y, x]`, the
-19 classes in face_insight.json's order). Shapes below: b faces, i image tokens, n labels, d width, t tokens.
+19 classes in face_insight.json's order; `model.segment(crop)` makes it). Shapes below: b faces, i image tokens, n labels, d width, t tokens.
 """
 
 import copy
 import hashlib
 import json
 import re
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +49,8 @@ class VitAttention(nn.Module):
     def __init__(self, c: dict):
         super().__init__()
         d, self.num_heads = c["hidden_size"], c["num_heads"]
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, Linear(d, d, name, c["lora"]))
+        self.q_proj, self.k_proj = Linear(d, d, "q_proj", c["lora"]), Linear(d, d, "k_proj", c["lora"])
+        self.v_proj, self.out_proj = Linear(d, d, "v_proj", c["lora"]), Linear(d, d, "out_proj", c["lora"])
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
@@ -179,7 +179,13 @@ class AlignmentHead(nn.Module):
 class FaceInsight(nn.Module):
     """The whole model: `settings` is face_insight.json; the language model comes from transformers."""
 
-    def __init__(self, settings: dict, llm: nn.Module, tokenizer):
+    prompts: Tensor
+    graph: Tensor
+    palette: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: dict, llm: Any, tokenizer):
         super().__init__()
         self.settings, self.tokenizer = settings, tokenizer
         c = settings["model"]
@@ -187,7 +193,8 @@ class FaceInsight(nn.Module):
         image, seg = c["image_encoder"], c["segmentation_encoder"]
         self.image_encoder = Vit(image)
         self.image_connector = Connector(image["hidden_size"] * image["merge"] ** 2, width)
-        self.segmentation_encoder = self.segmentation_connector = None
+        self.segmentation_encoder: Vit | None = None
+        self.segmentation_connector: Connector | None = None
         if c["use_segmentation"]:
             self.segmentation_encoder = Vit(seg)
             self.segmentation_connector = Connector(seg["hidden_size"] * seg["merge"] ** 2, width)
@@ -201,10 +208,11 @@ class FaceInsight(nn.Module):
         self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
         # In a list, so that its weights are no part of this module's state_dict.
-        self._llm = [llm]
+        self._llm: list[Any] = [llm]
+        self._parser: list[nn.Module] = []
 
     @property
-    def llm(self) -> nn.Module:
+    def llm(self) -> Any:
         """The language model of transformers, adapters in place."""
         return self._llm[0]
 
@@ -225,11 +233,15 @@ class FaceInsight(nn.Module):
             base = str(folder / "base") if base == "base" else base
         check_base(base, settings["base"]["hash"])
         kind = "LlavaForConditionalGeneration" if settings["base"]["model_type"] == "llava" else "AutoModelForCausalLM"
-        llm = getattr(transformers, kind).from_pretrained(base, dtype=dtype)
+        llm: Any = getattr(transformers, kind).from_pretrained(base, dtype=dtype)
         if (folder / "adapter").is_dir():
             llm = peft.PeftModel.from_pretrained(llm, folder / "adapter").get_base_model()
         model = cls(settings, llm.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")))
         model.load_state_dict(load_file(folder / "face_insight.safetensors"), strict=True)
+        if (folder / "parser").is_dir():
+            parser = transformers.SegformerForSemanticSegmentation.from_pretrained(folder / "parser")
+            model._parser = [parser.eval()]
+            model._parser[0].to(device)
         return model.to(device=device, dtype=dtype).eval()
 
     def to_pixels(self, pictures: Tensor, size: int) -> Tensor:
@@ -250,12 +262,12 @@ class FaceInsight(nn.Module):
     def look(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         """Encodes one face: label `scores` `[1, n]` and the language model's `prefix` `[1, t, d]`."""
         c, device = self.settings["model"], self.graph.device
-        picture = torch.as_tensor(crop, device=device).permute(2, 0, 1)[None].to(self.graph.dtype)
+        picture = torch.tensor(crop, device=device).permute(2, 0, 1)[None].to(self.graph.dtype)
         image, pooled = self.image_encoder(self.to_pixels(picture, c["image_encoder"]["image_size"]))
         segmentation = segmentation_pooled = None
         if self.segmentation_encoder is not None:
             colours = self.map_to_pixels(
-                torch.as_tensor(mask, device=device)[None], c["segmentation_encoder"]["image_size"]
+                torch.tensor(mask, device=device)[None], c["segmentation_encoder"]["image_size"]
             )
             segmentation, segmentation_pooled = self.segmentation_encoder(colours)
         prompts = self.knowledge(self.prompts, self.graph)
@@ -266,10 +278,31 @@ class FaceInsight(nn.Module):
         tokens = torch.tensor(self.settings["prefix"], device=device)
         prefix = self.llm.get_input_embeddings()(tokens.clamp(min=0))[None].clone()
         prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image)
-        if segmentation is not None:
+        if self.segmentation_connector is not None:
             prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(segmentation)
         prefix[:, tokens == KNOWLEDGE_SLOT] = knowledge
         return {"scores": scores, "prefix": prefix}
+
+    @torch.inference_mode()
+    def segment(self, crop: np.ndarray) -> np.ndarray:
+        """Segments one face: uint8 `[y, x]` of the crop's own size."""
+        from PIL import Image
+
+        if not self._parser:
+            raise ValueError("this folder has no parser/; give a segmentation map made by `fi-jax segment`")
+        size = self.settings["parser_size"]
+        picture = Image.fromarray(crop)
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        x = (
+            torch.tensor(np.array(picture), dtype=torch.float32, device=self.graph.device).permute(2, 0, 1)[None]
+            / 255.0
+        )
+        # ImageNet's statistics, as every SegFormer expects.
+        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        logits = self._parser[0]((x - mean) / std).logits
+        classes = F.interpolate(logits, (size, size), mode="bilinear").argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return np.asarray(Image.fromarray(classes).resize(crop.shape[1::-1], Image.Resampling.NEAREST))
 
     def question(self, text: str) -> dict:
         """Finds a closed question by its name or its words."""
@@ -330,7 +363,7 @@ class FaceInsight(nn.Module):
         end = self.tokenizer.encode(template["end"], add_special_tokens=False).ids[0]
         prefix, embed = self.look(crop, mask)["prefix"], self.llm.get_input_embeddings()
         x = torch.cat([prefix, embed(torch.tensor([asked], device=prefix.device))], 1)
-        past, ids = None, []
+        past, ids = None, list[int]()
         while len(ids) < max_new_tokens:
             output = self.llm.model(inputs_embeds=x, past_key_values=past, use_cache=True)
             token = int(self.llm.get_output_embeddings()(output.last_hidden_state[0, -1]).argmax())
@@ -373,11 +406,22 @@ def _normal(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower().replace("_", " ")).split())
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Answers one question about a cropped face, or all of them."""
+    import argparse
+
     from PIL import Image
 
-    if len(sys.argv) not in (3, 4):
-        sys.exit("usage: python face_insight.py CROP.png MASK.png ['question']")
-    loaded = FaceInsight.from_folder(Path(__file__).parent)
-    face, classes = np.asarray(Image.open(sys.argv[1]).convert("RGB")), np.asarray(Image.open(sys.argv[2]))
-    print(json.dumps(loaded.answer(face, classes, *sys.argv[3:]), indent=1))
+    parser = argparse.ArgumentParser(description="Ask about one face.")
+    parser.add_argument("crop", help="a square picture of one face")
+    parser.add_argument("question", nargs="?", help="a closed question; all of them without one")
+    parser.add_argument("--mask", help="its segmentation map; made by parser/ when not given")
+    arguments = parser.parse_args()
+    model = FaceInsight.from_folder(Path(__file__).parent)
+    crop = np.array(Image.open(arguments.crop).convert("RGB"))
+    mask = np.array(Image.open(arguments.mask)) if arguments.mask else model.segment(crop)
+    print(json.dumps(model.answer(crop, mask, arguments.question), indent=1))
+
+
+if __name__ == "__main__":
+    main()
