@@ -68,13 +68,19 @@ def test_defaults_are_b0():
 
 
 def test_training_updates_statistics_and_every_parameter_gets_a_gradient():
-    model = Segformer(TINY)
+    model = Segformer(
+        SegformerConfig(5, (2,), (8,), (2,), (2,), (3,), (4,), (2,), decoder_hidden_size=10, drop_path=0.5)
+    )
     pixels = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), pixels)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), pixels)
 
     def loss(params):
         logits, updated = model.apply(
-            {**variables, "params": params}, pixels, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
+            {**variables, "params": params},
+            pixels,
+            True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1, impl="rbg")},
         )
         return (logits**2).mean(), updated
 

@@ -80,21 +80,22 @@ def test_wrong_picture_size_is_refused():
         Vit(config).init(jax.random.key(0), jnp.zeros((1, 20, 24, 3)))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_nothing(remat):
-    config = VitConfig(16, 4, 12, 24, 3, 2)
+def test_remat_changes_nothing():
+    config = VitConfig(16, 8, 8, 16, 2, 2)
     pixels = _pixels(16)
-    params = jax.jit(Vit(config).init)(jax.random.key(0), pixels)
+    params = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), pixels)
 
     def gradient(remat):
         return jax.jit(jax.grad(lambda p: (Vit(config, remat=remat).apply(p, pixels).tokens ** 2).sum()))(params)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(remat), gradient("none"))
+    plain = gradient("none")
+    for remat in ("dots", "full"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(remat), plain)
 
 
 def test_the_layer_after_the_features_gets_no_gradient_from_tokens():
     config = VitConfig(16, 4, 12, 24, 3, 2, feature_layer=-2)
-    params = jax.jit(Vit(config).init)(jax.random.key(0), _pixels(16))
+    params = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), _pixels(16))
     grads = jax.grad(lambda p: (Vit(config).apply(p, _pixels(16)).tokens ** 2).sum())(params)
     kernel = grads["params"]["layers"]["mlp"]["fc1"]["kernel"]
     assert np.abs(kernel[:2]).max() > 0 and not np.abs(kernel[2]).any()
@@ -102,7 +103,7 @@ def test_the_layer_after_the_features_gets_no_gradient_from_tokens():
 
 def test_lora_sits_on_its_targets_and_starts_at_the_base():
     config = VitConfig(16, 4, 12, 24, 2, 2, lora=LoraConfig(2, 8.0, ("q_proj", "out_proj", "fc1")))
-    variables = jax.jit(Vit(config).init)(jax.random.key(0), _pixels(16))
+    variables = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), _pixels(16))
     layers = variables["params"]["layers"]
     assert layers["attn"]["q_proj"]["lora_a"].shape == (2, 12, 2)
     assert "lora_a" in layers["attn"]["out_proj"] and "lora_a" in layers["mlp"]["fc1"]
@@ -128,7 +129,7 @@ def test_drop_branch_drops_whole_samples_and_keeps_the_mean():
 
 def test_drop_path_acts_in_training_alone():
     config = VitConfig(16, 4, 12, 24, 3, 2, drop_path=0.5)
-    params = jax.jit(Vit(config).init)(jax.random.key(0), _pixels(16))
+    params = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), _pixels(16))
     plain = Vit(config).apply(params, _pixels(16)).pooled
     undropped = Vit(replace(config, drop_path=0.0)).apply(params, _pixels(16), train=True).pooled
     np.testing.assert_array_equal(plain, undropped)
