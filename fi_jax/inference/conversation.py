@@ -157,7 +157,8 @@ def _with_text(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Quest
         one = _closed(answerer, shown, [matched], asked)
         if not shown.answers:
             return one
-        return Reply(**{**one.__dict__, "answers": shown.answers, "text": _said(one.answers[0], one.age), "changed": shown.changed})
+        text = _said(one.answers[0], one.age)
+        return Reply(**{**shown.__dict__, "text": text})
     text = generate(answerer, shown.image, shown.mask, asked.text or DESCRIBE, asked.max_new_tokens)
     return Reply(**{**shown.__dict__, "text": text})
 
@@ -185,7 +186,9 @@ def _consistent(answerer: Answerer, questions: list[Question], said: np.ndarray)
     at = np.full((1, len(questions), width), -1, np.int32)
     for i, question in enumerate(questions):
         at[0, i, : len(question.labels)] = [-1 if label is None else vocabulary.index(label) for label in question.labels]
-    tokens = np.where(said[None] > 0, 0, -1)
+    # By their number, not by their probability: one that rounds to zero is asked about all the same.
+    counts = np.array([len(question.options) for question in questions])
+    tokens = np.where(np.arange(width) < counts[:, None], 0, -1)[None]
     probabilities, scope = label_probabilities(said[None], {"option_labels": at, "option_tokens": tokens}, len(vocabulary))
     hard = decode_consistent(np.asarray(probabilities), np.asarray(scope), compile_rules(rules_for(vocabulary), vocabulary))[0]
     chosen = []
