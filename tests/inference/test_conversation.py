@@ -1,0 +1,149 @@
+"""A question in a person's words, about one picture: what is matched, what is said, and what is kept to oneself."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import small_config
+
+from fi_jax.inference.answerer import Answerer, check_base
+from fi_jax.inference.conversation import Answer, Asked, Reply, _consistent, converse, match_question
+from fi_jax.labels.question_bank import question, questions_for
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.models.face_insight import Constants
+from fi_jax.training.optimizer import unflatten
+from fi_jax.weights.assemble import init_leaves, param_shapes
+from fi_jax.weights.bundle import TrainedModel
+from fi_jax.weights.tokenizers import byte_tokenizer
+
+BANK = questions_for(find_vocabulary("faces"))
+PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+BOX = (2.0, 4.0, 26.0, 30.0)
+
+
+@pytest.mark.parametrize("asked", BANK, ids=lambda q: q.name)
+def test_every_closed_question_finds_itself(asked):
+    for words in (asked.text, asked.text.upper(), asked.name):
+        assert match_question(words, BANK) is asked
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("age", "age_years"),
+        ("How old is she?", "age_years"),
+        ("gender", "gender"),
+        ("Man or woman?", "gender"),
+        ("What is the person's ethnicity?", "race:utkface"),
+        ("what emotion is this", "expression"),
+        ("is this person smiling", "Smiling"),
+        ("Is this persn smiling?", "Smiling"),
+        ("wearing hat", "Wearing_Hat"),
+    ],
+)
+def test_other_words_for_it(words, name):
+    assert match_question(words, BANK).name == name
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Describe this face.", "What is the name of this person?", "Tell me about the hair.", "Is this a cage?", ""],
+)
+def test_open_questions_stay_open(words):
+    assert match_question(words, BANK) is None
+
+
+@pytest.fixture(scope="module")
+def answerer() -> Answerer:
+    """A small model without a map, over UTKFace's labels: no parser is needed."""
+    config = small_config()
+    config = replace(
+        config,
+        model=replace(config.model, use_segmentation=False),
+        data=replace(config.data, vocabulary="utkface"),
+    )
+    rng = np.random.default_rng(0)
+    leaves = init_leaves(config.model, list(param_shapes(config.model)), 0)
+    leaves = {path: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in leaves.items()}
+    n = len(find_vocabulary("utkface"))
+    constants = Constants(jnp.asarray(rng.normal(size=(n, 20)), jnp.float32), jnp.eye(n))
+    return Answerer(config, unflatten(leaves), constants, byte_tokenizer(), {})
+
+
+def test_one_question_one_answer(answerer):
+    reply = converse(answerer, PICTURE, BOX, Asked("Man or woman?"))
+    assert [a.question.name for a in reply.answers] == ["gender"] and not reply.text
+    assert sum(reply.answers[0].probabilities) == pytest.approx(1, abs=1e-5)
+    assert reply.to_text() == f"{reply.answers[0].option} ({100 * reply.answers[0].probability:.0f} %)"
+    assert reply.image.shape == (16, 16, 3)
+
+
+def test_an_age_is_said_in_years(answerer):
+    reply = converse(answerer, PICTURE, BOX, Asked("How old?", by_llm=False))
+    p = np.array(reply.answers[0].probabilities)
+    assert reply.age == pytest.approx(float(p @ np.arange(2, 100, 5)), abs=1e-3)
+    assert reply.to_text().startswith("about ") and reply.source == "head"
+    assert reply.to_json("x.jpg")["answers"][0]["years"] == pytest.approx(reply.age, abs=0.06)
+
+
+def test_everything_leaves_race_out_unless_asked(answerer):
+    listed = converse(answerer, PICTURE, BOX, Asked(everything=True, by_llm=False))
+    assert [a.question.name for a in listed.answers] == ["Male", "gender", "age_group", "age_years"]
+    listed = converse(answerer, PICTURE, BOX, Asked(everything=True, race=True, by_llm=False))
+    assert "race:utkface" in [a.question.name for a in listed.answers]
+
+
+def test_everything_and_a_question_keeps_both(answerer):
+    alone = converse(answerer, PICTURE, BOX, Asked(everything=True, by_llm=False))
+    both = converse(answerer, PICTURE, BOX, Asked("gender", everything=True, by_llm=False))
+    assert both.answers == alone.answers and both.age == alone.age is not None
+    gender = next(a for a in alone.answers if a.question.name == "gender")
+    assert both.text == f"{gender.option} ({100 * gender.probability:.0f} %)"
+
+
+def test_all_at_once_equals_one_by_one(answerer):
+    """Padding and company change no answer."""
+    together = converse(answerer, PICTURE, BOX, Asked(everything=True, race=True))
+    for answer in together.answers:
+        alone = converse(answerer, PICTURE, BOX, Asked(answer.question.text))
+        np.testing.assert_allclose(alone.answers[0].probabilities, answer.probabilities, atol=1e-4)
+
+
+def test_consistent_answers_break_no_rule(answerer):
+    """Age group and years disagree; the surer one wins, options of probability zero included."""
+    asked = [question("age_group"), question("age_years")]
+    said = np.zeros((2, 20), np.float32)
+    said[0, :9] = [0.9, 0.1, 0, 0, 0, 0, 0, 0, 0]
+    said[1, 10], said[1, 0] = 0.51, 0.49
+    chosen = _consistent(answerer, asked, said)
+    assert asked[0].options[chosen[0]] == "0-2" and chosen[1] == 0
+
+
+def test_replies_as_text_and_json():
+    yes = Answer(question("Smiling"), (0.8, 0.2), 0)
+    years = Answer(question("age_years"), (0.05,) * 20, 3)
+    reply = Reply(PICTURE, PICTURE[..., 0], BOX, "?", (yes, years), text="A face.", age=49.5, changed=("Smiling",))
+    lines = reply.to_text().splitlines()
+    assert lines[0] == "A face." and lines[1].endswith("Yes (80 %)")
+    assert "about 50 years (15-19: 5 %)" in lines[2] and lines[3].endswith("Smiling")
+    found = reply.to_json("x.jpg")
+    assert found["image"] == "x.jpg" and found["text"] == "A face." and found["box"] == list(BOX)
+    assert found["answers"][0]["probabilities"] == {"Yes": 0.8, "No": 0.2}
+    assert found["answers"][1]["years"] == 49.5
+
+
+def test_adapters_stay_with_their_base(answerer):
+    from fi_jax.errors import UserError
+
+    info = {"base": {"llm": {"name": "smollm2", "hash": "abcdef"}}}
+    model = TrainedModel(answerer.config, {}, np.zeros((1, 1)), np.zeros((1, 1)), info)
+    check_base(model, {"llm": {"name": "smollm2", "hash": "abcdef"}})
+    with pytest.raises(UserError, match="llm adapters were trained on smollm2 with hash abcdef"):
+        check_base(model, {"llm": {"name": "smollm2", "hash": "123"}})
+
+
+@pytest.mark.slow
+def test_a_description_is_text(answerer):
+    reply = converse(answerer, PICTURE, BOX, Asked(max_new_tokens=4))
+    assert not reply.answers and isinstance(reply.text, str) and reply.question == "Describe this face."
