@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     mesh = read_mesh(args.mesh)
     import math
+    import os
 
+    # XLA warns of every reshard; the plan counts them.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     # Before the first use of JAX: virtual devices, and no accelerator is touched.
