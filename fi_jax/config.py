@@ -236,6 +236,9 @@ class DataConfig:
     mask_cache: str = ""
     # Keep decoded pictures in memory (small sets, many epochs).
     cache_in_memory: bool = False
+    # Of the order of faces, the questions drawn and the augmentation; `train.seed` is that of weights and dropout.
+    # Runs that differ in `train.seed` alone therefore see the same stream, and can share it (`training.members`).
+    seed: int = 0
 
     def __post_init__(self):
         _check_words(self, "data.")

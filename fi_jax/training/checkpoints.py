@@ -47,6 +47,10 @@ class Checkpoints:
         """The last whole checkpoint's step, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints."""
+        return sorted(self._manager.all_steps())
+
     def save(self, state: TrainState, carried: Leaves, info: dict) -> None:
         """Starts saving; returns before it is written. `info` is JSON: label names, the base and its hash, …"""
         step = int(state.step)
@@ -58,12 +62,12 @@ class Checkpoints:
             step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), metadata=ocp.args.JsonSave(metadata))
         )
 
-    def restore(self, like: TrainState, carried: Leaves) -> TrainState:
-        """Restores the last checkpoint into the shapes and shardings of `like` (any mesh, any number of hosts).
+    def restore(self, like: TrainState, carried: Leaves, step: int | None = None) -> TrainState:
+        """Restores `step` (default: the last) into the shapes and shardings of `like` (any mesh, any number of hosts).
 
         Raises `UserError` when the checkpoint was made by another config.
         """
-        step = self.latest_step()
+        step = self.latest_step() if step is None else step
         saved = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
         check_same_config(saved["config"], to_dict(self._config))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like._asdict(), "carried": carried})

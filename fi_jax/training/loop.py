@@ -92,7 +92,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
         batches = training_batches(
             open_dataset(mixture.records, data, vocabulary),
             batch_size=config.data.batch_size,
-            seed=config.train.seed,
+            seed=config.data.seed,
             epoch=mixture.epoch,
             start_step=start,
             host_index=rows.start // share,

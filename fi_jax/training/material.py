@@ -44,7 +44,7 @@ def make_transform(config: Experiment, vocabulary: Vocabulary, tokenizer) -> Cal
     builder = training_builder(config, vocabulary, tokenizer)
 
     def transform(batch: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
-        seed = (config.train.seed, step)
+        seed = (config.data.seed, step)
         return training_sequences(batch, builder, vocabulary, seed, open_per_face=config.data.open_per_face)
 
     return transform

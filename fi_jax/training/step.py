@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from fi_jax.config import Experiment
 from fi_jax.data.augment import Augmentation, augment, map_to_pixels, to_pixels
 from fi_jax.knowledge.logic import RuleTable
-from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.training.losses import Answers, loss_terms, total
 from fi_jax.training.optimizer import merge_params
 from fi_jax.training.state import Leaves, TrainState
@@ -40,18 +40,28 @@ def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
 
 
 def forward(
-    model: FaceInsight, params: dict, constants: Constants, batch: Batch, *, stage: str, key: Array | None
+    model: FaceInsight,
+    params: dict,
+    constants: Constants,
+    batch: Batch,
+    *,
+    stage: str,
+    key: Array | None,
+    faces: Faces | None = None,
 ) -> Answers:
-    """What the model says about a batch that has pixels. Stage `align` stops at the alignment head."""
+    """What the model says about a batch that has pixels. Stage `align` stops at the alignment head.
+
+    `faces` are the encoders' outputs where they have been computed before.
+    """
     train = key is not None
     rngs = {"dropout": key} if train else None
 
     def run(model: FaceInsight) -> Answers:
-        faces = model.encode(batch["pixels"], batch["map_pixels"], train)
-        alignment = model.align(faces, constants)
+        seen = model.encode(batch["pixels"], batch["map_pixels"], train) if faces is None else faces
+        alignment = model.align(seen, constants)
         if stage == "align":
             return Answers(alignment.scores)
-        sequence = model.sequence(faces, alignment, batch)
+        sequence = model.sequence(seen, alignment, batch)
         hidden = model.hidden(sequence)
         options = model.option_logits(hidden, sequence.layout, batch)
         tokens = model.answer_logits(hidden, sequence.layout, batch) if batch["lm_positions"].shape[1] else None
@@ -60,9 +70,20 @@ def forward(
     return model.apply({"params": params}, rngs=rngs, method=run)
 
 
+def step_key(config: Experiment, step: Int[Array, ""]) -> Array:
+    """The key of a step: a function of `data.seed` and its number alone."""
+    return jax.random.fold_in(jax.random.key(config.data.seed), step)
+
+
+def pixel_and_model_keys(key: Array, config: Experiment) -> tuple[Array, Array]:
+    """Splits a step's key: augmentation belongs to the stream, dropout to the run (`train.seed`)."""
+    pixel_key, model_key = jax.random.split(key)
+    return pixel_key, jax.random.fold_in(model_key, config.train.seed)
+
+
 def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment, counts: dict | None):
     """Returns `(loss, {term: (sum, count)})` of a (micro-)batch; `counts` are the whole batch's."""
-    pixel_key, model_key = jax.random.split(key)
+    pixel_key, model_key = pixel_and_model_keys(key, config)
     batch = add_pixels(batch, config, pixel_key)
     params = merge_params(trained, inputs.frozen)
     model = FaceInsight(config.model)
@@ -82,7 +103,7 @@ def make_train_step(config: Experiment, optimizer: optax.GradientTransformation)
     grad = jax.value_and_grad(batch_loss, has_aux=True)
 
     def step(state: TrainState, inputs: StepInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        key = step_key(config, state.step)
         if accumulate == 1:
             (_, terms), grads = grad(state.trained, inputs, batch, key, config, None)
         else:
