@@ -53,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
         detach=args.detach,
         slurm=_pairs(args.slurm),
     )
+    if args.where == "members":
+        from fi_jax.cli.runtime import start
+
+        start()
     folder = Path(args.out) if args.out else Path("runs", "sweeps", Path(args.sweep).stem)
     return run_sweep(sweep, load_config(sweep.config, list(sweep.overrides)), folder, settings, print)
 

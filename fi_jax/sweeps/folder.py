@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pprint
+import runpy
 import time
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class SweepFolder:
     def run_folder(self, point: Path) -> Path:
         """The run folder that training a point leaves."""
         return self.path / "runs" / point.name
+
+
+def read_config(point: Path) -> Experiment:
+    """The config of a point."""
+    return runpy.run_path(str(point / "config.py"))["config"]()
 
 
 def read_result(point: Path) -> dict[str, Any] | None:

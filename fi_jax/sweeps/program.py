@@ -11,7 +11,7 @@ from fi_jax.errors import UserError
 from fi_jax.parallel.preemption import REQUEUE_STATUS
 from fi_jax.sweeps import results
 from fi_jax.sweeps.expressions import Choice, Point, Points, Search, Sweep
-from fi_jax.sweeps.folder import SweepFolder, config_source, read_result, write
+from fi_jax.sweeps.folder import SweepFolder, config_source, read_config, read_result, write
 from fi_jax.sweeps.points import apply, point_id
 from fi_jax.sweeps.worker import Interrupted, Job
 
@@ -118,6 +118,8 @@ def _run(sweep: Sweep, base: Experiment, folder: SweepFolder, jobs: list[Job], s
     if settings.where == "members":
         if searching:
             raise UserError("--where members needs a list of points, not a search; use grid, zipped or random")
+        if sweep.evaluate:
+            raise UserError("--where members does not evaluate; choose a metric of training, or --where here")
         from fi_jax.sweeps.together import run_together
 
         run_together(folder, left, report, say)
@@ -173,7 +175,7 @@ def summarise(sweep: Sweep, folder: SweepFolder, say: Say) -> int:
     best = results.best_point(frame)
     if best is not None:
         results.plot(frame, sweep).savefig(folder.path / "plot.png", dpi=120)
-        values = to_dict(_config_of(folder.path / "points" / best))
+        values = to_dict(read_config(folder.path / "points" / best))
         title = f"Best of the sweep {folder.path.name}: point {best}, {sweep.metric} {frame.iloc[0][sweep.metric]:.6g}."
         write(folder.path / "best.py", config_source({**values, "name": f"{folder.path.name}_best"}, title))
     counts = frame["status"].value_counts().to_dict()
@@ -189,12 +191,6 @@ def summarise(sweep: Sweep, folder: SweepFolder, say: Say) -> int:
     if len(failed):
         say("--retry-failed runs them again")
     return len(failed)
-
-
-def _config_of(point: Path) -> Experiment:
-    import runpy
-
-    return runpy.run_path(str(point / "config.py"))["config"]()
 
 
 def _forget_failed(jobs: list[Job], say: Say) -> None:

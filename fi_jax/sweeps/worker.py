@@ -78,6 +78,15 @@ def _train_and_evaluate(job: Job, watch: Watch | None) -> dict[str, Any]:
         metrics = flatten(json.loads(file.read_text())) if status == 0 and file.exists() else metrics
     if status:
         return {"status": "failed", "metrics": metrics, "error": _error(job.point, status)}
+    return _judged(job, metrics)
+
+
+def metrics_result(job: Job, run: Path) -> dict[str, Any]:
+    """The result of a run that ended well, from its log."""
+    return _judged(job, last_metrics(run / "metrics.jsonl"))
+
+
+def _judged(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
     value = metrics.get(job.metric)
     if value is None:
         return {
