@@ -61,51 +61,104 @@ def augment(
     A horizontal flip swaps left and right classes. Returns pictures with values 0..255 and class indices.
     """
     # One draw for everything: many small draws would each be compiled.
-    draws = jax.random.uniform(key, (image.shape[0], _DRAWS))
-    return jax.vmap(lambda u, i, m: _augment_one(u, i, m, strength))(draws, image, mask)
+    u = jax.random.uniform(key, (image.shape[0], _DRAWS))
+    # Each stage is held before the next reads it: fused into one, a CPU computes every pixel's sines and
+    # gathers again for each of its readers, twenty times slower.
+    place = _hold(jax.vmap(lambda u: _affine(u, strength))(u))
+    at_y, at_x = _hold(jax.vmap(lambda m: _coordinates(m, *mask.shape[1:]))(place))
+    planes, classes = _hold(jax.vmap(_sample)(*_hold(jax.vmap(_corners)(image, mask, at_y, at_x)), at_y, at_x))
+    flip = u[:, 5] < strength.flip
+    classes = jnp.where(flip[:, None, None], jnp.asarray(FLIPPED, jnp.int32)[classes], classes)
+    matrix, offset = _hold(jax.vmap(lambda u, mean: _colour(u, mean, strength))(u, planes.mean((2, 3))))
+    planes = _hold(jax.vmap(_recolour)(planes, matrix, offset))
+    return jax.vmap(lambda u, p: _soften_and_erase(u, p, strength))(u, planes), classes
 
 
 _DRAWS = 19
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_hold = jax.lax.optimization_barrier
 
 
-def _augment_one(
-    u: Float[Array, "19"], image: UInt8[Array, "y x 3"], mask: UInt8[Array, "y x"], strength: Augmentation
-):
-    size_y, size_x = mask.shape
+def _affine(u: Float[Array, "19"], strength: Augmentation) -> Float[Array, "2 3"]:
+    """Rows (source y, source x) of the map from places in the new picture, all in fractions from its centre."""
     scale = strength.min_scale + (1 - strength.min_scale) * u[0]
     aspect = jnp.exp(strength.aspect * _signed(u[1]))
     angle = strength.rotation * _signed(u[2])
     shift = _signed(u[3:5]) * ((1 - scale) / 2 + strength.max_shift)
+    mirror = jnp.where(u[5] < strength.flip, -1.0, 1.0)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rows = [[scale / aspect * cos, scale / aspect * sin * mirror, shift[0]]]
+    rows += [[-scale * aspect * sin, scale * aspect * cos * mirror, shift[1]]]
+    return jnp.array(rows)
 
-    y = (jnp.arange(size_y) + 0.5) / size_y - 0.5
-    x = (jnp.arange(size_x) + 0.5) / size_x - 0.5
-    grid_y, grid_x = jnp.meshgrid(y, x, indexing="ij")
-    flip = u[5] < strength.flip
-    flipped_x = jnp.where(flip, -grid_x, grid_x)
-    source_y = scale / aspect * (grid_y * jnp.cos(angle) + flipped_x * jnp.sin(angle)) + shift[0]
-    source_x = scale * aspect * (-grid_y * jnp.sin(angle) + flipped_x * jnp.cos(angle)) + shift[1]
-    source_y = _snap(jnp.clip((source_y + 0.5) * size_y - 0.5, 0, size_y - 1))
-    source_x = _snap(jnp.clip((source_x + 0.5) * size_x - 0.5, 0, size_x - 1))
 
-    nearest = mask[jnp.round(source_y).astype(jnp.int32), jnp.round(source_x).astype(jnp.int32)].astype(jnp.int32)
-    nearest = jnp.where(flip, jnp.asarray(FLIPPED)[nearest], nearest)
-    pixels = _bilinear(image.astype(jnp.float32), source_y, source_x)
+def _coordinates(
+    place: Float[Array, "2 3"], height: int, width: int
+) -> tuple[Float[Array, "y x"], Float[Array, "y x"]]:
+    """Source row and column (pixels, inside the picture) of every new pixel."""
+    y = ((jnp.arange(height) + 0.5) / height - 0.5)[:, None]
+    x = ((jnp.arange(width) + 0.5) / width - 0.5)[None, :]
+    at_y = (place[0, 0] * y + place[0, 1] * x + place[0, 2] + 0.5) * height - 0.5
+    at_x = (place[1, 0] * y + place[1, 1] * x + place[1, 2] + 0.5) * width - 0.5
+    return _snap(jnp.clip(at_y, 0, height - 1)), _snap(jnp.clip(at_x, 0, width - 1))
 
-    pixels *= 1 + strength.brightness * _signed(u[6])
-    mean = pixels.mean((0, 1), keepdims=True)
-    pixels = mean + (pixels - mean) * (1 + strength.contrast * _signed(u[7]))
-    grey = pixels @ jnp.array([0.299, 0.587, 0.114])[:, None]
+
+def _corners(image: UInt8[Array, "y x 3"], mask: UInt8[Array, "y x"], at_y, at_x) -> tuple[Array, Array, Array, Array]:
+    """The four pixels around each source place, colour and class packed in one uint32: one gather for all four."""
+    height, width = mask.shape
+    red, green, blue = (image[..., c].astype(jnp.uint32) << (8 * c) for c in range(3))
+    packed = (red | green | blue | mask.astype(jnp.uint32) << 24).reshape(-1)
+    y0, x0 = jnp.floor(at_y).astype(jnp.int32), jnp.floor(at_x).astype(jnp.int32)
+    y1, x1 = jnp.minimum(y0 + 1, height - 1), jnp.minimum(x0 + 1, width - 1)
+    return packed[y0 * width + x0], packed[y0 * width + x1], packed[y1 * width + x0], packed[y1 * width + x1]
+
+
+def _sample(
+    top_left, top_right, bottom_left, bottom_right, at_y, at_x
+) -> tuple[Float[Array, "3 y x"], Int[Array, "y x"]]:
+    """Bilinear colour planes (they vectorise; triples do not) and the nearest class."""
+    wy, wx = at_y - jnp.floor(at_y), at_x - jnp.floor(at_x)
+
+    def plane(c):
+        tl, tr, bl, br = (
+            ((v >> (8 * c)) & 255).astype(jnp.float32) for v in (top_left, top_right, bottom_left, bottom_right)
+        )
+        return (tl * (1 - wx) + tr * wx) * (1 - wy) + (bl * (1 - wx) + br * wx) * wy
+
+    top = jnp.where(wx < 0.5, top_left, top_right)
+    nearest = jnp.where(wy < 0.5, top, jnp.where(wx < 0.5, bottom_left, bottom_right))
+    return jnp.stack([plane(c) for c in range(3)]), (nearest >> 24).astype(jnp.int32)
+
+
+def _colour(u: Float[Array, "19"], mean: Float[Array, "3"], strength: Augmentation):
+    """Brightness, then contrast about the mean, then saturation: one matrix and offset, as all are linear."""
+    bright = 1 + strength.brightness * _signed(u[6])
+    contrast = 1 + strength.contrast * _signed(u[7])
     keep = jnp.where(u[9] < strength.grey, 0.0, 1 + strength.saturation * _signed(u[8]))
-    pixels = grey + (pixels - grey) * keep
+    saturate = keep * jnp.eye(3) + (1 - keep) * jnp.asarray(_LUMA)[None, :]
+    return bright * contrast * saturate, (saturate * mean).sum(1) * (bright * (1 - contrast))
+
+
+def _recolour(planes: Float[Array, "3 y x"], matrix: Float[Array, "3 3"], offset: Float[Array, "3"]):
+    # Written out: a product with a 3x3 matrix is no work for a matrix unit.
+    return jnp.stack([sum(planes[c] * matrix[d, c] for c in range(3)) + offset[d] for d in range(3)])
+
+
+def _soften_and_erase(
+    u: Float[Array, "19"], planes: Float[Array, "3 y x"], strength: Augmentation
+) -> Float[Array, "y x 3"]:
+    height, width = planes.shape[1:]
     # A 2x2 mean softens some pictures, as small originals are.
-    soft = (pixels + jnp.roll(pixels, 1, 0) + jnp.roll(pixels, 1, 1) + jnp.roll(pixels, (1, 1), (0, 1))) / 4
-    pixels = jnp.where(u[10] < strength.blur, soft, pixels)
+    pairs = planes + jnp.roll(planes, 1, 1)
+    soft = (pairs + jnp.roll(pairs, 1, 2)) / 4
+    planes = jnp.where(u[10] < strength.blur, soft, planes)
     # Hide one rectangle behind a flat colour; the map keeps its classes, so the two inputs complete each other.
+    y = ((jnp.arange(height) + 0.5) / height)[:, None]
+    x = ((jnp.arange(width) + 0.5) / width)[None, :]
     half = 0.05 + 0.15 * u[14:16]
-    inside = (jnp.abs(grid_y - (u[12] - 0.5)) < half[0]) & (jnp.abs(grid_x - (u[13] - 0.5)) < half[1])
-    inside &= u[11] < strength.erase
-    pixels = jnp.where(inside[..., None], 255.0 * u[16:19], pixels)
-    return jnp.clip(pixels, 0, 255), nearest
+    inside = (jnp.abs(y - u[12]) < half[0]) & (jnp.abs(x - u[13]) < half[1]) & (u[11] < strength.erase)
+    planes = jnp.where(inside, 255.0 * u[16:19, None, None], planes)
+    return jnp.moveaxis(jnp.clip(planes, 0, 255), 0, -1)
 
 
 def _signed(u: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -119,14 +172,3 @@ def _snap(at: Float[Array, "..."]) -> Float[Array, "..."]:
     falls on two sides of a whole number, the wrong neighbour would get the whole weight.
     """
     return jnp.round(at * 256) / 256
-
-
-def _bilinear(
-    image: Float[Array, "y x c"], at_y: Float[Array, "h w"], at_x: Float[Array, "h w"]
-) -> Float[Array, "h w c"]:
-    y0, x0 = jnp.floor(at_y).astype(jnp.int32), jnp.floor(at_x).astype(jnp.int32)
-    y1, x1 = jnp.minimum(y0 + 1, image.shape[0] - 1), jnp.minimum(x0 + 1, image.shape[1] - 1)
-    wy, wx = (at_y - y0)[..., None], (at_x - x0)[..., None]
-    top = image[y0, x0] * (1 - wx) + image[y0, x1] * wx
-    bottom = image[y1, x0] * (1 - wx) + image[y1, x1] * wx
-    return top * (1 - wy) + bottom * wy
