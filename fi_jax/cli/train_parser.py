@@ -1,6 +1,7 @@
 """Train the face parser on CelebAMask-HQ, with cross-validation, and write it with its scores."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -8,6 +9,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--data-root", required=True, help="folder of CelebAMask-HQ, as released or prepared")
     parser.add_argument("--out", required=True, help="folder to write: weights.safetensors and parser.json")
+    parser.add_argument(
+        "--only-validate",
+        action="store_true",
+        help="cross-validate as the parser in --out was trained, and add the scores to it; its weights stay",
+    )
     parser.add_argument("--folds", type=int, default=5, help="cross-validation folds; 0 for none (default: 5)")
     parser.add_argument("--steps", type=int, default=5000, help="steps of every training (default: 5000)")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures a step (default: 64)")
@@ -22,23 +28,36 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.data.sources.registry import open_source
     from fi_jax.errors import UserError
 
-    if args.folds == 1 or args.folds < 0:
-        raise UserError(f"--folds is {args.folds}; it must be 0 (no cross-validation) or at least 2")
+    if args.folds == 1 or args.folds < 0 or (args.only_validate and not args.folds):
+        raise UserError(f"--folds is {args.folds}; it must be at least 2 (or 0, for no cross-validation)")
     records = open_source("celebamask_hq", args.data_root).records("all")
     from fi_jax.cli.runtime import start
 
     start()
-    from fi_jax.inference.parser import load_parser, save_parser
-    from fi_jax.training.parser import ParserTraining
-    from fi_jax.training.parser_crossval import read_pairs, report, score, train_and_validate
+    from fi_jax.inference.parser import describe, load_parser, save_parser
+    from fi_jax.training.parser_crossval import cross_validate, read_pairs, report, score, settings_of, train
 
-    training = ParserTraining(steps=args.steps, batch_size=args.batch_size, seed=args.seed)
+    training = settings_of(args.steps, args.batch_size, args.seed)
+    trained = None
+    if args.only_validate:
+        trained = load_parser(args.out)
+        training = settings_of(**{name: trained.info["training"][name] for name in ("steps", "batch_size", "seed")})
     pairs = read_pairs(records, training.source_size)
-    result = train_and_validate(pairs, training, args.folds, lambda text: print(text, flush=True))
-    save_parser(Path(args.out), result, args.precision)
-    print(report(result.info))
+    scores = cross_validate(pairs, training, args.folds, _say) if args.folds else {}
+    parser = trained or train(pairs, training, _say)
+    parser = replace(parser, info=parser.info | scores)
+    if trained:
+        describe(Path(args.out), parser)
+    else:
+        save_parser(Path(args.out), parser, args.precision)
+    if scores:
+        print(report(scores["cross_validation"]))
     # What was written is read back: the rounding of the weights is part of the model.
     stored = score(load_parser(args.out), pairs)
     print(f"as stored, on its own training pictures: mean IoU {stored['mean']:.1%}")
     print(f"parser: {args.out}")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from fi_jax.config import from_dict
 from fi_jax.data.images import load_square
@@ -42,11 +42,16 @@ class FaceParser:
 def save_parser(folder: Path, parser: FaceParser, precision: str = "int8") -> None:
     """Writes a parser's folder: `weights.safetensors` (int8, float16 or float32) and `parser.json`."""
     folder.mkdir(parents=True, exist_ok=True)
+    describe(folder, parser)
+    save_leaves(folder / WEIGHTS, flatten(parser.variables), precision)
+
+
+def describe(folder: Path, parser: FaceParser) -> None:
+    """Writes `parser.json`: the network's shape, and how it was trained and what it scored."""
     description = {"input_size": parser.input_size, "model": asdict(parser.config), "info": parser.info}
     temporary = folder / f"{DESCRIPTION}.part"
     temporary.write_text(json.dumps(description, indent=2) + "\n")
     temporary.replace(folder / DESCRIPTION)
-    save_leaves(folder / WEIGHTS, flatten(parser.variables), precision)
 
 
 def load_parser(name: str = "bundled") -> FaceParser:
@@ -108,6 +113,12 @@ def parse(
     if mirror:
         return class_probabilities(model, variables, images).argmax(-1).astype(jnp.uint8)
     return logits_at(model.apply(variables, normalise(images)), images.shape[1]).argmax(-1).astype(jnp.uint8)
+
+
+@partial(jax.jit, static_argnames="config")
+def class_scores(config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"]) -> Float[Array, "b h w c"]:
+    """Returns class logits of square crops, at the network's own, coarser size."""
+    return Segformer(config).apply(variables, normalise(images))
 
 
 def parse_crop(parser: FaceParser, crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "s s"]:
@@ -188,17 +199,3 @@ def fill_cache(
         for write in writes:
             write.result()
     return len(wanted) - len(failed), failed
-
-
-def looks_like_a_face(mask: UInt8[np.ndarray, "y x"]) -> bool:
-    """Tells whether a crop's map could be of a face: enough skin, and a nose, a mouth or eyes in it.
-
-    Detectors also fire on cushions and clouds; this is a second opinion on a crop framed by `crop_for_model`.
-    """
-    share = np.bincount(mask.ravel(), minlength=len(CLASSES)) / mask.size
-
-    def total(*names):
-        return sum(share[CLASSES.index(name)] for name in names)
-
-    parts = [total("nose"), total("l_eye", "r_eye", "eye_g"), total("mouth", "u_lip", "l_lip")]
-    return bool(total("skin", "nose") > 0.08 and sum(part > 0.001 for part in parts) >= 2)

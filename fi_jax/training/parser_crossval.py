@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -58,23 +59,21 @@ def resized(pairs: Pairs, size: int) -> Pairs:
     return Pairs(pairs.names, images, scale(pairs.masks, Image.Resampling.NEAREST))
 
 
-def train_and_validate(
+def settings_of(steps: int, batch_size: int, seed: int) -> ParserTraining:
+    """Returns the settings of a training with these three changed."""
+    return ParserTraining(steps=steps, batch_size=batch_size, seed=seed)
+
+
+def cross_validate(
     pairs: Pairs, training: ParserTraining, num_folds: int, say: Callable[[str], None] = lambda text: None
-) -> FaceParser:
-    """Trains one parser a fold and one on everything; the latter is returned, with the folds' scores in its `info`.
+) -> dict:
+    """Trains one parser a fold and returns `{"cross_validation": scores}`.
 
     Every picture is predicted once, by the parser that never saw it; the pixel counts of all folds are pooled.
     """
-    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-    trainer = ParserTrainer(training, class_weights(pairs.masks, training.balance), dtype)
-    exact = Segformer(training.model)
+    trainer, exact = _trainer(pairs, training), Segformer(training.model)
     small = resized(pairs, training.input_size)
-    shown = np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in pairs.masks]).mean(0)
-    info: dict = {
-        "pictures": len(pairs.names),
-        "training": {k: v for k, v in asdict(training).items() if k not in ("model", "augmentation")},
-    }
-    fold = folds_of(pairs.names, num_folds) if num_folds else np.zeros(len(pairs.names), int)
+    fold = folds_of(pairs.names, num_folds)
     pooled = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     for number in range(num_folds):
         held_out = fold == number
@@ -85,26 +84,46 @@ def train_and_validate(
         variables, _ = trainer.fit(pictures, training.seed + number, lambda text, n=number: say(f"fold {n} {text}"))
         counts = confusion_matrix(exact, variables, small.images[held_out], small.masks[held_out])
         pooled += counts
-        iou = intersection_over_union(counts)
-        say(
-            f"fold {number}: {held_out.sum()} pictures, mean IoU {np.nanmean(iou):.4f}, {time.perf_counter() - start:.0f} s"
-        )
-    if num_folds:
-        info["cross_validation"] = {"folds": num_folds, **summary(pooled, shown)}
+        mean, seconds = np.nanmean(intersection_over_union(counts)), time.perf_counter() - start
+        say(f"fold {number}: {held_out.sum()} pictures, mean IoU {mean:.4f}, {seconds:.0f} s")
+    return {"cross_validation": {"folds": num_folds, **summary(pooled, _shown(pairs))}}
+
+
+def train(pairs: Pairs, training: ParserTraining, say: Callable[[str], None] = lambda text: None) -> FaceParser:
+    """Trains a parser on every pair."""
     start = time.perf_counter()
-    variables, losses = trainer.fit(
-        on_device(pairs.images, pairs.masks, training), training.seed, lambda text: say(f"final {text}")
-    )
+    pictures = on_device(pairs.images, pairs.masks, training)
+    variables, losses = _trainer(pairs, training).fit(pictures, training.seed, lambda text: say(f"final {text}"))
     say(f"final: {time.perf_counter() - start:.0f} s")
-    info["final_loss"] = float(losses[-100:].mean())
+    info = {
+        "pictures": len(pairs.names),
+        "training": {k: v for k, v in asdict(training).items() if k not in ("model", "augmentation")},
+        "final_loss": float(losses[-100:].mean()),
+    }
     return FaceParser(training.model, training.input_size, variables, info)
+
+
+@lru_cache(maxsize=1)
+def _compiled(training: ParserTraining, weight: tuple[float, ...], dtype: str) -> ParserTrainer:
+    # Folds and the final training share one compiled program.
+    return ParserTrainer(training, np.array(weight, np.float32), jnp.dtype(dtype))
+
+
+def _trainer(pairs: Pairs, training: ParserTraining) -> ParserTrainer:
+    dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    return _compiled(training, tuple(class_weights(pairs.masks, training.balance).tolist()), dtype)
+
+
+def _shown(pairs: Pairs) -> Float[np.ndarray, "c"]:
+    """Share of the pictures that show each class."""
+    return np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in pairs.masks]).mean(0)
 
 
 def score(parser: FaceParser, pairs: Pairs) -> dict:
     """Returns the `summary` of a parser on pairs."""
     small = resized(pairs, parser.input_size)
-    shown = np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in pairs.masks]).mean(0)
-    return summary(confusion_matrix(Segformer(parser.config), parser.variables, small.images, small.masks), shown)
+    counts = confusion_matrix(Segformer(parser.config), parser.variables, small.images, small.masks)
+    return summary(counts, _shown(pairs))
 
 
 def summary(confusion: Int[np.ndarray, "c c"], shown: Float[np.ndarray, "c"]) -> dict:
@@ -123,11 +142,8 @@ def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def report(info: dict) -> str:
-    """Returns the cross-validation's scores as a Markdown table."""
-    scores = info.get("cross_validation")
-    if not scores:
-        return "no cross-validation was run"
+def report(scores: dict) -> str:
+    """Returns scores (of `summary`) as a Markdown table."""
     lines = ["| class | pictures with it | IoU |", "| --- | --- | --- |"]
     share = scores["share_of_pictures"]
     lines += [f"| {name} | {share[name]:.0%} | {iou:.1%} |" for name, iou in scores["iou"].items() if iou is not None]

@@ -1,0 +1,220 @@
+import io
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as pictures
+
+from fi_jax.cli.main import main
+from fi_jax.data.masks import CLASSES, read_mask
+from fi_jax.errors import UserError
+from fi_jax.inference import parser as parsing
+from fi_jax.inference import picture_map
+from fi_jax.models.segformer import Segformer, SegformerConfig
+from fi_jax.weights.bundle import BUNDLED
+
+TINY = SegformerConfig(
+    depths=(1, 1),
+    hidden_sizes=(8, 16),
+    num_heads=(1, 2),
+    sr_ratios=(4, 2),
+    patch_sizes=(5, 3),
+    strides=(2, 2),
+    mlp_ratios=(2, 2),
+    decoder_hidden_size=16,
+)
+needs_bundle = pytest.mark.skipif(
+    not (BUNDLED / "parser" / parsing.WEIGHTS).exists(),
+    reason="no face parser is bundled; train one with fi-jax train-parser",
+)
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """Untrained: it shows geometry and files, not knowledge of faces."""
+    variables = jax.jit(Segformer(TINY).init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+    return parsing.FaceParser(TINY, 32, jax.device_get(variables), {})
+
+
+@pytest.fixture(scope="module")
+def folder(parser, tmp_path_factory):
+    path = tmp_path_factory.mktemp("parser")
+    parsing.save_parser(path, parser, "float32")
+    return path
+
+
+@pytest.fixture
+def portrait(tmp_path):
+    path = tmp_path / "portrait.jpg"
+    Image.fromarray(pictures.astronaut()).save(path, quality=92)
+    return path
+
+
+def always(parser, index):
+    """The parser, turned into one that answers one class everywhere."""
+    head = parser.variables["params"]["head"]
+    bias = np.where(np.arange(19) == index, 1.0, 0.0).astype(np.float32)
+    classifier = {"kernel": np.zeros_like(head["classifier"]["kernel"]), "bias": bias}
+    params = {**parser.variables["params"], "head": {**head, "classifier": classifier}}
+    return replace(parser, variables={**parser.variables, "params": params})
+
+
+def test_the_map_has_the_pictures_size_and_is_background_outside_the_crop(parser):
+    skin = always(parser, CLASSES.index("skin"))
+    image = np.zeros((60, 100, 3), np.uint8)
+    mask = picture_map.map_of_picture(skin, image, (10, 20, 40, 50))
+    expected = np.zeros((60, 100), np.uint8)
+    expected[20:50, 10:40] = 1
+    np.testing.assert_array_equal(mask, expected)
+    # A box that is no square is squared; one that overruns is cut at the picture's edge.
+    assert (picture_map.map_of_picture(skin, image, (70, 30, 130, 60)) == 1).sum() == 30 * 45
+    assert (picture_map.map_of_picture(skin, image, (0, 0, 100, 60)) == 1).all()
+
+
+def test_large_crops_are_classified_at_a_bounded_size(parser, monkeypatch):
+    monkeypatch.setattr(picture_map, "MAX_SIDE", 50)
+    mask = picture_map.map_of_picture(always(parser, 13), np.zeros((130, 130, 3), np.uint8), (10, 10, 120, 120))
+    assert (mask[10:120, 10:120] == 13).all() and (mask == 13).sum() == 110**2
+
+
+def test_what_does_not_parse_as_a_face_is_none(parser):
+    image = pictures.astronaut()
+    assert picture_map.faces_in(always(parser, CLASSES.index("cloth")), image) == []
+    mask = np.full((64, 64), CLASSES.index("skin"), np.uint8)
+    assert not picture_map.looks_like_a_face(mask)
+    mask[30:34, 20:30], mask[40:44, 20:40] = CLASSES.index("l_eye"), CLASSES.index("u_lip")
+    assert picture_map.looks_like_a_face(mask)
+
+
+def test_segment_writes_palette_maps(folder, portrait, tmp_path, capsys):
+    out = tmp_path / "maps"
+    assert (
+        main(
+            [
+                "segment",
+                str(portrait),
+                "--out",
+                str(out),
+                "--box",
+                "150,50,290,190",
+                "--parser",
+                str(folder),
+                "--colour",
+            ]
+        )
+        == 0
+    )
+    mask = read_mask(out / "portrait.png")
+    assert mask.shape == (512, 512)
+    outside = mask.copy()
+    outside[50:190, 150:290] = 0
+    assert not outside.any()
+    with Image.open(out / "portrait.png") as image:
+        assert image.mode == "P"
+    with Image.open(out / "portrait.colour.png") as image:
+        assert image.size == (512, 512) and image.mode == "RGB"
+    assert "portrait.jpg -> " in capsys.readouterr().out
+
+
+def test_bad_pictures_are_named_and_the_others_are_parsed(folder, portrait, tmp_path, capsys):
+    text, cut = tmp_path / "notes.jpg", tmp_path / "cut.jpg"
+    text.write_text("not a picture")
+    cut.write_bytes(portrait.read_bytes()[:3000])
+    missing = tmp_path / "missing.png"
+    out = tmp_path / "maps"
+    arguments = [str(p) for p in (text, cut, missing, portrait)]
+    assert main(["segment", *arguments, "--out", str(out), "--box", "full", "--parser", str(folder)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and all(line.startswith("fi-jax: ") for line in errors)
+    for name, line in zip(("notes.jpg", "cut.jpg", "missing.png", "3 of 4 pictures failed"), errors, strict=True):
+        assert name in line
+    assert [p.name for p in out.iterdir()] == ["portrait.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--box", "1,2,3"], "is not left,top,right,bottom"),
+        (["--box", "9,9,1,1"], "is empty"),
+        (["--parser", "no/such/folder"], "no/such/folder"),
+        (["--bocks", "full"], "did you mean '--box'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(folder, portrait, tmp_path, capsys, arguments, message):
+    given = [str(portrait), "--out", str(tmp_path / "maps"), *arguments]
+    assert main(["segment", *given, *([] if "--parser" in arguments else ["--parser", str(folder)])]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
+
+
+def test_no_face_is_said(folder, tmp_path, capsys):
+    path = tmp_path / "coffee.png"
+    Image.fromarray(pictures.coffee()).save(path)
+    assert main(["segment", str(path), "--out", str(tmp_path / "maps"), "--parser", str(folder)]) == 2
+    assert "no face found in" in capsys.readouterr().err
+
+
+def test_two_pictures_of_one_name_are_refused(folder, tmp_path, capsys):
+    names = [str(tmp_path / "a" / "x.jpg"), str(tmp_path / "b" / "x.png")]
+    assert main(["segment", *names, "--out", str(tmp_path / "maps"), "--parser", str(folder)]) == 2
+    assert "two pictures would both be written" in capsys.readouterr().err
+
+
+def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser, tmp_path):
+    from fi_jax.data.records import FaceRecord
+
+    def jpeg(seed):
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(seed).integers(0, 255, (40, 50, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    records = [FaceRecord("toy", f"{i}.jpg", "train", jpeg(i), box=(5, 5, 35, 35)) for i in range(7)]
+    records.insert(3, FaceRecord("toy", "bad.jpg", "train", b"\xff\xd8 no picture"))
+
+    def path_of(record):
+        return tmp_path / "toy" / f"{record.key}.png"
+
+    written, failed = parsing.fill_cache(parser, records, path_of, batch_size=3)
+    assert written == 7 and [record.key for record, _ in failed] == ["bad.jpg"]
+    from fi_jax.data.images import load_square
+
+    for record in records[:3]:
+        crop = load_square(record.image, record.box, 32)
+        np.testing.assert_array_equal(read_mask(path_of(record)), parsing.parse_crop(parser, crop))
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "toy").iterdir()}
+    assert parsing.fill_cache(parser, records[:3], path_of, batch_size=3) == (0, [])
+    assert times == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "toy").iterdir()}
+
+
+@needs_bundle
+def test_bundled_parser_parses_the_portrait(portrait, tmp_path):
+    assert main(["segment", str(portrait), "--out", str(tmp_path)]) == 0
+    mask = read_mask(tmp_path / "portrait.png")
+    # Points read off the picture by eye.
+    for part, (x, y) in {"skin": (200, 130), "hair": (190, 60), "nose": (225, 120), "background": (20, 20)}.items():
+        assert CLASSES[mask[y, x]] == part
+    rows, columns = np.nonzero(mask == CLASSES.index("l_eye"))
+    right_columns = np.nonzero(mask == CLASSES.index("r_eye"))[1]
+    assert columns.mean() > right_columns.mean() and 85 < rows.mean() < 125
+
+
+@needs_bundle
+def test_bundle_is_small():
+    assert (BUNDLED / "parser" / parsing.WEIGHTS).stat().st_size < 4e6
+
+
+@needs_bundle
+def test_bundle_states_its_scores():
+    info = parsing.load_parser().info
+    if "cross_validation" not in info:
+        pytest.skip("the bundled parser was not cross-validated (fi-jax train-parser --only-validate)")
+    assert info["cross_validation"]["mean"] > 0.55 and info["cross_validation"]["mean_frequent"] > 0.75
+
+
+def test_unknown_bundles_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no face parser in"):
+        parsing.load_parser(str(tmp_path))
