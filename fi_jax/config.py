@@ -296,6 +296,8 @@ class TrainConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     log_every: int = 10
+    # Seconds without a finished step after which the run ends with an error (a host hangs); 0 waits for ever.
+    stall_seconds: int = 1800
     evaluate_every: int = 0
 
     def __post_init__(self):

@@ -99,14 +99,20 @@ class SequenceBuilder:
         options = np.full(self.num_options, -1, np.int32)
         labels = np.full(self.num_options, -1, np.int32)
         for k, (answer, label) in enumerate(zip(question.answers, question.labels, strict=True)):
-            ids = self.ids(self.template.answer_prefix + answer)
-            if len(ids) != 1:
-                raise UserError(
-                    f"answer '{answer}' of question '{question.name}' is {len(ids)} tokens with this tokenizer; it must be one"
-                )
-            options[k] = ids[0]
+            options[k] = self._answer_id(question, answer)
             labels[k] = -1 if label is None or label not in self.vocabulary else self.vocabulary.index(label)
         return _Closed(np.array(self.question_ids(question.text), np.int32), options, labels)
+
+    def _answer_id(self, question: Question, answer: str) -> int:
+        # In its place after the template: alone, a SentencePiece tokenizer would put another word start before it.
+        before = self.ids(self.template.after)
+        ids = self.ids(self.template.after + self.template.answer_prefix + answer)
+        if ids[: len(before)] != before or len(ids) != len(before) + 1:
+            count = len(ids) - len(before)
+            raise UserError(
+                f"answer '{answer}' of question '{question.name}' is {count} tokens with this tokenizer; it must be one"
+            )
+        return ids[-1]
 
     def targets(self, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Target distributions of every question for a batch of faces.

@@ -35,7 +35,7 @@ TEMPLATES = {
     ),
     # LLaVA-1.5's Vicuna format.
     "vicuna": Template(
-        opening="USER: ",
+        opening="<s>USER: ",
         between="\n",
         closing="\n",
         before="",

@@ -138,12 +138,16 @@ class FaceInsight(nn.Module):
         return _fill(x, tokens == KNOWLEDGE_SLOT, self.knowledge_tokens(alignment))
 
     def knowledge_tokens(self, alignment: Alignment) -> Float[Array, "b n d"]:
-        """Refined prompts through their connector, each gated by σ(s_i) so that it speaks of this face (ours)."""
-        tokens = self.knowledge_connector(alignment.prompts)[None]
-        shape = (alignment.scores.shape[0], *tokens.shape[1:])
-        if not self.config.knowledge.gated:
-            return jnp.broadcast_to(tokens, shape)
-        return tokens * nn.sigmoid(alignment.scores)[..., None].astype(tokens.dtype)
+        """Refined prompts, each gated by σ(s_i) so that it speaks of this face, through their connector (ours).
+
+        The gate stands before the connector: a gate on the connector's output would only scale the token, and the
+        LLM's first RMSNorm divides that scale out again.
+        """
+        prompts = alignment.prompts[None]
+        if self.config.knowledge.gated:
+            prompts = prompts * nn.sigmoid(alignment.scores)[..., None].astype(prompts.dtype)
+        tokens = self.knowledge_connector(prompts)
+        return jnp.broadcast_to(tokens, (alignment.scores.shape[0], *tokens.shape[1:]))
 
     def hidden(self, sequence: Sequence) -> Float[Array, "b t d"]:
         """Runs the LLM over a shared-prefix sequence; hidden states after the final norm."""

@@ -203,10 +203,25 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable:
+    spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if sharding.is_fully_addressable or spread:
+        # What already spans the hosts is cut anew between them; every process must be here.
         return jax.device_put(array, sharding)
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def fetch(tree: Any) -> Any:
+    """Returns every leaf whole, as numpy, on every process; the inverse of `place`. Every process must call it."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree_util.tree_map(whole, tree)
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -20,6 +20,7 @@ _FREE_FIELDS = {
     "name",
     "mesh",
     "train.log_every",
+    "train.stall_seconds",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",

@@ -17,10 +17,10 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.parallel.hosts import Hosts, check_same
+from fi_jax.parallel.hosts import Hosts, check_same, check_shared, ends_together
 from fi_jax.parallel.mesh import check_batch, make_mesh
-from fi_jax.parallel.preemption import PreemptionFlag
-from fi_jax.parallel.rules import activation_scope, local_rows, place, place_batch, replicated, state_shardings
+from fi_jax.parallel.preemption import PreemptionFlag, Watchdog
+from fi_jax.parallel.rules import activation_scope, fetch, local_rows, place, place_batch, replicated, state_shardings
 from fi_jax.training.checkpoints import Checkpoints
 from fi_jax.training.material import make_transform, training_graph
 from fi_jax.training.optimizer import cast, flatten, make_optimizer, split_params, unflatten
@@ -77,6 +77,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": [s.name for s in config.data.sources]}
     info["init_from"] = config.train.init_from
 
+    check_shared(folder, hosts)
     # Closed whatever happens: a manager left open complains when Python ends.
     with closing(Checkpoints(folder, config)) as checkpoints:
         if checkpoints.latest_step() is not None:
@@ -100,10 +101,16 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
             workers=config.data.workers,
             transform=transform,
         )
-        with PreemptionFlag(hosts.count) as preempted, activation_scope(mesh, config.model):
+        with (
+            ends_together(hosts),
+            PreemptionFlag(hosts.count) as preempted,
+            Watchdog(config.train.stall_seconds) as watchdog,
+            activation_scope(mesh, config.model),
+        ):
             clock, clock_step = time.monotonic(), start
             for number in range(start + 1, config.train.steps + 1):
                 state, metrics = step(state, inputs, place_batch(next(batches), mesh))
+                watchdog.beat()
                 if number % config.train.log_every == 0 or number == config.train.steps:
                     values = {name: float(value) for name, value in metrics.items()}
                     if log:
@@ -123,9 +130,10 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
                     say(f"stopped at step {number}; the same command resumes there")
                     return preempted.exit_status
         checkpoints.wait()
+    model = finished_model(config, state, carried, constants, info)
     if log:
         log.close()
-        save_model(folder / "model", finished_model(config, state, carried, constants, info))
+        save_model(folder / "model", model)
         say(f"done: {folder / 'model'}")
     return 0
 
@@ -133,8 +141,9 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
 def finished_model(
     config: Experiment, state: TrainState, carried: dict, constants: Constants, info: dict
 ) -> TrainedModel:
-    """Everything ever trained, on the host (the running average where there is one)."""
-    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in {**carried, **final_leaves(state)}.items()}
+    """Everything ever trained, on the host (the running average where there is one). All processes must call it."""
+    everything = fetch({**carried, **final_leaves(state)})
+    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in everything.items()}
     return TrainedModel(config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), info)
 
 

@@ -53,7 +53,8 @@ def _init(config: ModelConfig, seed: jax.Array) -> dict:
 
 def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of all parameters, flat; nothing is computed."""
-    return flatten(jax.eval_shape(lambda: _init(config, 0)))
+    # Which attention kernel runs changes no shape, and "flash" refuses machines without it.
+    return flatten(jax.eval_shape(lambda: _init(replace(config, attention="xla"), 0)))
 
 
 def init_leaves(config: ModelConfig, wanted: list[str], seed: int, mesh: Mesh | None = None) -> Leaves:
@@ -103,7 +104,7 @@ def load_base(config: Experiment) -> Base:
         if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
             from fi_jax.weights.huggingface import load_clip_vision
 
-            loaded, params, report = load_clip_vision(source, dtype=dtype)
+            loaded, params, report = load_clip_vision(source, dtype=dtype, image_size=getattr(model, part).image_size)
             _require_same(part, loaded, getattr(model, part))
             leaves |= {f"{part}/{path}": leaf for path, leaf in flatten(params).items()}
             info[part] = {"name": source, "hash": report.hash}

@@ -272,9 +272,8 @@ class FaceInsight(nn.Module):
             segmentation, segmentation_pooled = self.segmentation_encoder(colours)
         prompts = self.knowledge(self.prompts, self.graph)
         scores = self.head(pooled, segmentation_pooled, prompts)
-        knowledge = self.knowledge_connector(prompts)[None]
-        if c["knowledge"]["gated"]:
-            knowledge = knowledge * torch.sigmoid(scores)[..., None]
+        gate = torch.sigmoid(scores)[..., None] if c["knowledge"]["gated"] else 1.0
+        knowledge = self.knowledge_connector(prompts[None] * gate)
         tokens = torch.tensor(self.settings["prefix"], device=device)
         prefix = self.llm.get_input_embeddings()(tokens.clamp(min=0))[None].clone()
         prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image)

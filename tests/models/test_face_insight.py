@@ -99,16 +99,18 @@ def test_the_gate_is_the_alignment_probability(small):
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(2, len(small.vocabulary))), jnp.float32)
     prompts = jnp.asarray(np.random.default_rng(1).normal(size=(len(small.vocabulary), 12)), jnp.float32)
 
-    def tokens(gated: bool):
+    def tokens(gated: bool, prompts):
         model = replace(small.config.model, knowledge=replace(small.config.model.knowledge, gated=gated))
         return FaceInsight(model).apply(
             {"params": unflatten(small.leaves)}, Alignment(scores, prompts), method="knowledge_tokens"
         )
 
-    gated, plain = tokens(True), tokens(False)
+    gated, plain = tokens(True, prompts), tokens(False, prompts)
     assert gated.shape == plain.shape == (2, len(small.vocabulary), 32)
-    np.testing.assert_allclose(gated, plain * jax.nn.sigmoid(scores)[..., None], rtol=1e-5)
     np.testing.assert_array_equal(plain[0], plain[1])
+    for face in range(2):
+        scaled = tokens(False, prompts * jax.nn.sigmoid(scores[face])[:, None])
+        np.testing.assert_allclose(gated[face], scaled[face], rtol=1e-4, atol=1e-6)
 
 
 def test_without_ccm_as_many_tokens_and_no_graph(small, batch):
