@@ -16,8 +16,14 @@ TAKES_OVERRIDES = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments; dotted overrides of the config's data section are allowed."""
-    parser.add_argument("config", help="a file, or a name under configs/; says which data sets where --dataset does not")
-    parser.add_argument("--checkpoint", metavar="RUN", help="a run folder or a bundled model (default: runs/NAME, else the bundled model of that name)")
+    parser.add_argument(
+        "config", help="a file, or a name under configs/; says which data sets where --dataset does not"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        help="a run folder or a bundled model (default: runs/NAME, else the bundled model of that name)",
+    )
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="data sets to evaluate on")
     parser.add_argument("--data-root", nargs="+", metavar="DIR", help="their folders, in the same order")
     parser.add_argument("--split", default="test", help="train, val, test or all (default: test)")
@@ -25,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=0, help="only the first N faces of each set (0: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="faces at once (default: 8)")
     parser.add_argument("--head-only", action="store_true", help="only the alignment head answers; the LLM is not run")
-    parser.add_argument("--setting", choices=("both", "fine-tuned", "training-free"), default="both", help="which cells of the table to fill")
+    parser.add_argument(
+        "--setting",
+        choices=("both", "fine-tuned", "training-free"),
+        default="both",
+        help="which cells of the table to fill",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.weights.bundle import find_model, load_model
 
-    folder = find_model(args.checkpoint or (f"runs/{config.name}" if Path("runs", config.name, "model").is_dir() else config.name))
+    folder = find_model(
+        args.checkpoint or (f"runs/{config.name}" if Path("runs", config.name, "model").is_dir() else config.name)
+    )
     model = load_model(folder)
     out = Path(args.out or Path("out", config.name))
     wanted = []
@@ -94,7 +107,9 @@ def _sets(args: argparse.Namespace, config) -> list[tuple[str, str]]:
             raise UserError(f"--dataset {missing[0]} needs --data-root: the config does not say where it is")
         return [(name, configured[name]) for name in names]
     if len(args.data_root) != len(names):
-        raise UserError(f"{len(names)} data sets but {len(args.data_root)} folders after --data-root; give one each, in order")
+        raise UserError(
+            f"{len(names)} data sets but {len(args.data_root)} folders after --data-root; give one each, in order"
+        )
     return list(zip(names, args.data_root, strict=True))
 
 
@@ -126,7 +141,9 @@ def _evaluate_set(answerer, name: str, root: str, seen: bool, config, args, part
     records = records[: args.limit] if args.limit else records
     questions = answerer.answerable(questions_of(name))
     if not questions:
-        raise UserError(f"the model's vocabulary '{answerer.vocabulary.name}' knows no answer to any question about {name}")
+        raise UserError(
+            f"the model's vocabulary '{answerer.vocabulary.name}' knows no answer to any question about {name}"
+        )
     data = replace(answerer.config.data, mask_cache=config.data.mask_cache, cache_in_memory=False)
     if answerer.config.model.use_segmentation:
         data = with_maps(records, data, answerer.config.weights.parser)
@@ -137,7 +154,7 @@ def _evaluate_set(answerer, name: str, root: str, seen: bool, config, args, part
             open_dataset(records, data, answerer.vocabulary),
             questions,
             batch_size=min(args.batch_size, len(records)),
-            by_llm=not args.head_only,
+            by_llm=answerer.speaks and not args.head_only,
             seen=seen,
             estimator=answerer.info.get("age_estimator", "expected"),
             advance=advance,

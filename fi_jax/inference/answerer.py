@@ -49,6 +49,11 @@ class Answerer:
         self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary)
         self.model = FaceInsight(config.model)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether the LLM was taught to read faces (stage 2); after stage 1 alone only the alignment head answers."""
+        return self.config.train.stage == "instruct"
+
     @cached_property
     def _faces(self):
         def run(params, constants, image, mask):

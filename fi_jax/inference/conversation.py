@@ -2,18 +2,20 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fi_jax.data.images import crop_square
 from fi_jax.data.records import Box
+from fi_jax.errors import UserError
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate
 from fi_jax.inference.maps import map_of
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import compile_rules
+from fi_jax.labels.descriptions import describe_answers
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
@@ -83,7 +85,11 @@ class Reply:
         if len(self.answers) == 1:
             lines.append(_said(self.answers[0], self.age))
         elif self.answers:
-            width = max(len(a.question.text) for a in self.answers if a.question.is_binary) if any(a.question.is_binary for a in self.answers) else 40
+            width = (
+                max(len(a.question.text) for a in self.answers if a.question.is_binary)
+                if any(a.question.is_binary for a in self.answers)
+                else 40
+            )
             for answer in self.answers:
                 asked = answer.question.text if answer.question.is_binary else answer.question.text.split("?")[0] + "?"
                 lines.append(f"{asked:<{width}}  {_said(answer, self.age)}")
@@ -95,12 +101,23 @@ class Reply:
         """The same as plain values."""
         answers = []
         for a in self.answers:
-            entry = {"question": a.question.name, "text": a.question.text, "answer": a.option, "probability": round(a.probability, 4)}
+            entry = {
+                "question": a.question.name,
+                "text": a.question.text,
+                "answer": a.option,
+                "probability": round(a.probability, 4),
+            }
             entry["probabilities"] = {o: round(p, 4) for o, p in zip(a.question.options, a.probabilities, strict=True)}
             if a.question.family == "age_years" and self.age is not None:
                 entry["years"] = round(self.age, 1)
             answers.append(entry)
-        found = {"image": name, "box": [round(v, 1) for v in self.box], "question": self.question, "source": self.source, "answers": answers}
+        found = {
+            "image": name,
+            "box": [round(v, 1) for v in self.box],
+            "question": self.question,
+            "source": self.source,
+            "answers": answers,
+        }
         if self.text:
             found["text"] = self.text
         return found
@@ -120,7 +137,12 @@ def match_question(text: str, bank: tuple[Question, ...]) -> Question | None:
     words = _normal(text)
     for question in bank:
         stem = question.text if question.is_binary else question.text.split("?")[0]
-        if words in (_normal(stem), _normal(question.text), _normal(question.name), _normal(question.name.split(":")[0])):
+        if words in (
+            _normal(stem),
+            _normal(question.text),
+            _normal(question.name),
+            _normal(question.name.split(":")[0]),
+        ):
             return question
     near = {_normal(q.text): q for q in bank if q.is_binary}
     close = difflib.get_close_matches(words, near, n=1, cutoff=0.88)
@@ -139,6 +161,8 @@ def _normal(text: str) -> str:
 
 def converse(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, asked: Asked) -> Reply:
     """Crops, parses and answers. Race is answered when asked for, never volunteered."""
+    # A model of stage 1 has no LLM that reads faces: its alignment head answers.
+    asked = replace(asked, by_llm=asked.by_llm and answerer.speaks)
     crop = crop_square(image, box, answerer.config.data.image_size)
     mask = map_of(crop, answerer.config.weights.parser)
     bank = questions_for(answerer.vocabulary)
@@ -159,8 +183,22 @@ def _with_text(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Quest
             return one
         text = _said(one.answers[0], one.age)
         return Reply(**{**shown.__dict__, "text": text})
+    if not answerer.speaks:
+        return Reply(**{**shown.__dict__, "text": _without_llm(answerer, shown, asked, bank)})
     text = generate(answerer, shown.image, shown.mask, asked.text or DESCRIBE, asked.max_new_tokens)
     return Reply(**{**shown.__dict__, "text": text})
+
+
+def _without_llm(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Question, ...]) -> str:
+    """A description put together from the head's closed answers; other open questions need the LLM."""
+    if asked.text and _normal(asked.text) != _normal(DESCRIBE):
+        raise UserError(
+            "this model was trained for stage 1 only and answers closed questions (fi-jax ask IMAGE --all shows them); "
+            "open questions need a model of stage 2"
+        )
+    questions = [q for q in bank if q.family != "race"]
+    closed = _closed(answerer, shown, questions, asked)
+    return describe_answers({a.question.name: a.probabilities for a in closed.answers})
 
 
 def _closed(answerer: Answerer, shown: Reply, questions: list[Question], asked: Asked) -> Reply:
@@ -185,14 +223,22 @@ def _consistent(answerer: Answerer, questions: list[Question], said: np.ndarray)
     width = said.shape[1]
     at = np.full((1, len(questions), width), -1, np.int32)
     for i, question in enumerate(questions):
-        at[0, i, : len(question.labels)] = [-1 if label is None else vocabulary.index(label) for label in question.labels]
+        at[0, i, : len(question.labels)] = [
+            -1 if label is None else vocabulary.index(label) for label in question.labels
+        ]
     # By their number, not by their probability: one that rounds to zero is asked about all the same.
     counts = np.array([len(question.options) for question in questions])
     tokens = np.where(np.arange(width) < counts[:, None], 0, -1)[None]
-    probabilities, scope = label_probabilities(said[None], {"option_labels": at, "option_tokens": tokens}, len(vocabulary))
-    hard = decode_consistent(np.asarray(probabilities), np.asarray(scope), compile_rules(rules_for(vocabulary), vocabulary))[0]
+    probabilities, scope = label_probabilities(
+        said[None], {"option_labels": at, "option_tokens": tokens}, len(vocabulary)
+    )
+    hard = decode_consistent(
+        np.asarray(probabilities), np.asarray(scope), compile_rules(rules_for(vocabulary), vocabulary)
+    )[0]
     chosen = []
     for i, question in enumerate(questions):
         holds = [hard[label] if label >= 0 else None for label in at[0, i, : len(question.labels)]]
-        chosen.append(0 if holds[0] else 1) if question.is_binary else chosen.append(int(np.argmax([bool(h) for h in holds])))
+        chosen.append(0 if holds[0] else 1) if question.is_binary else chosen.append(
+            int(np.argmax([bool(h) for h in holds]))
+        )
     return chosen

@@ -26,11 +26,24 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, question: s
     config = answerer.config.model
     llm = Llama(config.llm, dtype=jnp.dtype(config.dtype), remat="none", attention=config.attention)
     ends = tuple({builder.ids(builder.template.end)[0]})
-    arguments = (llm, answerer.params["llm"], prefix, jnp.ones(tokens.shape, bool), padded[None, None], valid[None, None])
+    arguments = (
+        llm,
+        answerer.params["llm"],
+        prefix,
+        jnp.ones(tokens.shape, bool),
+        padded[None, None],
+        valid[None, None],
+    )
     return arguments, ends
 
 
-def generate(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], question: str, max_new_tokens: int) -> str:
+def generate(
+    answerer: Answerer,
+    image: UInt8[np.ndarray, "y x 3"],
+    mask: UInt8[np.ndarray, "y x"],
+    question: str,
+    max_new_tokens: int,
+) -> str:
     """Answers an open question about one face, greedily."""
     arguments, ends = _inputs(answerer, image, mask, question)
     made = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends)
@@ -38,7 +51,13 @@ def generate(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[
     return _text(answerer, [int(i) for i in ids if int(i) not in ends])
 
 
-def stream(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], question: str, max_new_tokens: int) -> Iterator[str]:
+def stream(
+    answerer: Answerer,
+    image: UInt8[np.ndarray, "y x 3"],
+    mask: UInt8[np.ndarray, "y x"],
+    question: str,
+    max_new_tokens: int,
+) -> Iterator[str]:
     """Yields the answer as it grows, whole so far each time."""
     arguments, ends = _inputs(answerer, image, mask, question)
     ids: list[int] = []

@@ -16,7 +16,9 @@ from fi_jax.data.records import FaceRecord
 from fi_jax.inference.parser import BUNDLED, FaceParser, fill_cache, load_parser, parse_crop
 
 
-def with_maps(records: Sequence[FaceRecord], data: DataConfig, parser: str, say: Callable[[str], None] = print) -> DataConfig:
+def with_maps(
+    records: Sequence[FaceRecord], data: DataConfig, parser: str, say: Callable[[str], None] = print
+) -> DataConfig:
     """Makes every map that is missing and returns the data config that finds them.
 
     Maps lie in a folder named after the parser's weights, so another parser's maps are never taken for its own.
