@@ -9,6 +9,8 @@ already in --out is not done again.
 import argparse
 import hashlib
 import json
+import shlex
+import sys
 from pathlib import Path
 
 TAKES_OVERRIDES = True
@@ -43,13 +45,14 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
     from fi_jax.cli.configs import load_config
     from fi_jax.cli.runtime import start
+    from fi_jax.config import to_dict
 
     config = load_config(args.config, args.overrides)
     sets = _sets(args, config)
     start()
     from fi_jax.evaluation.predictions import read_predictions, write_predictions
     from fi_jax.evaluation.summarise import summarise, write_summary
-    from fi_jax.evaluation.tables import print_table, render, to_csv, to_markdown
+    from fi_jax.evaluation.tables import consistent_rows, print_table, render, to_csv, to_markdown
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.weights.bundle import find_model, load_model
 
@@ -84,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         "trained_on": model.info.get("sources", []),
         "seen": {name: seen for name, _, seen in wanted},
         "limit": args.limit,
+        "command": shlex.join(["fi-jax", *sys.argv[1:]]),
+        "config": to_dict(model.config),
     }
     estimator = model.info.get("age_estimator", "expected")
     summary = summarise(read_predictions(out / "predictions.jsonl"), baselines, estimator=estimator, meta=meta)
@@ -92,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     (out / "table.csv").write_text(to_csv(rows))
     (out / "table.md").write_text(to_markdown(rows))
     print_table(render(summary, headlines_only=True))
+    for line in consistent_rows(summary):
+        print(line)
     print(f"predictions.jsonl, metrics.json, table.csv and table.md are in {out}")
     return 0
 
