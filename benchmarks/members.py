@@ -1,0 +1,116 @@
+"""Time of one step of M members in one program against one run alone, on the alignment stage with frozen encoders.
+
+    python benchmarks/members.py --members 32 --batch 64
+
+Prints seconds a step of both (medians, measured in turn, so that a busy machine disturbs both alike) and their ratio.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def main() -> int:
+    """Measures and prints JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="nano_align")
+    parser.add_argument("--members", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    import jax
+
+    from fi_jax.cli.configs import load_config
+
+    config = load_config(args.config)
+    towers = {
+        name: replace(getattr(config.model, name), drop_path=0.0) for name in ("image_encoder", "segmentation_encoder")
+    }
+    config = replace(
+        config,
+        model=replace(config.model, **towers),
+        data=replace(config.data, batch_size=args.batch),
+        train=replace(config.train, trainable=("knowledge/.*", "head/.*"), ema=0.0),
+    )
+    configs = [replace(config, train=replace(config.train, learning_rate=1e-4 * (i + 1))) for i in range(args.members)]
+    alone, together = _alone(config), _together(configs)
+    times: dict[str, list[float]] = {"alone": [], "together": []}
+    for repeat in range(args.repeats + 1):
+        for name, run in (("alone", alone), ("together", together)):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            if repeat:
+                times[name].append(time.perf_counter() - begin)
+    one, many = (statistics.median(times[name]) for name in ("alone", "together"))
+    shown = {"members": args.members, "batch": args.batch, "alone_s": round(one, 3), "together_s": round(many, 3)}
+    print(json.dumps({**shown, "ratio": round(many / one, 3)}))
+    return 0
+
+
+def _parts(config):
+    """Random leaves, constants, rules and one batch of a config."""
+    from fi_jax.knowledge.logic import RuleTable, compile_rules
+    from fi_jax.labels.registry import vocabulary
+    from fi_jax.labels.rule_tables import rules_for
+    from fi_jax.training.abstract import batch_shapes, shapes_of_parameters
+    from fi_jax.training.optimizer import split_params, unflatten
+
+    rng = np.random.default_rng(0)
+    # The stage does not read the language model.
+    shapes = {path: leaf for path, leaf in shapes_of_parameters(config.model).items() if not path.startswith("llm/")}
+    leaves = {path: rng.normal(0, 0.02, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    trained, frozen = split_params(unflatten(leaves), config.train.trainable)
+    labels = vocabulary(config.data.vocabulary)
+    batch = {
+        key: np.ones(leaf.shape, leaf.dtype)
+        if leaf.dtype == bool
+        else rng.integers(0, 2, leaf.shape).astype(leaf.dtype)
+        for key, leaf in batch_shapes(config).items()
+    }
+    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(labels), labels)))
+    n = len(labels)
+    prompts = rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32)
+    return SimpleNamespace(
+        trained=trained, frozen=frozen, batch=batch, rules=rules, prompts=prompts, graph=np.eye(n, dtype=np.float32)
+    )
+
+
+def _alone(config):
+    import jax
+
+    from fi_jax.models.face_insight import Constants
+    from fi_jax.training.optimizer import make_optimizer
+    from fi_jax.training.state import init_state
+    from fi_jax.training.step import StepInputs, make_train_step
+
+    parts = _parts(config)
+    optimizer = make_optimizer(config.train)
+    state = init_state(parts.trained, optimizer, config.train)
+    inputs = jax.device_put(StepInputs(parts.frozen, Constants(parts.prompts, parts.graph), parts.rules))
+    step, batch = jax.jit(make_train_step(config, optimizer)), jax.device_put(parts.batch)
+    return lambda: step(state, inputs, batch)
+
+
+def _together(configs):
+    import jax
+
+    from fi_jax.training.members import MemberInputs, make_member_step, numbers_of, stack
+    from fi_jax.training.optimizer import make_optimizer
+    from fi_jax.training.state import init_state
+
+    parts = _parts(configs[0])
+    state = stack([init_state(parts.trained, make_optimizer(one.train), one.train) for one in configs])
+    graphs = np.stack([parts.graph] * len(configs))
+    inputs = jax.device_put(MemberInputs(parts.frozen, parts.prompts, graphs, parts.rules, numbers_of(configs)))
+    step, batch = jax.jit(make_member_step(configs, True)), jax.device_put(parts.batch)
+    state = jax.device_put(state)
+    return lambda: step(state, inputs, batch)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
