@@ -92,7 +92,7 @@ def initialise(env: Mapping[str, str] | None = None) -> Hosts:
     heartbeat = _integer(env, "FI_JAX_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     connect = _integer(env, "FI_JAX_CONNECT_SECONDS", CONNECT_SECONDS)
     if cluster.coordinator is not None:
-        _announce(cluster, connect)
+        _announce(cluster, cluster.coordinator, connect)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         coordinator_address=cluster.coordinator,
@@ -108,14 +108,14 @@ def initialise(env: Mapping[str, str] | None = None) -> Hosts:
     return Hosts(jax.process_index(), jax.process_count(), cluster.launcher)
 
 
-def _announce(cluster: Cluster, seconds: int) -> None:
+def _announce(cluster: Cluster, coordinator: str, seconds: int) -> None:
     """Says who waits for whom, and fails in one line where JAX would abort with a C++ stack trace."""
     who = f"process {cluster.process_id} of {cluster.num_processes} ({cluster.launcher})"
     if cluster.process_id == 0:
         # Should a process never come, JAX aborts after this time; this line is then the readable part.
-        print(f"{who} waits at {cluster.coordinator} up to {seconds} s for all to join", file=sys.stderr, flush=True)
+        print(f"{who} waits at {coordinator} up to {seconds} s for all to join", file=sys.stderr, flush=True)
         return
-    host, _, port = cluster.coordinator.rpartition(":")
+    host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -124,7 +124,7 @@ def _announce(cluster: Cluster, seconds: int) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{who} could not reach process 0 at {cluster.coordinator} within {seconds} s ({error}); "
+                    f"{who} could not reach process 0 at {coordinator} within {seconds} s ({error}); "
                     "check that process 0 runs and that its port is open between the hosts"
                 ) from None
             time.sleep(0.5)

@@ -139,18 +139,20 @@ def advise(config: Experiment, mesh: Mapping[str, int], fits: Any) -> list[str]:
     alone = [text for text, changed, moved in steps if fits(changed, moved)]
     if alone:
         return alone
-    together, wide, texts = config, dict(mesh), []
+    together, wide = config, mesh
+    texts: list[str] = []
     for text, changed, moved in steps:
-        together, wide = _join(together, config, changed), (dict(moved) if moved is not mesh else wide)
+        together = _join(together, config, changed)
+        wide = wide if moved is mesh else moved
         # Of a series (accumulate 2, 4, 8) only the last one stays.
         texts = [t for t in texts if t.split()[0] != text.split()[0]] + [text]
         if fits(together, wide):
             return [" ".join(text.split(" (")[0] for text in texts)]
     for factor in (2, 4, 8, 16, 32, 64):
-        more = {**wide, "fsdp": wide["fsdp"] * factor}
-        if fits(together, more):
+        larger = {**wide, "fsdp": wide["fsdp"] * factor}
+        if fits(together, larger):
             return [
-                f"{' '.join(t.split(' (')[0] for t in texts if '--mesh' not in t)} --mesh {_mesh_text(more)} ({factor}x the devices)".strip()
+                f"{' '.join(t.split(' (')[0] for t in texts if '--mesh' not in t)} --mesh {_mesh_text(larger)} ({factor}x the devices)".strip()
             ]
     return []
 

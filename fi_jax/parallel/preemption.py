@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 REQUEUE_STATUS = 75
 STALLED_STATUS = 70
@@ -27,7 +28,7 @@ class PreemptionFlag:
     def __init__(self, num_processes: int = 1):
         self.num_processes = num_processes
         self.received: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionFlag":
         # Among many processes JAX's coordination service owns SIGTERM: any process's notice reaches all of them.

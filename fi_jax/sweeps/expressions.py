@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fi_jax.errors import UserError
+from fi_jax.errors import UserError, require_choice
 
 Point = dict[str, Any]
 
@@ -140,13 +140,15 @@ class Search:
 
     ranges: Mapping[str, Range]
     trials: int
-    sampler: Literal["tpe", "random", "cma"] = "tpe"
+    sampler: Literal["tpe", "random"] = "tpe"
     # "median" stops a run that is worse than the median of the others at the same step.
     pruner: Literal["none", "median"] = "none"
     seed: int = 0
 
     def __post_init__(self):
         _check_ranges(self.ranges)
+        require_choice("sweep: sampler", self.sampler, ("tpe", "random"))
+        require_choice("sweep: pruner", self.pruner, ("none", "median"))
         if self.trials < 1:
             raise UserError(f"sweep: a search of {self.trials} trials; it must be at least 1")
 

@@ -128,7 +128,7 @@ def _run(sweep: Sweep, base: Experiment, folder: SweepFolder, jobs: list[Job], s
     elif searching:
         from fi_jax.sweeps.runners import search_here
 
-        say(f"searching {sweep.points.trials} trials; folder {folder.path}")
+        say(f"searching {total} trials; folder {folder.path}")
         search_here(folder, sweep, base, settings.parallel, settings.gpus, report)
     else:
         from fi_jax.sweeps.runners import run_here

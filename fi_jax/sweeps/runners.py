@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run_here(jobs: Sequence[Job], parallel: int, gpus: Sequence[str], report: Re
         with lock:
             report(job, result)
 
-    _all([lambda job=job: one(job) for job in jobs], parallel)
+    _all([partial(one, job) for job in jobs], parallel)
 
 
 def search_here(
@@ -57,11 +58,11 @@ def search_here(
     def one(worker: int) -> None:
         env = (("CUDA_VISIBLE_DEVICES", gpus[worker]),) if gpus else ()
         try:
-            search_worker(folder, sweep, base, worker, env, report)
+            search_worker(folder, sweep, base, env, report)
         except Interrupted:
             STOP.set()
 
-    _all([lambda i=i: one(i) for i in range(parallel)], parallel)
+    _all([partial(one, i) for i in range(parallel)], parallel)
 
 
 def _all(tasks: Sequence[Callable[[], None]], parallel: int) -> None:
@@ -129,7 +130,7 @@ def submit(
     executor.update_parameters(slurm_array_parallelism=parallel, name=f"sweep-{folder.name}", **slurm)
     if search is not None:
         assert isinstance(search[1].points, Search)
-        tasks: list[tuple] = [(*search, worker) for worker in range(parallel)]
+        tasks: list[tuple] = [search for _ in range(parallel)]
     else:
         tasks = [(job,) for job in jobs]
     try:

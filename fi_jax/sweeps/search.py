@@ -15,19 +15,37 @@ _SETUP = 60.0
 _MOVED = "moved-"
 
 
-def distribution(one: Range) -> Any:
-    """The Optuna distribution of a range."""
-    from optuna import distributions
-
+def suggest(trial: Any, name: str, one: Range) -> Any:
+    """Asks an Optuna trial for a value of a field."""
     if isinstance(one, Choice):
-        return distributions.CategoricalDistribution(one.values)
+        return trial.suggest_categorical(name, one.values)
     if one.whole:
-        return distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
-    return distributions.FloatDistribution(one.low, one.high, log=one.log)
+        return trial.suggest_int(name, int(one.low), int(one.high), log=one.log)
+    return trial.suggest_float(name, one.low, one.high, log=one.log)
 
 
-def open_study(path: Path, sweep: Sweep, worker: int = 0) -> Any:
-    """Opens or makes the study in the journal under `path`. Each `worker` draws with a seed of its own."""
+def sampler(settings: Search, number: int) -> Any:
+    """The sampler of trial `number`. Seeded by it: workers that know nothing of each other draw different points."""
+    import optuna
+
+    seed = settings.seed + number
+    if settings.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def ask(study: Any, settings: Search) -> Any:
+    """A new trial, or one that was put back, with a value for every field."""
+    study.sampler = sampler(settings, len(study.get_trials(deepcopy=False)))
+    trial = study.ask()
+    study.sampler = sampler(settings, trial.number)
+    for name, one in settings.ranges.items():
+        suggest(trial, name, one)
+    return trial
+
+
+def open_study(path: Path, sweep: Sweep) -> Any:
+    """Opens or makes the study in the journal under `path`."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -35,25 +53,18 @@ def open_study(path: Path, sweep: Sweep, worker: int = 0) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings = sweep.points
     assert isinstance(settings, Search)
-    seed = settings.seed + worker
-    samplers = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "cma": lambda: optuna.samplers.CmaEsSampler(seed=seed),
-    }
     pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
     return optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path / "study.journal"))),
         study_name=path.name,
         load_if_exists=True,
-        direction={"min": "minimize", "max": "maximize"}[sweep.goal],
-        sampler=samplers[settings.sampler](),
+        direction="minimize" if sweep.goal == "min" else "maximize",
         pruner=pruners[settings.pruner](),
     )
 
 
 def search_worker(
-    folder: SweepFolder, sweep: Sweep, base: Experiment, worker: int = 0, env: tuple = (), report: Report | None = None
+    folder: SweepFolder, sweep: Sweep, base: Experiment, env: tuple = (), report: Report | None = None
 ) -> None:
     """Runs trials until the study has `trials` of them. Any number of workers, on any nodes, may do so at once.
 
@@ -61,10 +72,9 @@ def search_worker(
     """
     from optuna.trial import TrialState
 
-    study = open_study(folder.path, sweep, worker)
+    study = open_study(folder.path, sweep)
     settings = sweep.points
     assert isinstance(settings, Search)
-    space = {name: distribution(one) for name, one in settings.ranges.items()}
     while not STOP.is_set():
         _take_back_lost(study, folder)
         # Those that were put back count again as soon as someone takes them.
@@ -73,7 +83,7 @@ def search_worker(
         spent = [t for t in trials if t.state != TrialState.WAITING and f"{_MOVED}{t.number}" not in moved]
         if len(spent) >= settings.trials:
             return
-        trial = study.ask(space)
+        trial = ask(study, settings)
         config = apply(base, trial.params)
         point = folder.add(config, trial.params)
         trial.set_user_attr("point", point.name)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.parallel.hosts import Hosts
@@ -38,7 +39,8 @@ def run_together(folder: SweepFolder, jobs: Sequence[Job], report: Report, say: 
             raise Interrupted("stopped; the same command goes on where it was")
         seconds = round((time.monotonic() - begin) / len(mine), 3)
         for (job, _), run in zip(mine, runs):
-            result = {"status": "failed", "metrics": {}, "error": error} if error else metrics_result(job, run)
+            failed: dict[str, Any] = {"status": "failed", "metrics": {}, "error": error}
+            result = failed if error else metrics_result(job, run)
             result["seconds"] = seconds
             write_result(job.point, result)
             report(job, result)

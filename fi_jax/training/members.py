@@ -6,7 +6,7 @@ all members. What a member computes is what it computes alone (to rounding), wha
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,9 +46,9 @@ _ANY = ("name",)
 class Numbers(NamedTuple):
     """What the members differ in, one row each; float32 but for `seed` (int32)."""
 
-    fields: dict[str, Array]
+    fields: Mapping[str, Array | np.ndarray]
     # Factor of every lora_b: a member's alpha over that of the program.
-    lora_scale: Float[Array, "m"]
+    lora_scale: Float[Array | np.ndarray, "m"]
 
 
 class MemberInputs(NamedTuple):
@@ -115,7 +115,7 @@ def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Cal
     """
     config = configs[0]
     # Which terms are computed is static, their weights are traced.
-    on = {name: float(any(getattr(one.loss, name) for one in configs)) for name in TERMS}
+    on: dict[str, Any] = {name: float(any(getattr(one.loss, name) for one in configs)) for name in TERMS}
     everything = dataclasses.replace(config.loss, **on)
 
     def step(states: TrainState, inputs: MemberInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -182,10 +182,10 @@ def _encode(config: Experiment, inputs: MemberInputs, batch: Batch) -> Faces:
     towers = ("image_encoder/", "segmentation_encoder/")
     params = merge_params({}, {path: leaf for path, leaf in inputs.frozen.items() if path.startswith(towers)})
     model = FaceInsight(config.model)
-    return model.apply({"params": params}, batch["pixels"], batch["map_pixels"], True, method="encode")
+    return Faces(*model.apply({"params": params}, batch["pixels"], batch["map_pixels"], True, method="encode"))
 
 
-def _scaled(trained: Leaves, scale: Array) -> Leaves:
+def _scaled(trained: Leaves, scale: Array | np.ndarray) -> Leaves:
     # alpha enters the model as a factor of A·B; as a factor of B it may differ between members.
     return {
         path: leaf * scale if path.startswith("llm/") and path.endswith("lora_b") else leaf

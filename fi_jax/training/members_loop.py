@@ -130,15 +130,15 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
                     clock, clock_step = time.monotonic(), number
                 stop = preempted.reached(number)
                 if stop or number % config.train.checkpoint_every == 0 or number == steps:
-                    for i, one in enumerate(checkpoints):
-                        one.save(member(state, i), carried, info)
+                    for i, kept in enumerate(checkpoints):
+                        kept.save(member(state, i), carried, info)
                 if stop and number < steps:
-                    for one in checkpoints:
-                        one.wait()
+                    for kept in checkpoints:
+                        kept.wait()
                     say(f"stopped at step {number}; the same command resumes there")
                     return preempted.exit_status
-        for one in checkpoints:
-            one.wait()
+        for kept in checkpoints:
+            kept.wait()
     for i, (folder, one, log) in enumerate(zip(folders, configs, logs)):
         log.close()
         save_model(folder / "model", finished_model(one, member(state, i), carried, constants[i], info))

@@ -122,3 +122,17 @@ def test_search_shares_one_study(tmp_path):
     frame = pd.read_csv(tmp_path / "out" / "table.csv")
     # Two that take the last trial at the same moment make one more than asked for.
     assert frame["status"].eq("ok").all() and 3 <= len(frame) <= 4
+
+
+@pytest.mark.slow
+def test_members_of_one_program(tmp_path):
+    """Two groups (the stage's length is no number), three points; a run folder each."""
+    points = "grid({'train.learning_rate': [1e-3, 1e-2]}) + grid({'train.steps': [6]})"
+    said, error = start(
+        str(sweep_file(tmp_path, points)), "--out", str(tmp_path / "out"), "--where", "members"
+    ).communicate(timeout=300)
+    frame = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert frame["status"].eq("ok").all() and len(frame) == 3, (said, error)
+    assert said.count("in one program") == 2
+    for point in frame["point"]:
+        assert (tmp_path / "out" / "runs" / point / "model" / "weights.safetensors").is_file()
