@@ -1,7 +1,7 @@
 """Ask about a face in a picture; without a question, describe the face.
 
-  fi-jax ask photo.jpg "Is this person smiling?"
-  fi-jax ask photo.jpg --all --figure answers.png
+fi-jax ask photo.jpg "Is this person smiling?"
+fi-jax ask photo.jpg --all --figure answers.png
 """
 
 import argparse
@@ -12,12 +12,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("image", help="a picture with at least one face")
     parser.add_argument("question", nargs="?", help='e.g. "Is this person smiling?", "age", "Describe this face."')
-    parser.add_argument("--checkpoint", default="nano", metavar="RUN", help="a run folder or a bundled model (default: nano)")
+    parser.add_argument(
+        "--checkpoint", default="nano", metavar="RUN", help="a run folder or a bundled model (default: nano)"
+    )
     parser.add_argument("--box", default="", help="left,top,right,bottom in pixels, or 'full'; overrides face finding")
     parser.add_argument("--face", type=int, default=0, help="which face, largest first, when there are several")
-    parser.add_argument("--all", action="store_true", help="every closed question, grouped (race only with --race or when asked)")
-    parser.add_argument("--race", action="store_true", help="with --all: also what annotators would call the person's race")
-    parser.add_argument("--consistent", action="store_true", help="with --all: the most probable answers that break no rule")
+    parser.add_argument(
+        "--all", action="store_true", help="every closed question, grouped (race only with --race or when asked)"
+    )
+    parser.add_argument(
+        "--race", action="store_true", help="with --all: also what annotators would call the person's race"
+    )
+    parser.add_argument(
+        "--consistent", action="store_true", help="with --all: the most probable answers that break no rule"
+    )
     parser.add_argument("--head", action="store_true", help="answer by the alignment head instead of the LLM (faster)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--figure", metavar="F.png", help="save photo, segmentation map and answers as a picture")
@@ -43,7 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.inference.conversation import Asked, converse
 
     answerer = load_answerer(model)
-    wanted = Asked(args.question, everything=args.all or bool(args.figure), race=args.race, by_llm=not args.head, consistent=args.consistent)
+    wanted = Asked(
+        args.question,
+        everything=args.all or bool(args.figure),
+        race=args.race,
+        by_llm=not args.head,
+        consistent=args.consistent,
+    )
     reply = converse(answerer, image, box, wanted)
     if args.figure:
         from fi_jax.evaluation.figures.ask import save_answer_card

@@ -45,7 +45,9 @@ class Vocabulary:
         for group in self.groups:
             for name in group.labels:
                 if name not in names:
-                    raise UserError(f"group '{group.name}' of vocabulary '{self.name}' names the unknown label '{name}'")
+                    raise UserError(
+                        f"group '{group.name}' of vocabulary '{self.name}' names the unknown label '{name}'"
+                    )
 
     @cached_property
     def names(self) -> tuple[str, ...]:
