@@ -134,7 +134,10 @@ def _take_back_lost(study: Any, folder: SweepFolder) -> None:
         name = trial.user_attrs.get("point")
         point = folder.path / "points" / str(name)
         young = trial.datetime_start and (now - trial.datetime_start).total_seconds() < _SETUP
-        if name and (is_claimed(point) or (young and read_result(point) is None and not (point / "claim").exists())):
+        # A run that has its result is done: its worker has let go of the point and is about to tell the study.
+        if name and (is_claimed(point) or read_result(point) is not None):
+            continue
+        if name and young and not (point / "claim").exists():
             continue
         if not name and young:
             continue
