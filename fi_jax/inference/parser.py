@@ -134,12 +134,15 @@ def parse_crop(parser: FaceParser, crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np
 
 
 def parse_records(
-    parser: FaceParser, records: Sequence[FaceRecord], batch_size: int = 64, threads: int = 4
+    parser: FaceParser, records: Sequence[FaceRecord], batch_size: int | None = None, threads: int = 4
 ) -> Iterator[tuple[FaceRecord, UInt8[np.ndarray, "s s"] | UserError]]:
     """Yields every record with the map of its crop, in order, or with the error for a picture that cannot be read.
 
-    Pictures are decoded on threads while the device works on the batch before.
+    Pictures are decoded on threads while the device works on the batch before. `batch_size` is by default 64, and 1
+    on a CPU, where the maps of one face stay in its cache (24 ms a face against 40 on two cores).
     """
+    if batch_size is None:
+        batch_size = 1 if jax.default_backend() == "cpu" else 64
 
     def read(record: FaceRecord):
         try:
@@ -179,7 +182,7 @@ def _results(chunk, crops, masks):
 
 
 def fill_cache(
-    parser: FaceParser, records: Sequence[FaceRecord], path_of, batch_size: int = 64, threads: int = 4
+    parser: FaceParser, records: Sequence[FaceRecord], path_of, batch_size: int | None = None, threads: int = 4
 ) -> tuple[int, list[tuple[FaceRecord, UserError]]]:
     """Writes the map of every record that has none of its own and none at `path_of(record)` yet.
 

@@ -181,19 +181,30 @@ class DecodeHead(nn.Module):
     def __call__(self, maps: list[Float[Array, "b y x d"]], *, train: bool) -> Float[Array, "b y x c"]:
         cfg = self.config
         b, height, width, _ = maps[0].shape
-        size = (b, height, width, cfg.decoder_hidden_size)
-        projected = []
-        for i, x in enumerate(maps):
-            y = nn.Dense(cfg.decoder_hidden_size, dtype=self.dtype, name=f"proj_{i}")(x)
-            projected.append(jax.image.resize(y, size, "bilinear", antialias=False))
-        # Concatenated from the last stage to the first, as the released weights expect.
-        x = jnp.concatenate(projected[::-1], axis=-1)
-        x = nn.Dense(cfg.decoder_hidden_size, use_bias=False, dtype=self.dtype, name="fuse")(x)
+        d = cfg.decoder_hidden_size
+        # The fusing projection acts on the maps joined from the last stage to the first, as the released weights
+        # expect. It is linear, so each map's part is taken before that map is made larger: many times fewer products.
+        fuse = _Kernel((len(maps) * d, d), name="fuse")().astype(self.dtype)
+        x = jnp.zeros((), self.dtype)
+        for i, feature in enumerate(maps):
+            place = (len(maps) - 1 - i) * d
+            y = nn.Dense(d, dtype=self.dtype, name=f"proj_{i}")(feature) @ fuse[place : place + d]
+            x += jax.image.resize(y, (b, height, width, d), "bilinear", antialias=False)
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="batch_norm"
         )(x)
         x = nn.Dropout(0.1, deterministic=not train)(jax.nn.relu(x))
         return nn.Dense(cfg.num_labels, dtype=self.dtype, name="classifier")(x)
+
+
+class _Kernel(nn.Module):
+    """A kernel that its parent applies in parts."""
+
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "i o"]:
+        return self.param("kernel", nn.initializers.lecun_normal(), self.shape)
 
 
 def _conv(features: int, size: int, stride: int, padding: int, name: str, dtype) -> nn.Conv:
