@@ -33,36 +33,39 @@ SMOLLM2 = LlamaConfig(
 )
 
 MODEL = ModelConfig(
+    # 36 patches, which the LLM sees as 9 tokens: what two CPU cores can train in half an hour.
     image_encoder=VitConfig(
-        image_size=112,
-        patch_size=8,
-        hidden_size=384,
-        intermediate_size=1536,
-        num_layers=8,
-        num_heads=6,
-        feature_layer=-1,
-        merge=2,
-        drop_path=0.1,
-    ),
-    segmentation_encoder=VitConfig(
-        image_size=112,
-        patch_size=16,
+        image_size=72,
+        patch_size=12,
         hidden_size=192,
         intermediate_size=768,
-        num_layers=4,
+        num_layers=5,
         num_heads=3,
         feature_layer=-1,
+        merge=2,
+        pool="mean",
+    ),
+    segmentation_encoder=VitConfig(
+        image_size=64,
+        patch_size=16,
+        hidden_size=96,
+        intermediate_size=384,
+        num_layers=3,
+        num_heads=3,
+        feature_layer=-1,
+        merge=2,
+        pool="mean",
     ),
     llm=SMOLLM2,
-    knowledge=KnowledgeConfig(prompt_size=576),
+    knowledge=KnowledgeConfig(prompt_size=576, hidden_size=256, align_size=256),
     dtype="float32",
     remat="none",
 )
 
 SOURCES = (
     SourceConfig("utkface", root="data/utkface"),
-    SourceConfig("celeba", root="data/celeba"),
-    SourceConfig("expw", root="data/expw"),
+    SourceConfig("celeba", root="data/celeba", repeat=2),
+    SourceConfig("expw", root="data/expw", repeat=2),
 )
 
 
@@ -71,14 +74,22 @@ def config() -> Experiment:
         name="nano",
         model=MODEL,
         weights=WeightsConfig(llm="smollm2"),
-        data=DataConfig(sources=SOURCES, batch_size=64, questions_per_face=8, segment_length=40, cache_in_memory=True),
+        data=DataConfig(
+            sources=SOURCES,
+            image_size=72,
+            batch_size=4,
+            questions_per_face=12,
+            segment_length=40,
+            augment_strength=0.5,
+            cache_in_memory=True,
+        ),
         train=TrainConfig(
             stage="instruct",
-            steps=3000,
-            learning_rate=5e-4,
-            learning_rate_scales=((r".*_encoder/.*|head/.*|knowledge/.*", 0.1),),
-            trainable=(r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*", r".*_encoder/.*"),
-            ema=0.999,
+            steps=240,
+            learning_rate=1e-3,
+            trainable=(r".*/lora_[ab]", r".*connector/.*"),
+            warmup_steps=20,
+            frozen_dtype="float32",
             init_from="runs/nano_align",
         ),
     )

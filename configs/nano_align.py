@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import nano
 
-from fi_jax.config import Experiment, LossConfig, TrainConfig
+from fi_jax.config import Experiment, LossConfig
 
 
 def config() -> Experiment:
@@ -12,15 +12,18 @@ def config() -> Experiment:
     return replace(
         base,
         name="nano_align",
-        data=replace(base.data, batch_size=256),
+        data=replace(base.data, batch_size=96),
         loss=LossConfig(lm=0.0, bce=0.0, logic=0.0),
-        train=TrainConfig(
+        train=replace(
+            base.train,
             stage="align",
-            steps=6000,
+            steps=2400,
             learning_rate=1e-3,
-            warmup_steps=300,
+            learning_rate_scales=(),
+            warmup_steps=100,
             weight_decay=0.05,
             trainable=(r".*_encoder/.*", r"knowledge/.*", r"head/.*"),
-            ema=0.999,
+            ema=0.998,
+            init_from="",
         ),
     )

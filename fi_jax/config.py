@@ -56,6 +56,8 @@ class VitConfig:
     feature_layer: int = -2
     # Side of the square of neighbouring patches concatenated into one token before the connector.
     merge: int = 1
+    # What speaks for the whole picture to the alignment head: the class token, or the mean of all patches.
+    pool: Literal["class", "mean"] = "class"
     # Stochastic depth rate of the last layer (linear from 0), at training time.
     drop_path: float = 0.0
     lora: LoraConfig = LoraConfig()
@@ -193,6 +195,9 @@ class WeightsConfig:
     image_encoder: str = "random"
     segmentation_encoder: str = "random"
     llava: str = ""
+    # An adapter of the LLM that PEFT trained starts ours (a folder or a Hub name; "" for none). `model.llm.lora` must
+    # have its rank and alpha, and its layers among the targets.
+    adapter: str = ""
     # Text encoder of the label prompts T_p^0: "llm" pools the LLM's own hidden states.
     text_encoder: str = "llm"
     tokenizer: str = ""
@@ -230,6 +235,8 @@ class DataConfig:
     open_per_face: int = 1
     workers: int = 0
     augment: bool = True
+    # How hard, from 0 (flips alone) to 1; the fewer epochs, the less.
+    augment_strength: float = 1.0
     # Training refuses to start when a larger share of the files cannot be read.
     max_unreadable: float = 0.01
     # Folder where segmentation maps made by the parser are kept ("" for `.cache/masks`).
@@ -245,6 +252,7 @@ class DataConfig:
         for name in ("questions_per_face", "open_per_face", "workers"):
             _check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
         _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
+        _check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
         _check(0 <= self.max_unreadable <= 1, f"data.max_unreadable is {self.max_unreadable}; it is a share in [0, 1]")
 
 

@@ -4,7 +4,7 @@ Augmenting inside the jitted step keeps the host to decoding alone, and makes th
 (seed, step, row): a resumed run sees the same pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,11 @@ class Augmentation:
     grey: float = 0.05
     blur: float = 0.25
     erase: float = 0.3
+
+    def scaled(self, strength: float) -> "Augmentation":
+        """Returns every part at `strength` times its own, 0 to 1; the flip stays, as it costs a picture nothing."""
+        parts = {name: strength * value for name, value in asdict(self).items()}
+        return Augmentation(**parts | {"min_scale": 1 - strength * (1 - self.min_scale), "flip": self.flip})
 
 
 def to_pixels(image: UInt8[Array, "b y x 3"] | Float[Array, "b y x 3"], size: int) -> Float[Array, "b s s 3"]:

@@ -18,7 +18,7 @@ class VitOutput(NamedTuple):
     """What the encoder says of one image.
 
     `tokens`: hidden state `feature_layer` without the class token, neighbours merged (d' = d * merge**2).
-    `pooled`: the class token after the last layer and the final norm.
+    `pooled`: the class token (or the mean of the others, `VitConfig.pool`) after the last layer, through the final norm.
     """
 
     tokens: Float[Array, "b i d_merged"]
@@ -121,7 +121,7 @@ class Vit(nn.Module):
         x = patches @ kernel.reshape(-1, d).astype(self.dtype)
 
         cls = self.param("class_embedding", nn.initializers.normal(0.02), (d,))
-        positions = self.param("position_embedding", nn.initializers.normal(0.02), (cfg.grid**2 + 1, d))
+        positions = self.param("position_embedding", _sines_and_cosines, (cfg.grid**2 + 1, d))
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, d))
         x = jnp.concatenate([cls, x], axis=1) + positions.astype(self.dtype)
         x = layer_norm(cfg.layer_norm_eps, "pre_norm", self.dtype)(x)
@@ -144,7 +144,8 @@ class Vit(nn.Module):
         rates = jnp.linspace(0.0, cfg.drop_path, cfg.num_layers)
         (x, selected), _ = scan(layers, (x, x), (jnp.arange(1, cfg.num_layers + 1), rates))
 
-        pooled = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)(x[:, 0])
+        pooled = x[:, 0] if cfg.pool == "class" else x[:, 1:].mean(1)
+        pooled = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)(pooled)
         tokens = rearrange(
             selected[:, 1:], "b (y m x n) d -> b (y x) (m n d)", m=cfg.merge, n=cfg.merge, x=cfg.grid // cfg.merge
         )
@@ -161,6 +162,22 @@ class PatchEmbed(nn.Module):
     def __call__(self) -> Float[Array, "p p 3 d"]:
         p = self.patch_size
         return self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.features))
+
+
+def _sines_and_cosines(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "n d"]:
+    """Fresh position embeddings: two-dimensional sines and cosines (MoCo v3; Beyer et al. 2022), the class token's zero.
+
+    Their size is that of the patches they are added to. CLIP's own start, normal(0.02), is invisible beside those:
+    trained from nothing, the encoder would first have to grow it to know where a patch lies.
+    """
+    n, d = shape
+    side = round((n - 1) ** 0.5)
+    frequencies = 1.0 / 100.0 ** (np.arange(d // 4) / max(d // 4 - 1, 1))
+    angles = np.arange(side)[:, None] * frequencies
+    one = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    rows, columns = np.repeat(one, side, axis=0), np.tile(one, (side, 1))
+    both = np.concatenate([rows, columns], axis=1)
+    return jnp.asarray(np.pad(both, ((1, 0), (0, d - both.shape[1]))), dtype)
 
 
 def resize_position_embedding(embedding: Float[np.ndarray, "n d"], grid: int) -> Float[np.ndarray, "m d"]:
@@ -195,4 +212,6 @@ def _bicubic(old: int, new: int) -> np.ndarray:
 
 
 def _linear(shape: LayerShape, features: int, name: str, dtype) -> Linear:
-    return Linear(features, use_bias=True, lora=shape.lora, dtype=dtype, name=name)
+    # Trained from nothing, CLIP's small weights leave the class token the same for every picture for a long time.
+    init = nn.initializers.xavier_uniform()
+    return Linear(features, use_bias=True, lora=shape.lora, dtype=dtype, kernel_init=init, name=name)

@@ -31,7 +31,7 @@ def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
     """Adds `pixels` and `map_pixels` for the encoders; augments when a key is given."""
     image, mask = batch["image"], batch["mask"]
     if key is not None and config.data.augment:
-        image, mask = augment(key, image, mask, Augmentation())
+        image, mask = augment(key, image, mask, Augmentation().scaled(config.data.augment_strength))
     return {
         **batch,
         "pixels": to_pixels(image, config.model.image_encoder.image_size),
