@@ -73,13 +73,14 @@ def config() -> Experiment:
     return Experiment(
         name="nano",
         model=MODEL,
-        weights=WeightsConfig(llm="smollm2"),
+        weights=WeightsConfig(llm="smollm2", knowledge_connector="words"),
         data=DataConfig(
             sources=SOURCES,
             image_size=72,
             batch_size=4,
             questions_per_face=12,
             segment_length=40,
+            short_segment=19,
             augment_strength=0.5,
             cache_in_memory=True,
         ),

@@ -200,9 +200,14 @@ class WeightsConfig:
     adapter: str = ""
     # Text encoder of the label prompts T_p^0: "llm" pools the LLM's own hidden states.
     text_encoder: str = "llm"
+    # How a fresh knowledge connector starts: at random, or as the LLM's own words for the labels that hold.
+    knowledge_connector: Literal["random", "words"] = "random"
     tokenizer: str = ""
     # Face parser for sets without masks: "bundled", a folder, or a Hub name.
     parser: str = "bundled"
+
+    def __post_init__(self):
+        _check_words(self, "weights.")
 
 
 @dataclass(frozen=True)
@@ -229,6 +234,9 @@ class DataConfig:
     questions_per_face: int = 0
     # Most text tokens in one segment (question and answer).
     segment_length: int = 64
+    # Tokens of a short segment; 0 for one length. Every second step then asks the questions that fit a short segment
+    # alone, the next one the longer ones, fewer of them, and the open ones: nothing is padded to the longest.
+    short_segment: int = 0
     # How a conversation is spelled for the LLM (`data.templates`).
     template: Literal["chatml", "vicuna", "plain"] = "chatml"
     # Free-form questions asked about each face in training, with answers made from its labels.
@@ -249,7 +257,7 @@ class DataConfig:
 
     def __post_init__(self):
         _check_words(self, "data.")
-        for name in ("questions_per_face", "open_per_face", "workers"):
+        for name in ("questions_per_face", "open_per_face", "workers", "short_segment"):
             _check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
         _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         _check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")

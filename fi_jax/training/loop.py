@@ -22,11 +22,12 @@ from fi_jax.parallel.mesh import check_batch, make_mesh
 from fi_jax.parallel.preemption import PreemptionFlag, Watchdog
 from fi_jax.parallel.rules import activation_scope, fetch, local_rows, place, place_batch, replicated, state_shardings
 from fi_jax.training.checkpoints import Checkpoints
-from fi_jax.training.material import make_transform, training_graph
+from fi_jax.training.material import learnt_from, make_transform, training_graph
 from fi_jax.training.optimizer import cast, flatten, make_optimizer, split_params, unflatten
 from fi_jax.training.run_folder import RunLog
 from fi_jax.training.state import TrainState, final_leaves, init_state
 from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.training.warm_start import word_connector
 from fi_jax.weights.assemble import assemble, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
 from fi_jax.weights.tokenizers import load_tokenizer
@@ -61,6 +62,10 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     initial = load_model(config.train.init_from) if config.train.init_from else None
     leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh)
     constants = _constants(config, initial, leaves, mixture, vocabulary, tokenizer)
+    fresh = initial is None or "knowledge_connector/fc1/kernel" not in initial.leaves
+    if config.weights.knowledge_connector == "words" and fresh:
+        started = word_connector(config, leaves, constants, vocabulary, tokenizer)
+        leaves |= {path: place(leaf, leaves[path].sharding) for path, leaf in started.items()}
     trained, frozen = split_params(unflatten(leaves), config.train.trainable)
     frozen = cast(frozen, config.train.frozen_dtype)
     # Leaves trained in an earlier stage and frozen in this one belong to the run all the same.
@@ -74,7 +79,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
     inputs = StepInputs(
         frozen, place(constants, replicated(mesh)), place(RuleTable(*map(np.asarray, rules)), replicated(mesh))
     )
-    info = {"labels": list(vocabulary.names), "base": base_info, "sources": [s.name for s in config.data.sources]}
+    info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
 
     check_shared(folder, hosts)

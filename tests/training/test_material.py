@@ -1,0 +1,54 @@
+"""Which kinds of sequences the steps of instruction tuning take in turn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fi_jax.cli.configs import load_config
+from fi_jax.config import DataConfig
+from fi_jax.errors import UserError
+from fi_jax.labels.registry import vocabulary
+from fi_jax.training.material import make_transform, training_builders
+from fi_jax.weights.tokenizers import byte_tokenizer
+
+VOCABULARY = vocabulary("faces")
+
+
+def config_with(**changes):
+    config = load_config("tiny")
+    return replace(config, data=replace(config.data, **changes))
+
+
+def test_short_and_long_questions_part_and_none_is_lost():
+    config = config_with(short_segment=48, questions_per_face=12)
+    short, long = training_builders(config, VOCABULARY, byte_tokenizer())
+    (every,) = training_builders(config_with(), VOCABULARY, byte_tokenizer())
+    assert {q.name for q in short.questions} | {q.name for q in long.questions} == {q.name for q in every.questions}
+    assert not {q.name for q in short.questions} & {q.name for q in long.questions}
+    assert short.segment_length == 48 and not short.lm_length
+    assert long.num_segments * long.segment_length <= max(12 * 48, 2 * long.segment_length)
+
+
+def test_steps_take_turns():
+    transform = make_transform(config_with(short_segment=48, questions_per_face=12), VOCABULARY, byte_tokenizer())
+    n = len(VOCABULARY)
+    batch = {
+        "labels": np.zeros((2, n), np.float32),
+        "known": np.ones((2, n), bool),
+        "row": np.arange(2),
+    }
+    even, odd = transform(batch, 4), transform(batch, 5)
+    assert even["segment_tokens"].shape == (2, 12, 48) and even["lm_positions"].shape[1] == 0
+    assert odd["segment_tokens"].shape[2] == config_with().data.segment_length and odd["lm_weights"].sum() > 0
+
+
+@pytest.mark.parametrize(("length", "said"), [(5, "no question fits"), (190, "every question fits")])
+def test_a_length_that_parts_nothing_is_refused(length, said):
+    with pytest.raises(UserError, match=said):
+        training_builders(config_with(short_segment=length), VOCABULARY, byte_tokenizer())
+
+
+def test_negative_is_refused():
+    with pytest.raises(UserError, match="short_segment"):
+        DataConfig(short_segment=-1)
