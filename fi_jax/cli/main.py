@@ -15,10 +15,13 @@ from fi_jax.errors import UserError, did_you_mean
 COMMANDS = {
     "train": "train",
     "evaluate": "evaluate",
+    "ablate": "ablate",
     "ask": "ask",
     "segment": "segment",
     "prepare": "prepare",
     "export": "export",
+    "pack": "pack",
+    "import": "import_model",
     "sweep": "sweep",
     "plan": "plan",
     "graph": "graph",

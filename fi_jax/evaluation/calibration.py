@@ -1,9 +1,12 @@
 """Whether probabilities mean what they say: reliability bins, expected calibration error, temperature."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from fi_jax.evaluation.predictions import Prediction
 
 Array = np.ndarray
 
@@ -63,3 +66,23 @@ def fit_temperature(probs: Float[Array, "f k"], target: Int[Array, "f"]) -> floa
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
+
+
+def family_temperatures(predictions: Iterable[Prediction]) -> dict[str, float]:
+    """Returns one temperature a task family, fitted over all its answered questions together.
+
+    Questions of fewer options are padded with options of probability 0. Ages in years are left out, as their truth is
+    a number and not an option.
+    """
+    rows: dict[str, list[tuple[list[float], int]]] = {}
+    for p in predictions:
+        if p.label in p.probabilities:
+            options = list(p.probabilities)
+            rows.setdefault(p.task, []).append((list(p.probabilities.values()), options.index(p.label)))
+    found = {}
+    for family, answered in rows.items():
+        probs = np.zeros((len(answered), max(len(values) for values, _ in answered)))
+        for row, (values, _) in zip(probs, answered, strict=True):
+            row[: len(values)] = values
+        found[family] = fit_temperature(probs, np.array([at for _, at in answered]))
+    return found

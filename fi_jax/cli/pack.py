@@ -1,0 +1,54 @@
+"""Pack a finished run into a small model folder: half precision, temperatures fitted on validation answers.
+
+fi-jax pack runs/nano --out packed/nano --calibrate out/nano_val
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder or the name of a bundled model")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist")
+    parser.add_argument(
+        "--precision", choices=("float32", "float16", "int8"), default="float16", help="of its weights (float16)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="EVAL",
+        help="an evaluation of the run on validation faces: one temperature a task family is fitted on its answers",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the run, fits temperatures, writes the folder."""
+    from dataclasses import replace
+
+    from fi_jax.errors import UserError
+    from fi_jax.weights.bundle import load_model, save_model
+
+    if args.out.exists():
+        raise UserError(f"{args.out} exists; remove it or name another --out")
+    model = load_model(args.run)
+    info = dict(model.info)
+    if args.calibrate:
+        from fi_jax.evaluation.calibration import family_temperatures
+        from fi_jax.evaluation.predictions import read_predictions
+
+        predictions = list(read_predictions(args.calibrate / "predictions.jsonl"))
+        if any(p.split != "val" for p in predictions):
+            raise UserError(
+                f"{args.calibrate} holds answers about other faces than split 'val'; fit on validation only"
+            )
+        already = info.get("temperatures", {})
+        found = family_temperatures(p for p in predictions if p.source == "llm")
+        # The answers were given with the temperatures that the run has.
+        info["temperatures"] = {family: round(t * already.get(family, 1.0), 4) for family, t in found.items()}
+        for family, temperature in info["temperatures"].items():
+            print(f"temperature of {family}: {temperature:.2f}")
+    save_model(args.out, replace(model, info=info), args.precision)
+    size = sum(file.stat().st_size for file in args.out.iterdir()) / 2**20
+    print(f"packed into {args.out}: {size:.1f} MiB")
+    return 0

@@ -1,0 +1,65 @@
+"""`fi-jax pack`: smaller weights, temperatures from validation answers alone, nothing overwritten."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fi_jax.cli.configs import load_config
+from fi_jax.cli.main import main
+from fi_jax.evaluation.calibration import apply_temperature
+from fi_jax.evaluation.predictions import Prediction, write_predictions
+from fi_jax.weights.bundle import TrainedModel, load_model, save_model
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    leaves = {"head/out/kernel": rng.normal(size=(64, 64)).astype(np.float32)}
+    model = TrainedModel(load_config("tiny"), leaves, np.zeros((82, 48), np.float32), np.eye(82, dtype=np.float32))
+    save_model(tmp_path / "run" / "model", model)
+    return tmp_path / "run"
+
+
+def answers(split: str, temperature: float = 2.0, count: int = 4000) -> list[Prediction]:
+    """Yes/no answers that are too sure: the truth is drawn after softening them."""
+    rng = np.random.default_rng(1)
+    said = rng.uniform(0.02, 0.98, count)
+    true = rng.uniform(size=count) < apply_temperature(np.stack([said, 1 - said], -1), temperature)[:, 0]
+    return [
+        Prediction(
+            f"{i}.jpg",
+            "celeba",
+            "attribute",
+            "Smiling",
+            "Yes" if t else "No",
+            "Yes" if p > 0.5 else "No",
+            {"Yes": float(p), "No": float(1 - p)},
+            split=split,
+        )
+        for i, (p, t) in enumerate(zip(said, true, strict=True))
+    ]
+
+
+def test_packs_half_precision_and_the_temperature_that_made_the_answers(model_folder, tmp_path):
+    write_predictions(tmp_path / "val" / "predictions.jsonl", answers("val"))
+    out = tmp_path / "packed"
+    assert main(["pack", str(model_folder), "--out", str(out), "--calibrate", str(tmp_path / "val")]) == 0
+    packed, whole = load_model(out), load_model(model_folder)
+    assert packed.info["temperatures"]["attribute"] == pytest.approx(2.0, rel=0.1)
+    assert np.allclose(packed.leaves["head/out/kernel"], whole.leaves["head/out/kernel"], rtol=1e-3)
+    assert (out / "weights.safetensors").stat().st_size < (model_folder / "model/weights.safetensors").stat().st_size
+    assert json.loads((out / "config.json").read_text())["name"] == "tiny"
+
+
+def test_test_faces_are_refused_and_nothing_is_written(model_folder, tmp_path, capsys):
+    write_predictions(tmp_path / "test" / "predictions.jsonl", answers("test", count=10))
+    out = tmp_path / "packed"
+    assert main(["pack", str(model_folder), "--out", str(out), "--calibrate", str(tmp_path / "test")]) == 2
+    assert "validation only" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_folder_that_exists_is_kept(model_folder, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    assert main(["pack", str(model_folder), "--out", str(tmp_path / "there")]) == 2
+    assert "exists" in capsys.readouterr().err
