@@ -22,6 +22,19 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"labels", "data", "knowledge", "inference"},
     # Runs many small runs in one program.
     "sweeps": {"parallel", "training"},
+    # Trains and judges many models for one table.
+    "studies": {
+        "labels",
+        "data",
+        "knowledge",
+        "models",
+        "parallel",
+        "weights",
+        "training",
+        "inference",
+        "evaluation",
+        "sweeps",
+    },
     "demo": {"labels", "data", "inference", "evaluation"},
     "benchmarks": {"labels", "knowledge", "models", "training", "inference", "weights"},
     "__main__": {"cli"},

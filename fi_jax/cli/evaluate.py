@@ -1,13 +1,14 @@
 """Evaluate a model on data sets: one prediction line a face and question, metrics with intervals, and a table.
 
-Both settings: a set that the model was trained on counts as fine-tuned, any other as training-free. What is done
-already in --out is not done again.
+Both settings: a set that a model was trained on counts as fine-tuned, any other as training-free. A cell that no model
+given may fill stays blank; --leave-one-out trains the model that may. What is done already in --out is not done again.
 
   fi-jax evaluate nano --dataset utkface celeba --data-root data/utkface data/celeba --out out/nano
+  fi-jax evaluate nano --setting both --leave-one-out
+  fi-jax evaluate --model hf:llava-hf/llava-1.5-7b-hf --dataset utkface --data-root data/utkface
 """
 
 import argparse
-import hashlib
 import json
 import shlex
 import sys
@@ -17,97 +18,120 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments; dotted overrides of the config's data section are allowed."""
+    """Declares the arguments; dotted overrides of the config are allowed."""
     parser.add_argument(
-        "config", help="a file, or a name under configs/; says which data sets where --dataset does not"
+        "config",
+        nargs="?",
+        help="a file, or a name under configs/; says which data sets where --dataset does not (not needed with --model)",
     )
     parser.add_argument(
         "--checkpoint",
+        nargs="+",
         metavar="RUN",
-        help="a run folder or a bundled model (default: runs/NAME, else the bundled model of that name)",
+        help="run folders or bundled models (default: runs/NAME, else the bundled model of that name); "
+        "of several, the first that may fills a cell",
+    )
+    parser.add_argument(
+        "--model", metavar="hf:NAME", help="any image-text model of Hugging Face instead, or hf:FOLDER (needs torch)"
     )
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="data sets to evaluate on")
     parser.add_argument("--data-root", nargs="+", metavar="DIR", help="their folders, in the same order")
     parser.add_argument("--split", default="test", help="train, val, test or all (default: test)")
-    parser.add_argument("--out", metavar="DIR", help="where predictions.jsonl and metrics.json go (default: out/NAME)")
+    parser.add_argument("--out", metavar="DIR", help="where predictions and tables go (default: out/NAME)")
     parser.add_argument("--limit", type=int, default=0, help="only the first N faces of each set (0: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="faces at once (default: 8)")
     parser.add_argument("--head-only", action="store_true", help="only the alignment head answers; the LLM is not run")
+    parser.add_argument(
+        "--free-form",
+        action="store_true",
+        help="let the LLM also answer in its own words, and read the answer from them",
+    )
     parser.add_argument(
         "--setting",
         choices=("both", "fine-tuned", "training-free"),
         default="both",
         help="which cells of the table to fill",
     )
+    parser.add_argument(
+        "--leave-one-out",
+        action="store_true",
+        help="train CONFIG without each set whose training-free cell would stay blank, and fill it",
+    )
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where --leave-one-out trains (default: runs)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
     from fi_jax.cli.configs import load_config
     from fi_jax.cli.runtime import start
-    from fi_jax.config import to_dict
 
-    config = load_config(args.config, args.overrides)
+    _check(args)
+    config = load_config(args.config, args.overrides) if args.config else None
     sets = _sets(args, config)
-    start()
-    from fi_jax.evaluation.predictions import read_predictions, write_predictions
-    from fi_jax.evaluation.summarise import summarise, write_summary
-    from fi_jax.evaluation.tables import consistent_rows, print_table, render, to_csv, to_markdown
-    from fi_jax.inference.answerer import load_answerer
-    from fi_jax.weights.bundle import find_model, load_model
+    hosts = start()
+    from fi_jax.evaluation.cells import SETTINGS, plan_cells
+    from fi_jax.evaluation.parts import Asked, fill_part, part_path
 
-    folder = find_model(
-        args.checkpoint or (f"runs/{config.name}" if Path("runs", config.name, "model").is_dir() else config.name)
+    models = _models(args, config)
+    settings = SETTINGS if args.setting == "both" else (args.setting,)
+    if args.leave_one_out:
+        status = _leave_one_out(args, config, [name for name, _ in sets], settings, models, hosts)
+        if status:
+            return status
+    cells, blank = plan_cells([name for name, _ in sets], [model.sources for model in models], settings)
+    out = Path(args.out or Path("out", config.name if config else Path(models[0].name).name))
+    roots = dict(sets)
+    asked = Asked(
+        args.split,
+        args.limit,
+        args.batch_size,
+        args.head_only,
+        args.free_form,
+        config.data.mask_cache if config else "",
     )
-    model = load_model(folder)
-    out = Path(args.out or Path("out", config.name))
-    wanted = []
-    for name, root in sets:
-        seen = name in model.info.get("sources", [])
-        if args.setting in ("both", "fine-tuned" if seen else "training-free"):
-            wanted.append((name, root, seen))
-    fingerprint = _fingerprint(folder, args)
-    answerer = None
+    if args.split in ("train", "all") and any(cell.seen for cell in cells):
+        print(f"fi-jax: split '{args.split}' holds faces that the model learnt from", file=sys.stderr)
     baselines: dict[str, dict] = {}
     parts = []
-    for name, root, seen in wanted:
-        part = out / "parts" / f"{name}-{args.split}-{fingerprint}.jsonl"
-        parts.append(part)
-        baseline_file = part.with_suffix(".baseline.json")
-        if not part.is_file() or not baseline_file.is_file():
-            answerer = answerer or load_answerer(model)
-            baselines[name] = _evaluate_set(answerer, name, root, seen, config, args, part)
-            baseline_file.write_text(json.dumps(baselines[name]))
-        baselines[name] = json.loads(baseline_file.read_text())
-    write_predictions(out / "predictions.jsonl", (line for part in parts for line in read_predictions(part)))
-    meta = {
-        "model": str(args.checkpoint or config.name),
-        "fingerprint": fingerprint,
-        "split": args.split,
-        "trained_on": model.info.get("sources", []),
-        "seen": {name: seen for name, _, seen in wanted},
-        "limit": args.limit,
-        "command": shlex.join(["fi-jax", *sys.argv[1:]]),
-        "config": to_dict(model.config),
-    }
-    estimator = model.info.get("age_estimator", "expected")
-    summary = summarise(read_predictions(out / "predictions.jsonl"), baselines, estimator=estimator, meta=meta)
-    write_summary(out / "metrics.json", summary)
-    rows = render(summary)
-    (out / "table.csv").write_text(to_csv(rows))
-    (out / "table.md").write_text(to_markdown(rows))
-    print_table(render(summary, headlines_only=True))
-    for line in consistent_rows(summary):
-        print(line)
-    print(f"predictions.jsonl, metrics.json, table.csv and table.md are in {out}")
-    return 0
+    for cell in cells:
+        model, root = models[cell.model], roots[cell.dataset]
+        parts.append(part_path(out, cell, root, asked, model.fingerprint))
+        baselines[cell.dataset] = fill_part(parts[-1], cell, root, asked, model.load)
+    if not cells:
+        from fi_jax.errors import UserError
+
+        wanted = "; ".join(f"{name}, {setting}" for name, setting in blank)
+        raise UserError(f"no model given may fill a cell ({wanted}); give another --setting, or --leave-one-out")
+    return _write(args, out, parts, baselines, cells, blank, models)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from fi_jax.errors import UserError
+
+    if args.model and not args.model.startswith("hf:"):
+        raise UserError(
+            f"--model is '{args.model}'; it takes hf:NAME or hf:FOLDER (--checkpoint takes runs of our own)"
+        )
+    if args.model and (args.checkpoint or args.leave_one_out):
+        raise UserError("--model goes with neither --checkpoint nor --leave-one-out")
+    if args.model and args.head_only:
+        raise UserError("another model has no alignment head; leave out --head-only")
+    if not args.model and not args.config:
+        raise UserError("evaluate needs CONFIG, a file or a name under configs/ (or --model hf:NAME)")
+    if not args.config and not (args.dataset and args.data_root):
+        raise UserError("without CONFIG, give --dataset and --data-root")
+    if args.limit < 0 or args.batch_size < 1:
+        raise UserError("--limit must not be negative, and --batch-size at least 1")
 
 
 def _sets(args: argparse.Namespace, config) -> list[tuple[str, str]]:
     from fi_jax.errors import UserError
 
-    configured = {source.name: source.root for source in config.data.sources}
+    configured = {source.name: source.root for source in config.data.sources} if config else {}
     names = args.dataset or list(configured)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"data set '{twice[0]}' is named twice after --dataset")
     if not args.data_root:
         missing = [name for name in names if name not in configured]
         if missing:
@@ -120,52 +144,100 @@ def _sets(args: argparse.Namespace, config) -> list[tuple[str, str]]:
     return list(zip(names, args.data_root, strict=True))
 
 
-def _fingerprint(folder: Path, args: argparse.Namespace) -> str:
-    """What predictions depend on: the weights and the options that change them."""
-    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes())
-    digest.update((folder / "model.json").read_bytes())
-    digest.update(repr((args.limit, args.head_only)).encode())
-    return digest.hexdigest()[:12]
+def _models(args: argparse.Namespace, config) -> list:
+    from fi_jax.studies.candidates import other_candidate, our_candidate
+
+    if args.model:
+        return [other_candidate(args.model)]
+    default = f"runs/{config.name}" if Path("runs", config.name, "model").is_dir() else config.name
+    return [our_candidate(name) for name in args.checkpoint or [default]]
 
 
-def _evaluate_set(answerer, name: str, root: str, seen: bool, config, args, part: Path) -> dict:
+def _leave_one_out(args: argparse.Namespace, config, names: list[str], settings, models: list, hosts) -> int:
+    """Trains and adds the models that may fill the blank training-free cells."""
+    from fi_jax.evaluation.cells import plan_cells
+    from fi_jax.studies.candidates import our_candidate
+    from fi_jax.studies.leave_one_out import stages_without, train_without
+
+    _, blank = plan_cells(names, [model.sources for model in models], settings)
+    # All are laid out before the first is trained: a mistake is told at once.
+    wanted = [
+        stages_without(config, name, Path(args.runs), lambda start: _stage(start, config))
+        for name, setting in blank
+        if setting == "training-free"
+    ]
+    for stages in wanted:
+        status = train_without(stages, hosts, print)
+        if status:
+            return status
+        models.append(our_candidate(str(stages[-1][1])))
+    return 0
+
+
+def _stage(start: str, config):
+    """The config of an earlier stage: of its run or bundled model, else of that name under configs/; with our data."""
     from dataclasses import replace
 
-    from fi_jax.data.pipeline import open_dataset
-    from fi_jax.data.progress import progress_bar
-    from fi_jax.data.sources.registry import open_source
+    from fi_jax.cli.configs import load_config
     from fi_jax.errors import UserError
-    from fi_jax.evaluation.answering import predict
-    from fi_jax.evaluation.predictions import true_answer, write_predictions
-    from fi_jax.evaluation.summarise import train_baseline
-    from fi_jax.inference.maps import with_maps
-    from fi_jax.labels.question_bank import questions_of
+    from fi_jax.weights.bundle import CONFIG, find_model, read_config
 
-    source = open_source(name, root)
-    records = source.records(args.split)
-    if not records:
-        raise UserError(f"{name} at '{root}' has no faces in split '{args.split}'")
-    records = records[: args.limit] if args.limit else records
-    questions = answerer.answerable(questions_of(name))
-    if not questions:
-        raise UserError(
-            f"the model's vocabulary '{answerer.vocabulary.name}' knows no answer to any question about {name}"
-        )
-    data = replace(answerer.config.data, mask_cache=config.data.mask_cache, cache_in_memory=False)
-    if answerer.config.model.use_segmentation:
-        data = with_maps(records, data, answerer.config.weights.parser)
-    with progress_bar(f"answering about {name}", len(records)) as advance:
-        lines = predict(
-            answerer,
-            records,
-            open_dataset(records, data, answerer.vocabulary),
-            questions,
-            batch_size=min(args.batch_size, len(records)),
-            by_llm=answerer.speaks and not args.head_only,
-            seen=seen,
-            estimator=answerer.info.get("age_estimator", "expected"),
-            advance=advance,
-        )
-        write_predictions(part, lines)
-    truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
-    return train_baseline(truths)
+    try:
+        return read_config(find_model(start) / CONFIG)
+    except UserError:
+        stage = load_config(Path(start).name)
+        return replace(stage, data=replace(stage.data, sources=config.data.sources))
+
+
+def _write(args: argparse.Namespace, out: Path, parts, baselines, cells, blank, models) -> int:
+    from fi_jax.evaluation.free_form import unreadable_lines
+    from fi_jax.evaluation.predictions import atomic_text, read_predictions, write_predictions
+    from fi_jax.evaluation.summarise import summarise, write_summary
+    from fi_jax.evaluation.tables import (
+        cell_lines,
+        consistent_rows,
+        print_table,
+        render,
+        to_csv,
+        to_markdown,
+        to_records,
+    )
+
+    write_predictions(out / "predictions.jsonl", (line for part in parts for line in read_predictions(part)))
+    filled = [
+        {
+            "dataset": cell.dataset,
+            "setting": cell.setting,
+            "model": models[cell.model].name,
+            "trained_on": models[cell.model].sources,
+        }
+        for cell in cells
+    ]
+    filled += [{"dataset": name, "setting": setting, "model": None, "trained_on": []} for name, setting in blank]
+    meta = {
+        "model": models[0].name,
+        "fingerprint": models[0].fingerprint,
+        "split": args.split,
+        "trained_on": models[0].sources,
+        "cells": filled,
+        "limit": args.limit,
+        "command": shlex.join(["fi-jax", *sys.argv[1:]]),
+        "config": models[0].config,
+    }
+    lines = read_predictions(out / "predictions.jsonl")
+    summary = summarise(lines, baselines, estimator=models[0].age_estimator, meta=meta)
+    write_summary(out / "metrics.json", summary)
+    rows = render(summary)
+    below = [*cell_lines(summary), *unreadable_lines(summary), *consistent_rows(summary)]
+    for name, text in (
+        ("table.csv", to_csv(rows)),
+        ("table.json", json.dumps(to_records(rows), indent=1) + "\n"),
+        ("table.md", to_markdown(rows) + "".join(f"{line}  \n" for line in below)),
+    ):
+        with atomic_text(out / name) as file:
+            file.write(text)
+    print_table(render(summary, headlines_only=True))
+    for line in below:
+        print(line)
+    print(f"predictions.jsonl, metrics.json, table.csv, table.md and table.json are in {out}")
+    return 0

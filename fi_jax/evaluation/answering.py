@@ -2,48 +2,87 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from fi_jax.data.pipeline import FaceDataset, evaluation_batches
 from fi_jax.data.records import FaceRecord
-from fi_jax.evaluation.predictions import Prediction, group_fields, true_answer
+from fi_jax.evaluation.free_form import read_answer
+from fi_jax.evaluation.predictions import Prediction, Source, group_fields, true_answer
 from fi_jax.evaluation.protocols.age import years_from
-from fi_jax.inference.answerer import Answerer
+from fi_jax.inference.answerer import ClosedAnswers
 from fi_jax.labels.questions import Question
+
+# Questions whose answers are generated together about one face: each has its own keys and values in memory.
+_SPOKEN_TOGETHER = 8
+
+
+class Answers(Protocol):
+    """What is asked here of a model: ours (`inference.answerer.Answerer`) and others (`other_models.OtherModel`)."""
+
+    def answer(
+        self, image: np.ndarray, mask: np.ndarray, questions: Sequence[Question], *, by_llm: bool = True
+    ) -> ClosedAnswers:
+        """Probabilities of closed answers."""
+        ...
+
+
+# Generates texts: `(image b y x 3, mask b y x, questions)` -> `b` lists of texts, one a question.
+Speak = Callable[[np.ndarray, np.ndarray, Sequence[Question]], list[list[str]]]
 
 
 def predict(
-    answerer: Answerer,
+    answerer: Answers,
     records: Sequence[FaceRecord],
     dataset: FaceDataset,
     questions: Sequence[Question],
     *,
     batch_size: int,
     by_llm: bool = True,
+    speak: Speak | None = None,
     seen: bool = False,
     estimator: str = "expected",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
-    """Yields one prediction a face, question and source (the alignment head; the LLM unless `by_llm` is False).
+    """Yields one prediction a face, question and source.
 
-    Closed answers are scored by likelihood. `advance` is told how many faces are done.
+    Sources: the alignment head; the LLM by likelihood unless `by_llm` is False; with `speak`, the LLM in words of its
+    own, read as an option or as unreadable. `advance` is told how many faces are done.
     """
     for batch in evaluation_batches(dataset, batch_size=batch_size):
         answers = answerer.answer(batch["image"], batch["mask"], questions, by_llm=by_llm)
+        spoken = _spoken(speak, batch, questions) if speak else None
         real = np.flatnonzero(batch["weight"] > 0)
         for row in real:
             record = records[int(batch["index"][row])]
             for source, said in (("head", answers.head), ("llm", answers.llm)):
                 if said is not None:
-                    yield from _lines(record, questions, said[row], source, seen, estimator)
+                    yield from closed_lines(record, questions, said[row], source, seen, estimator)
+            if spoken:
+                yield from _spoken_lines(record, questions, spoken[row], seen)
         advance(len(real))
 
 
-def _lines(
-    record: FaceRecord, questions, said: np.ndarray, source: str, seen: bool, estimator: str
+def _spoken(speak: Speak, batch: dict[str, np.ndarray], questions: Sequence[Question]) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in batch["image"]]
+    for start in range(0, len(questions), _SPOKEN_TOGETHER):
+        some = speak(batch["image"], batch["mask"], questions[start : start + _SPOKEN_TOGETHER])
+        for texts, more in zip(found, some, strict=True):
+            texts += more
+    return found
+
+
+def closed_lines(
+    record: FaceRecord,
+    questions: Sequence[Question],
+    said: Float[np.ndarray, "q k"],
+    source: Source,
+    seen: bool,
+    estimator: str,
 ) -> Iterator[Prediction]:
-    groups = group_fields(record.labels, record.age)
+    """Yields one face's predictions from the probabilities of its closed answers."""
     for question, p in zip(questions, said, strict=True):
         p = np.asarray(p[: len(question.options)], np.float64)
         p = p / p.sum()
@@ -52,18 +91,27 @@ def _lines(
             if question.family == "age_years"
             else question.options[int(p.argmax())]
         )
-        yield Prediction(
-            image=record.key,
-            dataset=record.dataset,
-            task=question.family,
-            question=question.name,
-            label=true_answer(question, record.labels, record.age),
-            answer=answer,
-            probabilities=dict(zip(question.options, p.tolist(), strict=True)),
-            source=source,
-            seen=seen,
-            split=record.split,
-            # For the report's gallery, which shows faces only when asked to.
-            path=str(record.image) if isinstance(record.image, Path) else None,
-            **groups,
-        )
+        probabilities = dict(zip(question.options, p.tolist(), strict=True))
+        yield _prediction(record, question, source, seen, answer=answer, probabilities=probabilities)
+
+
+def _spoken_lines(record: FaceRecord, questions, texts: Sequence[str], seen: bool) -> Iterator[Prediction]:
+    for question, text in zip(questions, texts, strict=True):
+        yield _prediction(record, question, "free", seen, answer=read_answer(question, text), text=text)
+
+
+def _prediction(record: FaceRecord, question: Question, source: Source, seen: bool, **said) -> Prediction:
+    return Prediction(
+        image=record.key,
+        dataset=record.dataset,
+        task=question.family,
+        question=question.name,
+        label=true_answer(question, record.labels, record.age),
+        source=source,
+        seen=seen,
+        split=record.split,
+        # For the report's gallery, which shows faces only when asked to.
+        path=str(record.image) if isinstance(record.image, Path) else None,
+        **said,
+        **group_fields(record.labels, record.age),
+    )

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fi_jax.errors import UserError, require_choice
-from fi_jax.evaluation.tables import dataset_title, task_title
-
-_SOURCES = {"head": "alignment head", "llm": "LLM"}
+from fi_jax.evaluation.tables import SOURCE_TITLES, dataset_title, task_title
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Result:
     @property
     def who(self) -> str:
         """Who answered, in words: "LLM, training-free"."""
-        return f"{_SOURCES[self.source]}, {self.setting}"
+        return f"{SOURCE_TITLES[self.source]}, {self.setting}"
 
     @property
     def what(self) -> str:

@@ -70,6 +70,7 @@ class OtherModel:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.vocabulary = vocabulary("all")
+        self.speaks = True
         self.info = {"name": name, "sources": []}
         self.config = Experiment(
             name=name, data=DataConfig(vocabulary="all", image_size=336), model=ModelConfig(use_segmentation=False)
@@ -98,6 +99,23 @@ class OtherModel:
                     p = np.exp(scores - scores.max())
                     said[face, at, : len(p)] = p / p.sum()
         return ClosedAnswers(said, None, None)
+
+    def speak(
+        self, image: UInt8[np.ndarray, "b y x 3"], mask, questions: Sequence[Question], max_new_tokens: int
+    ) -> list[list[str]]:
+        """Generates an answer to every question about every face, greedily: `b` lists of texts. `mask` is not looked at."""
+        import torch
+
+        found = []
+        for picture in image:
+            inputs = self._inputs(picture, [self.prompt(q) for q in questions])
+            with torch.inference_mode():
+                made = self.model.generate(
+                    **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
+                )
+            new = made[:, inputs["input_ids"].shape[1] :]
+            found.append([text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)])
+        return found
 
     def prompt(self, question: Question) -> str:
         """The text put to the model, in its own chat format where it has one."""

@@ -14,7 +14,7 @@ from fi_jax.errors import UserError, require_choice
 from fi_jax.labels.questions import Family, Question
 from fi_jax.labels.tasks import age_group_of
 
-Source = Literal["llm", "head"]
+Source = Literal["llm", "head", "free"]
 # A choice is the option as a person reads it ("Yes", "White", "20-29"); `age_years` is a number; None is unknown.
 Answer = str | float | None
 
@@ -45,7 +45,7 @@ class Prediction:
     label: Answer
     answer: Answer
     probabilities: Mapping[str, float] = field(default_factory=dict)
-    # Who answers: the LLM, or the alignment head.
+    # Who answers: the LLM by likelihood, the alignment head, or the LLM in words of its own ("free").
     source: Source = "llm"
     # Whether the model was trained on this data set: True is "fine-tuned", False "training-free".
     seen: bool = False
@@ -54,6 +54,8 @@ class Prediction:
     gender: str | None = None
     race: str | None = None
     age_group: str | None = None
+    # What was generated, for free-form answers.
+    text: str | None = None
     # Where the picture lies, when it may be shown in a report; None by default.
     path: str | None = None
 

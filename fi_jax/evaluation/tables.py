@@ -5,7 +5,7 @@ import io
 from dataclasses import asdict, dataclass
 
 SETTINGS = ("training-free", "fine-tuned")
-_SOURCES = {"head": "alignment head", "llm": "LLM"}
+SOURCE_TITLES = {"head": "alignment head", "llm": "LLM", "free": "LLM, free-form"}
 _DATASETS = {
     "celeba": "CelebA",
     "maad_face": "MAAD-Face",
@@ -127,14 +127,30 @@ def consistent_rows(summary: dict) -> list[str]:
             for task, c in costs.items()
         ]
         if shown:
-            who = f"{dataset_title(entry['dataset'])}, {entry['setting']}, {_SOURCES[entry['source']]}"
+            who = f"{dataset_title(entry['dataset'])}, {entry['setting']}, {SOURCE_TITLES[entry['source']]}"
             lines.append(f"Decoded without broken rules ({who}): accuracy {', '.join(shown)}.")
+    return lines
+
+
+def cell_lines(summary: dict) -> list[str]:
+    """Returns who filled which cells and which stay blank, in sentences, to stand below the table."""
+    by_model: dict[tuple, list[str]] = {}
+    for cell in summary["meta"].get("cells", ()):
+        key = (cell["model"], tuple(cell["trained_on"]))
+        by_model.setdefault(key, []).append(f"{dataset_title(cell['dataset'])} ({cell['setting']})")
+    lines = []
+    for (model, trained_on), cells in by_model.items():
+        if model is None:
+            lines.append(f"Blank, no model given may fill it: {', '.join(cells)}; --leave-one-out trains one that may.")
+        else:
+            learnt = ", ".join(map(dataset_title, trained_on)) or "none of these sets, as far as is known"
+            lines.append(f"{', '.join(cells)}: {model}, trained on {learnt}.")
     return lines
 
 
 def _places(rows: list[Row]) -> list[tuple[str, str]]:
     """Both settings for every source that occurs: a setting without results is a blank column, not a missing one."""
-    sources = [s for s in _SOURCES if any(source == s for row in rows for _, source in row.cells)]
+    sources = [s for s in SOURCE_TITLES if any(source == s for row in rows for _, source in row.cells)]
     return [(setting, source) for setting in SETTINGS for source in sources]
 
 
@@ -163,7 +179,7 @@ def text_grid(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     places = _places(rows)
     header = ["data set", "task", "metric", "majority"]
     for setting, source in places:
-        header += [f"{setting}, {_SOURCES[source]}", "group gap"]
+        header += [f"{setting}, {SOURCE_TITLES[source]}", "group gap"]
     grid = []
     for row in rows:
         line = [dataset_title(row.dataset), task_title(row.task), metric_title(row.metric), _baseline(row)]
@@ -238,4 +254,8 @@ def print_table(rows: list[Row], console=None) -> None:
     table = Table(*(header[i] for i in used), caption=Text("\n".join(footnotes(rows))), caption_justify="left")
     for line, row in zip(grid, rows, strict=True):
         table.add_row(*(Text(line[i]) for i in used), style="bold" if row.headline else None)
-    (console or Console()).print(table)
+    if console is None:
+        console = Console()
+        # A file or a pipe has no width of its own; 80 columns would cut words short.
+        console = console if console.is_terminal else Console(width=200)
+    console.print(table)

@@ -106,7 +106,7 @@ class Answerer:
         faces, alignment = self.faces(image, mask)
         scores = np.asarray(alignment.scores, np.float32)
         width = max(len(q.options) for q in questions)
-        head = self._head(scores, questions, width)
+        head = head_probabilities(scores, questions, self.vocabulary)
         if not by_llm:
             return ClosedAnswers(None, head, scores)
         said = np.zeros((len(image), len(questions), width), np.float32)
@@ -124,22 +124,6 @@ class Answerer:
         t = np.array([temperatures.get(q.family, 1.0) for q in questions], np.float32)[None, :, None]
         powered = np.where(probabilities > 0, np.maximum(probabilities, 1e-30) ** (1 / t), 0.0)
         return powered / powered.sum(-1, keepdims=True)
-
-    def _head(self, scores: np.ndarray, questions: Sequence[Question], width: int) -> np.ndarray:
-        """Option probabilities by the alignment head.
-
-        Yes/no: σ(s). A choice: softmax of its options' scores, which is what independent Bernoullis say given that
-        exactly one holds.
-        """
-        head = np.zeros((len(scores), len(questions), width), np.float32)
-        for at, question in enumerate(questions):
-            columns = [self.vocabulary.index(label) for label in question.labels if label is not None]
-            logits = scores[:, columns]
-            if question.is_binary:
-                logits = np.concatenate([logits, np.zeros_like(logits)], 1)
-            p = np.exp(logits - logits.max(1, keepdims=True))
-            head[:, at, : logits.shape[1]] = p / p.sum(1, keepdims=True)
-        return head
 
     def _by_length(self, questions: Sequence[Question]) -> list[list[int]]:
         lengths = [len(self.tokenizer.encode(q.text, add_special_tokens=False).ids) for q in questions]
@@ -161,6 +145,25 @@ class Answerer:
     def answerable(self, questions: Sequence[Question]) -> list[Question]:
         """Those of the questions whose labels the model's vocabulary has."""
         return [q for q in questions if all(label is None or label in self.vocabulary for label in q.labels)]
+
+
+def head_probabilities(
+    scores: Float[np.ndarray, "b n"], questions: Sequence[Question], vocabulary: Vocabulary
+) -> Float[np.ndarray, "b q k"]:
+    """Option probabilities of closed questions by the alignment head's logits of every label.
+
+    Yes/no: σ(s). A choice: softmax of its options' scores, which is what independent Bernoullis say given that
+    exactly one holds. Options beyond a question's own have probability 0.
+    """
+    head = np.zeros((len(scores), len(questions), max(len(q.options) for q in questions)), np.float32)
+    for at, question in enumerate(questions):
+        columns = [vocabulary.index(label) for label in question.labels if label is not None]
+        logits = scores[:, columns]
+        if question.is_binary:
+            logits = np.concatenate([logits, np.zeros_like(logits)], 1)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        head[:, at, : logits.shape[1]] = p / p.sum(1, keepdims=True)
+    return head
 
 
 def load_answerer(model: TrainedModel) -> Answerer:

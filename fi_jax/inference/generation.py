@@ -1,6 +1,7 @@
 """Free-form answers: the shared prefix of a face, a question in words, and the text the LLM goes on with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,23 @@ from jaxtyping import UInt8
 
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
+from fi_jax.models.face_insight import FaceInsight
 from fi_jax.models.llama import Llama
 
 
-def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, question: str):
+def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: Sequence[str]):
+    """Arguments of `decode` for all `questions` about each of `b` faces, and the ids that end an answer."""
     builder = answerer.builder(())
-    faces, alignment = answerer.faces(image[None], mask[None])
-    tokens = jnp.asarray(builder.prefix[None])
-    embed = jax.jit(lambda params, *rest: answerer.model.apply({"params": params}, *rest, method="embed_prefix"))
-    prefix = embed(answerer.params, tokens, faces, alignment)
-    asked = np.array(builder.question_ids(question), np.int32)
+    faces, alignment = answerer.faces(image, mask)
+    tokens = jnp.broadcast_to(jnp.asarray(builder.prefix), (len(image), len(builder.prefix)))
+    prefix = _embed(answerer.model)(answerer.params, tokens, faces, alignment)
+    asked = [builder.question_ids(question) for question in questions]
     # Padded to a multiple of 16, so that other questions reuse the compiled program.
-    padded = np.zeros(-(-len(asked) // 16) * 16, np.int32)
-    padded[: len(asked)] = asked
-    valid = np.arange(len(padded)) < len(asked)
+    padded = np.zeros((len(asked), -(-max(map(len, asked)) // 16) * 16), np.int32)
+    valid = np.zeros(padded.shape, bool)
+    for row, ids in enumerate(asked):
+        padded[row, : len(ids)] = ids
+        valid[row, : len(ids)] = True
     config = answerer.config.model
     llm = Llama(config.llm, dtype=jnp.dtype(config.dtype), remat="none", attention=config.attention)
     ends = tuple({builder.ids(builder.template.end)[0]})
@@ -31,10 +35,16 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, question: s
         answerer.params["llm"],
         prefix,
         jnp.ones(tokens.shape, bool),
-        padded[None, None],
-        valid[None, None],
+        np.broadcast_to(padded, (len(image), *padded.shape)),
+        np.broadcast_to(valid, (len(image), *valid.shape)),
     )
     return arguments, ends
+
+
+@lru_cache(maxsize=4)
+def _embed(model: FaceInsight):
+    """The compiled prefix of a model; a new `jit` a question would compile again each time."""
+    return jax.jit(lambda params, *rest: model.apply({"params": params}, *rest, method="embed_prefix"))
 
 
 def generate(
@@ -45,10 +55,22 @@ def generate(
     max_new_tokens: int,
 ) -> str:
     """Answers an open question about one face, greedily."""
-    arguments, ends = _inputs(answerer, image, mask, question)
+    arguments, ends = _inputs(answerer, image[None], mask[None], [question])
     made = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends)
-    ids = made.tokens[0, 0][: int(made.lengths[0, 0])]
-    return _text(answerer, [int(i) for i in ids if int(i) not in ends])
+    return _written(answerer, made, 0, 0, ends)
+
+
+def generate_many(
+    answerer: Answerer,
+    image: UInt8[np.ndarray, "b y x 3"],
+    mask: UInt8[np.ndarray, "b y x"],
+    questions: Sequence[str],
+    max_new_tokens: int,
+) -> list[list[str]]:
+    """Answers `q` questions about each of `b` faces, greedily: `b` lists of `q` texts. A face's prefix is run once."""
+    arguments, ends = _inputs(answerer, image, mask, questions)
+    made = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends)
+    return [[_written(answerer, made, b, q, ends) for q in range(len(questions))] for b in range(len(image))]
 
 
 def stream(
@@ -59,13 +81,18 @@ def stream(
     max_new_tokens: int,
 ) -> Iterator[str]:
     """Yields the answer as it grows, whole so far each time."""
-    arguments, ends = _inputs(answerer, image, mask, question)
+    arguments, ends = _inputs(answerer, image[None], mask[None], [question])
     ids: list[int] = []
     for token in decode.stream(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends):
         if int(token[0, 0]) in ends:
             return
         ids.append(int(token[0, 0]))
         yield _text(answerer, ids)
+
+
+def _written(answerer: Answerer, made: decode.Generated, b: int, q: int, ends: tuple[int, ...]) -> str:
+    ids = made.tokens[b, q][: int(made.lengths[b, q])]
+    return _text(answerer, [int(i) for i in ids if int(i) not in ends])
 
 
 def _text(answerer: Answerer, ids: list[int]) -> str:

@@ -29,7 +29,7 @@ from fi_jax.parallel.preemption import PreemptionFlag
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.checkpoints import Checkpoints
 from fi_jax.training.loop import finished_model
-from fi_jax.training.material import make_transform
+from fi_jax.training.material import learnt_from, make_transform
 from fi_jax.training.members import (
     MemberInputs,
     check_members,
@@ -85,7 +85,7 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     constants = _constants(configs, initial, leaves, mixture, vocabulary, tokenizer)
     frozen = cast(frozen, config.train.frozen_dtype)
     carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
-    info = {"labels": list(vocabulary.names), "base": base_info, "sources": [s.name for s in config.data.sources]}
+    info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
     everywhere = replicated(mesh)
     rules = RuleTable(*map(np.asarray, compile_rules(rules_for(vocabulary), vocabulary)))
