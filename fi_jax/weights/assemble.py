@@ -1,20 +1,25 @@
 """A config -> all parameters of FaceInsight: pre-trained leaves loaded, the rest initialised, all placed."""
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 
-from fi_jax.config import Experiment, LlamaConfig, ModelConfig, VitConfig
+from fi_jax.config import Experiment, LlamaConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight
-from fi_jax.parallel.rules import param_shardings, place
+from fi_jax.parallel.rules import param_shardings, place, place_parameter
 from fi_jax.training.optimizer import flatten, unflatten
+from fi_jax.weights import mapping
+from fi_jax.weights.bundle import is_llm_adapter
+from fi_jax.weights.peft import Adapter, import_peft
 
 Leaves = dict[str, jax.Array]
 
@@ -81,59 +86,110 @@ def init_leaves(config: ModelConfig, wanted: list[str], seed: int, mesh: Mesh | 
     return {path: place(made[path], shardings[path]) for path in wanted}
 
 
-def load_base(config: Experiment) -> Base:
-    """Loads whatever `config.weights` names. Raises `UserError` when a checkpoint does not fit the model config."""
-    weights, model, dtype = config.weights, config.model, config.train.frozen_dtype
+def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
+    """Loads whatever `config.weights` names, checkpoints slice by slice onto the mesh.
+
+    Leaves that will be trained come in float32, the others in `train.frozen_dtype`. Shapes are compared before a
+    weight is read. Raises `UserError` when a checkpoint does not fit the model config.
+    """
+    from fi_jax.weights import hf_config, huggingface
+
+    weights, model = config.weights, config.model
     leaves: dict[str, jax.Array] = {}
     info: dict = {}
+    trained = [re.compile(pattern) for pattern in config.train.trainable]
+
+    def dtype(path: str) -> str:
+        return "float32" if any(p.fullmatch(path) for p in trained) else config.train.frozen_dtype
+
+    def load(loader, source: str, part: str, **options):
+        """Loads a part of the model (all of it: "") with the types and places that its leaves have in the whole."""
+        prefix = f"{part}/" if part else ""
+
+        def placement(path: str, shape: tuple[int, ...]) -> NamedSharding:
+            return NamedSharding(mesh, place_parameter(prefix + path, shape, mesh).spec)
+
+        _, params, report = loader(
+            source, dtype=lambda path: dtype(prefix + path), placement=placement if mesh else None, **options
+        )
+        named = {"name": source, "hash": report.hash}
+        if report.unused:
+            named["unused"] = mapping.grouped(report.unused)
+        return {prefix + path: leaf for path, leaf in flatten(params).items()}, named
+
     if weights.llava:
-        from fi_jax.weights.huggingface import load_llava
-
-        loaded, params, report = load_llava(weights.llava, dtype=dtype)
-        _require_same("llm", loaded.llm, model.llm)
-        _require_same("image_encoder", loaded.image_encoder, model.image_encoder)
-        leaves |= flatten(params)
-        info["llava"] = {"name": weights.llava, "hash": report.hash}
+        read = hf_config.read_llava_config(huggingface.resolve_folder(weights.llava))
+        _require_same("llm", read.llm, model.llm)
+        _require_same("image_encoder", read.image_encoder, model.image_encoder)
+        leaves, info["llava"] = load(huggingface.load_llava, weights.llava, "")
+    elif weights.llm == "smollm2" or weights.llm.endswith(".gguf"):
+        # One type for all, in which none loses anything.
+        types = {dtype(f"llm/{leaf.path}") for leaf in mapping.llama_leaves(model.llm)}
+        params, info["llm"] = _load_gguf(weights.llm, model.llm, "float32" if "float32" in types else "bfloat16")
+        leaves = {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
     elif weights.llm != "random":
-        llm, params, name_and_hash = _load_llm(weights.llm, dtype)
-        _require_same("llm", llm, model.llm)
-        leaves |= {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
-        info["llm"] = name_and_hash
+        _require_same("llm", hf_config.read_llama_config(huggingface.resolve_folder(weights.llm)), model.llm)
+        leaves, info["llm"] = load(huggingface.load_llama, weights.llm, "llm")
     for part in ("image_encoder", "segmentation_encoder"):
-        source = getattr(weights, part)
+        source, wanted = getattr(weights, part), getattr(model, part)
         if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
-            from fi_jax.weights.huggingface import load_clip_vision
-
-            loaded, params, report = load_clip_vision(source, dtype=dtype, image_size=getattr(model, part).image_size)
-            _require_same(part, loaded, getattr(model, part))
-            leaves |= {f"{part}/{path}": leaf for path, leaf in flatten(params).items()}
-            info[part] = {"name": source, "hash": report.hash}
+            read_vit = hf_config.read_vit_config(huggingface.resolve_folder(source))
+            _require_same(part, replace(read_vit, image_size=wanted.image_size), wanted)
+            loaded, info[part] = load(huggingface.load_clip_vision, source, part, image_size=wanted.image_size)
+            leaves |= loaded
+    if weights.adapter:
+        adapter = _load_adapter(weights.adapter, model.llm)
+        _require_its_base(weights.adapter, adapter, info)
+        leaves |= {f"llm/{path}": leaf for path, leaf in adapter.leaves.items()}
+        info["adapter"] = {"name": weights.adapter, "hash": adapter.hash}
     return Base(leaves, info)
 
 
-def _load_llm(source: str, dtype: str) -> tuple[LlamaConfig, dict, dict]:
+def _load_gguf(source: str, wanted: LlamaConfig, dtype: str) -> tuple[dict, dict]:
+    """Returns the parameters of a GGUF file or of "smollm2", and the name and hash."""
+    from fi_jax.weights import gguf, smollm2
+
     if source == "smollm2":
-        from fi_jax.weights import smollm2
-
+        # Mapped from a cache, not read.
         config, params = smollm2.load(dtype)
-        return config, params, {"name": "smollm2", "hash": smollm2.base_hash()}
-    if source.endswith(".gguf"):
-        from fi_jax.weights import gguf
+        _require_same("llm", config, wanted)
+        return params, {"name": "smollm2", "hash": smollm2.base_hash()}
+    _require_same("llm", gguf.read_config(source), wanted)
+    return gguf.read_params(source, jnp.dtype(dtype)), {"name": source, "hash": gguf.file_hash(source)}
 
-        return (
-            gguf.read_config(source),
-            gguf.read_params(source, dtype),
-            {"name": source, "hash": gguf.file_hash(source)},
+
+def _load_adapter(source: str, llm: LlamaConfig) -> Adapter:
+    """Reads a PEFT adapter that the config's own adapter can hold: same rank and alpha, no other layer."""
+    from fi_jax.weights.huggingface import resolve_folder
+
+    adapter = import_peft(resolve_folder(source), llm)
+    theirs, ours = adapter.lora, llm.lora
+    strangers = sorted(set(theirs.targets) - set(ours.targets))
+    if (theirs.rank, theirs.alpha) != (ours.rank, ours.alpha) or strangers:
+        raise UserError(
+            f"the adapter {source} does not fit model.llm.lora ({_of(ours)}); set --model.llm.lora.rank {theirs.rank} "
+            f"--model.llm.lora.alpha {theirs.alpha:g} --model.llm.lora.targets {' '.join(theirs.targets)}"
         )
-    from fi_jax.weights.huggingface import load_llama
+    return adapter
 
-    config, params, report = load_llama(source, dtype=dtype)
-    return config, params, {"name": source, "hash": report.hash}
+
+def _of(lora: LoraConfig) -> str:
+    return f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}" if lora.rank else "none"
+
+
+def _require_its_base(source: str, adapter: Adapter, info: dict) -> None:
+    """An adapter that says which contents it was trained on is put on no other."""
+    base = info.get("llava") or info.get("llm") or {"name": "a random language model", "hash": "none"}
+    if adapter.base_hashes and base["hash"] not in adapter.base_hashes:
+        raise UserError(
+            f"the adapter {source} was trained on {adapter.base or 'a base'} with hash {adapter.base_hashes[0][:12]}…, "
+            f"but weights name {base['name']} with hash {base['hash'][:12]}…; name its own base"
+        )
 
 
 def _require_same(part: str, loaded: LlamaConfig | VitConfig, wanted: LlamaConfig | VitConfig) -> None:
     # What the config adds on top of a checkpoint may differ.
-    ours = {"lora", "feature_layer", "merge", "drop_path", "max_position_embeddings"}
+    ours = {"lora", "feature_layer", "merge", "pool", "drop_path", "max_position_embeddings"}
     names = [name for name in wanted.__dataclass_fields__ if name not in ours]
     differing = [n for n in names if getattr(loaded, n) != getattr(wanted, n)]
     if differing:
@@ -144,13 +200,20 @@ def _require_same(part: str, loaded: LlamaConfig | VitConfig, wanted: LlamaConfi
 
 
 def assemble(
-    config: Experiment, trained: dict[str, np.ndarray] | None = None, mesh: Mesh | None = None
+    config: Experiment,
+    trained: dict[str, np.ndarray] | None = None,
+    mesh: Mesh | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Leaves, dict]:
     """Makes every parameter of the model: from `trained` where it has a leaf, else the base, else a fresh start.
+
+    The language model's adapter is `weights.adapter`'s where that names one, whatever `trained` has: it was named to
+    take its place (a finished model that holds an adapter names none, see `bundle.load_model`).
 
     Args:
       trained: leaves of an earlier run or a bundled model, flat.
       mesh: where the leaves go; None leaves them on the default device.
+      say: told what was loaded, what of a checkpoint was left out, and which leaves start fresh.
 
     Returns:
       `(leaves, info)`: flat parameters in `train.frozen_dtype` (or as trained), and what names the base.
@@ -159,8 +222,10 @@ def assemble(
       UserError: for leaves of another shape or name than the config's model; all are named at once.
     """
     shapes = param_shapes(config.model)
-    base = load_base(config)
+    base = load_base(config, mesh)
     trained = trained or {}
+    if config.weights.adapter:
+        trained = {path: leaf for path, leaf in trained.items() if not is_llm_adapter(path)}
     given = {**base.leaves, **trained}
     wrong = [
         f"{path}: {tuple(np.shape(leaf))} given, {shapes[path].shape} in the model"
@@ -174,7 +239,10 @@ def assemble(
             + "; ".join(wrong[:8])
             + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         )
-    fresh = init_leaves(config.model, [path for path in shapes if path not in given], config.train.seed, mesh)
+    new = [path for path in shapes if path not in given]
+    for line in _account(base.info, new, shapes):
+        say(line)
+    fresh = init_leaves(config.model, new, config.train.seed, mesh)
     fresh = {
         path: leaf.astype(config.train.frozen_dtype) if path.startswith("llm/") and "lora" not in path else leaf
         for path, leaf in fresh.items()
@@ -186,6 +254,23 @@ def assemble(
     # Order follows the model, so two processes flatten alike.
     everything = {**fresh, **given_leaves}
     return {path: everything[path] for path in shapes}, base.info
+
+
+def _account(info: dict, new: list[str], shapes: Mapping[str, Any]) -> list[str]:
+    """What became of every checkpoint and of every leaf that none filled, in words."""
+    lines = []
+    for part, named in info.items():
+        unused = ", ".join(named.get("unused", ()))
+        lines.append(f"{part}: {named['name']}{f'; not needed of it: {unused}' if unused else ''}")
+    parts = {path.split("/")[0]: None for path in new}
+    # "head/*" where all of a part is new, else every path.
+    listed = [
+        f"{part}/*"
+        if all(path in new for path in shapes if path.startswith(f"{part}/"))
+        else ", ".join(path for path in new if path.startswith(f"{part}/"))
+        for part in parts
+    ]
+    return [*lines, f"newly initialised: {', '.join(listed)}"] if new else lines
 
 
 def label_prompts(config: Experiment, leaves: Leaves, vocabulary: Vocabulary, tokenizer) -> np.ndarray:

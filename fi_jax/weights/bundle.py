@@ -4,7 +4,7 @@ Bundled models live in the package under `bundled/`; a run writes the same folde
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,21 @@ def load_model(name_or_folder: str | Path) -> TrainedModel:
     missing = [name for name in (_PROMPTS, _GRAPH) if name not in leaves]
     if missing:
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(missing)}; it is not a fi_jax model")
+    config, info = _settled(config, leaves, info)
     return TrainedModel(config, leaves, leaves.pop(_PROMPTS), leaves.pop(_GRAPH), info)
+
+
+def _settled(config: Experiment, leaves: dict, info: dict) -> tuple[Experiment, dict]:
+    """Forgets the adapter that training started from where the model holds the one it ended with."""
+    if not config.weights.adapter or not any(map(is_llm_adapter, leaves)):
+        return config, info
+    base = {part: named for part, named in info.get("base", {}).items() if part != "adapter"}
+    return replace(config, weights=replace(config.weights, adapter="")), {**info, "base": base}
+
+
+def is_llm_adapter(path: str) -> bool:
+    """Tells whether a leaf belongs to the language model's adapter."""
+    return path.startswith("llm/") and "/lora_" in path
 
 
 def find_model(name_or_folder: str | Path) -> Path:

@@ -108,6 +108,7 @@ def _write(
             folder / "adapter",
             base_name=name,
             base_hash=str(base["hash"]),
+            made_from_hash=str(base.get("made_from", {}).get("hash", "")),
             in_llava=base["model_type"] == "llava",
         )
         say(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
@@ -148,6 +149,8 @@ def settings(
     return {
         "model": to_dict(model.config.model),
         "base": dict(base),
+        # What training here changed; the rest is as its checkpoints have it.
+        "trained": sorted(model.leaves),
         "labels": list(vocabulary.names),
         "prompts": {label.name: label.prompt for label in vocabulary.labels},
         # Negative ids are slots: -1 image, -2 segmentation, -3 knowledge tokens.
@@ -229,7 +232,9 @@ def _write_merged(
         layout = mapping.LLAVA
     layout = mapping.without_tied_head(layout, config.model.llm)
     base = resolve_folder(weights.llava or weights.llm)
-    hf_write.merge_into_copy(base, target, leaves, layout, model.leaves, lambda path: _lora(config, path))
+    # The adapter from where it answers: of a run that kept an imported one frozen, the model's own leaves lack it.
+    trained = {**model.leaves, **{f"llm/{path}": np.asarray(leaf) for path, leaf in llm.items() if "/lora_" in path}}
+    hf_write.merge_into_copy(base, target, leaves, layout, trained, lambda path: _lora(config, path))
     say(PLAIN_LLAVA if weights.llava else PLAIN_LLAMA)
 
 

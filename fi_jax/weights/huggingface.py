@@ -17,6 +17,7 @@ from fi_jax.errors import UserError
 from fi_jax.models.clip_text import ClipText, ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.models.vit import resize_position_embedding
+from fi_jax.parallel.rules import fetch, place
 from fi_jax.weights import hf_config, mapping, stream
 from fi_jax.weights.hf_config import LlavaConfig
 from fi_jax.weights.stream import Placement
@@ -61,7 +62,7 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (RepositoryNotFoundError, HFValidationError):
@@ -132,8 +133,8 @@ def load_clip_vision(
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         old = params["position_embedding"]
-        resized = jnp.asarray(resize_position_embedding(np.asarray(old, np.float32), config.grid), old.dtype)
-        params["position_embedding"] = jax.device_put(resized, old.sharding)
+        resized = resize_position_embedding(fetch(old).astype(np.float32), config.grid).astype(old.dtype)
+        params["position_embedding"] = place(resized, old.sharding)
     return config, params, report
 
 

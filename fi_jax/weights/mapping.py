@@ -298,7 +298,7 @@ def match(
         ("of another shape", misshapen),
         ("stored twice", twice),
     )
-    said = [f"{what}: {', '.join(_grouped(listed))}" for what, listed in problems if listed]
+    said = [f"{what}: {', '.join(grouped(listed))}" for what, listed in problems if listed]
     if said:
         raise UserError(f"{name} does not fit its config.json or this architecture; {'; '.join(said)}")
     return Match(tuple(kept), keys, tuple(unused), tuple(initialised))
@@ -312,7 +312,7 @@ def _canonical(key: str, layout: Layout) -> str:
     return key
 
 
-def _grouped(entries: Iterable[str]) -> list[str]:
+def grouped(entries: Iterable[str]) -> list[str]:
     """Joins entries that differ only in a layer's number: `layers.{0-31}.norm.weight [8]`."""
     groups: dict[tuple[str, str], list[int]] = {}
     for entry in entries:

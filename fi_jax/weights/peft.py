@@ -13,8 +13,11 @@ import numpy as np
 from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.weights.hf_config import read_json
+from fi_jax.weights.stream import file_hash
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Ways to start an adapter that take what it holds out of the base's own weights.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 # Our folder of a layer's module -> Hugging Face's.
 _PARTS = {"attn": "self_attn", "mlp": "mlp"}
 _KEY = re.compile(
@@ -30,6 +33,10 @@ class Adapter:
     leaves: dict[str, np.ndarray]
     # What adapter_config.json calls the base.
     base: str
+    # Hashes of contents that the base may have (`export_peft` writes them); empty for an adapter made elsewhere.
+    base_hashes: tuple[str, ...] = ()
+    # SHA-256 (hex) of the weights file.
+    hash: str = ""
 
 
 def adapter_tensors(leaves: Mapping[str, np.ndarray], *, in_llava: bool = False) -> dict[str, np.ndarray]:
@@ -64,6 +71,7 @@ def export_peft(
     *,
     base_name: str,
     base_hash: str,
+    made_from_hash: str = "",
     in_llava: bool = False,
 ) -> None:
     """Writes an adapter folder that `peft.PeftModel.from_pretrained` loads.
@@ -72,6 +80,7 @@ def export_peft(
       leaves: flat leaves below `llm/` ("layers/attn/q_proj/lora_a", …).
       base_name: what transformers' `from_pretrained` takes: a Hub name or a folder.
       base_hash: names the base's contents (`stream.checkpoint_hash`); kept in the weights' metadata.
+      made_from_hash: of what the base was made from, where it is a copy of our own making (a GGUF file's).
       in_llava: the base is a LLaVA, whose vision tower has layers of the same names.
 
     Raises:
@@ -107,7 +116,7 @@ def export_peft(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    metadata = {"format": "pt", "base_name": base_name, "base_hash": base_hash}
+    metadata = {"format": "pt", "base_name": base_name, "base_hash": base_hash, "made_from_hash": made_from_hash}
     save_file(tensors, folder / WEIGHTS, metadata)
 
 
@@ -121,13 +130,15 @@ def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
     Raises:
       UserError: not a LoRA adapter of such an LLM; all keys that do not fit are named at once.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     settings = read_json(folder / CONFIG)
     _require_plain_lora(settings, folder)
     try:
         tensors = load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, framework="np") as opened:
+            metadata = opened.metadata() or {}
     except FileNotFoundError:
         raise UserError(f"{folder} has no {WEIGHTS}; save the adapter with safe_serialization=True") from None
     except (SafetensorError, OSError) as error:
@@ -156,7 +167,9 @@ def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
     scales = {at: _scale(settings, at, pair["A"].shape[1]) for at, pair in sides.items()}
     rank = max(pair["A"].shape[1] for pair in sides.values())
     # The scale of the largest rank, so that an adapter of one rank and one alpha comes through untouched.
-    reference = next(scales[at] for at, pair in sides.items() if pair["A"].shape[1] == rank)
+    largest = next(at for at, pair in sides.items() if pair["A"].shape[1] == rank)
+    reference = scales[largest]
+    alpha = reference * rank if settings.get("use_rslora") else _alpha(settings, largest)
     names = sorted({name for name, _ in sides})
     leaves = {}
     for name in names:
@@ -172,8 +185,11 @@ def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
                 b[layer, :own] = pair["B"] if factor == 1 else pair["B"] * np.float32(factor)
         part = "attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         leaves[f"layers/{part}/{name}/lora_a"], leaves[f"layers/{part}/{name}/lora_b"] = a, b
-    lora = LoraConfig(rank, float(reference * rank), tuple(names))
-    return Adapter(lora, leaves, str(settings.get("base_model_name_or_path") or ""))
+    lora = LoraConfig(rank, float(alpha), tuple(names))
+    hashes = tuple(metadata[name] for name in ("base_hash", "made_from_hash") if metadata.get(name))
+    return Adapter(
+        lora, leaves, str(settings.get("base_model_name_or_path") or ""), hashes, file_hash(folder / WEIGHTS)
+    )
 
 
 def _require_plain_lora(settings: Mapping[str, Any], folder: Path) -> None:
@@ -182,9 +198,15 @@ def _require_plain_lora(settings: Mapping[str, Any], folder: Path) -> None:
         unknown.append(f"peft_type {settings.get('peft_type')}")
     unknown += [
         name
-        for name in ("use_dora", "fan_in_fan_out", "modules_to_save", "alora_invocation_tokens")
+        for name in (
+            *("use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication"),
+            *("target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
+        )
         if settings.get(name)
     ]
+    start = str(settings.get("init_lora_weights"))
+    if start.startswith(_CHANGES_BASE):
+        unknown.append(f"init_lora_weights {start}, which changes the base")
     if settings.get("bias", "none") != "none":
         unknown.append(f"bias {settings['bias']}")
     if unknown:
@@ -192,16 +214,21 @@ def _require_plain_lora(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 def _scale(settings: Mapping[str, Any], at: tuple[str, int], rank: int) -> float:
-    """alpha / rank of one module, with PEFT's per-module exceptions."""
+    """alpha / rank of one module."""
+    alpha = _alpha(settings, at)
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+
+
+def _alpha(settings: Mapping[str, Any], at: tuple[str, int]) -> float:
+    """alpha of one module, with PEFT's per-module exceptions."""
     name, layer = at
     alpha = settings.get("lora_alpha", 8)
     part = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
     module = f"layers.{layer}.{part}.{name}"
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", f"model.{module}"):
-            alpha = value
-            break
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+            return value
+    return alpha
 
 
 def _linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:

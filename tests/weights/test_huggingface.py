@@ -397,7 +397,7 @@ def test_the_hash_of_a_hub_file_is_its_blobs_name(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=12, unique=True))
 def test_grouped_layers_can_be_read_back(numbers):
-    (said,) = mapping._grouped(f"layers.{i}.norm [8]" for i in numbers)
+    (said,) = mapping.grouped(f"layers.{i}.norm [8]" for i in numbers)
     runs = said.removeprefix("layers.{").removesuffix("}.norm [8]").split(",")
     ends = [tuple(map(int, run.split("-"))) for run in runs]
     assert sorted(numbers) == [i for end in ends for i in range(end[0], end[-1] + 1)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -17,6 +18,7 @@ from fi_jax.config import LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.models.attention import Layout
 from fi_jax.models.llama import Llama
+from fi_jax.weights.hf_config import read_llama_config
 from fi_jax.weights.huggingface import load_llama, load_llava
 from fi_jax.weights.peft import export_peft, import_peft
 
@@ -168,9 +170,23 @@ def test_import_of_an_adapter_peft_made(tmp_path, settings):
     np.testing.assert_allclose(ours, _theirs(model), atol=1e-3)
 
 
+def test_an_adapter_in_half_precision_is_read(tmp_path):
+    config, folder = _saved(tmp_path)
+    tensors = {
+        key: torch.randn(value.shape).bfloat16()
+        for key, value in load_file(folder / "adapter_model.safetensors").items()
+    }
+    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
+    leaves = import_peft(folder, config).leaves
+    key = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    np.testing.assert_array_equal(leaves["layers/attn/q_proj/lora_a"][1], tensors[key].float().numpy().T)
+
+
 def _saved(tmp_path):
-    base = _base(tmp_path / "base")
-    config, _, _ = load_llama(tmp_path / "base")
+    """A config and an adapter of such a model; no weights are read."""
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, **ODD))
+    base.config.save_pretrained(tmp_path / "base")
+    config = read_llama_config(tmp_path / "base")
     peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     return config, tmp_path / "adapter"
 
@@ -181,6 +197,7 @@ def _saved(tmp_path):
         ({"use_dora": True}, "asks for use_dora"),
         ({"peft_type": "LOHA"}, "peft_type LOHA"),
         ({"bias": "all"}, "bias all"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4, which changes the base"),
     ],
 )
 def test_what_cannot_be_imported_is_said(tmp_path, change, said):
