@@ -225,6 +225,7 @@ def test_expw_damage(releases):
         + "happy_man_0.jpg 7 20 500 540 60 55.5 0\n"  # outside the picture
         + "happy_man_0.jpg 8 20 50 50 60 55.5 0\n"  # empty box
         + "happy_man_0.jpg 9 20 a 50 60 55.5 0\n"
+        + "happy_man_0.jpg 10 nan 5 50 60 55.5 0\n"
         + "gone.jpg 0 20 5 45 60 55.5 0\n"
         + "short.jpg 0 20 5\n"
         + "happy_man_2.jpg 0 20 5 45 61 55.5 6\n"  # disagrees
@@ -235,6 +236,7 @@ def test_expw_damage(releases):
     assert "duplicate" in found["happy_man_0.jpg#0"]
     assert "outside the 120x90 picture" in found["happy_man_0.jpg#7"]
     assert "empty" in found["happy_man_0.jpg#8"] and "four numbers" in found["happy_man_0.jpg#9"]
+    assert "four numbers" in found["happy_man_0.jpg#10"]
     assert found["gone.jpg#0"] == "picture missing" and "4 columns, not 8" in found["short.jpg"]
     assert "disagree" in found["happy_man_2.jpg#0"] and "no row" in found["extra.jpg"]
     assert any("path prefix 'image/origin/'" in note for note in source.notes)
@@ -365,14 +367,46 @@ def test_raf_db_aligned_and_csv(releases):
 def test_raf_db_original_with_boxes(releases):
     root = releases.raf_db(original=True)
     (root / "Annotation" / "boundingbox" / "train_00002_boundingbox.txt").unlink()
-    releases.write(root / "Annotation" / "boundingbox" / "train_00003_boundingbox.txt", "1 2 three 4")
+    boxes = root / "Annotation" / "boundingbox"
+    releases.write(boxes / "train_00003_boundingbox.txt", "1 2 three 4")
+    releases.write(boxes / "train_00004_boundingbox.txt", "nan 2 30 40")
+    releases.write(boxes / "train_00005_boundingbox.txt", "5000 5000 5040 5040")
     source = open_source("raf_db", root)
     faces = by_key(source)
     face = faces["train_00001.jpg"]
     assert np.allclose(face.box, (40.5 - 28, 55 - 35, 40.5 + 28, 55 + 35))
     assert face.labels["Male"] and face.labels["race:White"]
     assert "is missing" in reasons(source)["train_00002.jpg"] and "four numbers" in reasons(source)["train_00003.jpg"]
+    assert "four numbers" in reasons(source)["train_00004.jpg"]
+    assert "box lies outside the" in reasons(source)["train_00005.jpg"]
     assert "Male" not in faces["train_00006.jpg"].labels and faces["train_00006.jpg"].labels["race:Asian"]
+
+
+def test_raf_db_damage(releases):
+    root = releases.raf_db()
+    plain = {key: dict(face.labels) for key, face in by_key(open_source("raf_db", root)).items()}
+    rows = [row.split() for row in (root / "EmoLabel" / "list_patition_label.txt").read_text().split("\n") if row]
+    (root / "EmoLabel" / "list_patition_label.txt").unlink()
+    # The circulating copies: two files, folders before the names, another column, a mark at the start, Windows' line ends.
+    for part in ("train", "test"):
+        lines = [f"{i}, DATASET/{part}/{n} ,{code}" for i, (n, code) in enumerate(rows) if n.startswith(part)]
+        releases.write(root / f"{part}_labels.csv", "\ufeff" + "\r\n".join([",image,label", *lines]) + "\r\n")
+    source = open_source("raf_db", root)
+    assert {key: dict(face.labels) for key, face in by_key(source).items()} == plain
+    assert any("unknown column ''" in note for note in source.notes)
+    assert any("path prefix 'DATASET/train/'" in note for note in source.notes)
+
+    path = root / "train_labels.csv"
+    other = "3" if rows[1][1] != "3" else "4"
+    name = {i: rows[i][0] for i in range(3)}
+    path.write_text(path.read_text() + f"9,{name[0]},{rows[0][1]}\n9,{name[1]},{other}\n9,train_99999.jpg,1\n")
+    found = reasons(open_source("raf_db", root))
+    assert "duplicate row" in found[name[0]] and "disagree" in found[name[1]]
+    assert found["train_99999.jpg"] == "picture missing"
+
+    releases.write(root / "Image" / "aligned" / "copy" / name[2].replace(".jpg", "_aligned.jpg"), releases.jpeg(1))
+    with pytest.raises(UserError, match=f"both are picture '{name[2]}'"):
+        open_source("raf_db", root)
 
 
 def test_raf_db_unknown_code(releases):

@@ -1,5 +1,6 @@
 """ExpW: photographs with face boxes and seven expressions."""
 
+import math
 from pathlib import Path
 
 from fi_jax.data.images import enlarge
@@ -55,6 +56,8 @@ def _rows(path: Path, pictures: dict[str, Path], findings: Findings):
         name, face = picture_key(cells[0], pictures, path.name, findings), cells[1]
         try:
             top, left, right, bottom = (float(cell) for cell in cells[2:6])
+            if not all(map(math.isfinite, (top, left, right, bottom))):
+                raise ValueError
         except ValueError:
             findings.reject(f"{name}#{face}", f"{path.name} line {number}: the box is not four numbers")
             continue

@@ -1,9 +1,10 @@
 """RAF-DB (basic): seven expressions; the text list or the circulating CSV; aligned, or original with boxes."""
 
+import math
 import re
 from pathlib import Path
 
-from fi_jax.data.images import enlarge
+from fi_jax.data.images import enlarge, picture_size
 from fi_jax.data.records import Box, FaceRecord, Split
 from fi_jax.data.sources.reading import (
     find,
@@ -56,7 +57,7 @@ def read(root: Path | str) -> FolderSource:
         labels = one_of(EXPRESSION, f"expression:{EXPRESSIONS[rows[key] - 1]}") | _manual(base, key)
         box = None
         if original:
-            box, problem = _box(base, key)
+            box, problem = _box(base, key, pictures[key])
             if problem:
                 findings.reject(key, problem)
                 continue
@@ -66,8 +67,13 @@ def read(root: Path | str) -> FolderSource:
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Pictures by the list's name; `train_00001_aligned.jpg` is the list's `train_00001.jpg`."""
-    found = pictures_in(folder, recursive=True)
-    return {re.sub(r"_aligned(?=\.\w+$)", "", key.split("/")[-1]): path for key, path in found.items()}
+    found: dict[str, Path] = {}
+    for key, path in pictures_in(folder, recursive=True).items():
+        name = re.sub(r"_aligned(?=\.\w+$)", "", key.split("/")[-1])
+        if name in found:
+            raise UserError(f"{NAME}: '{path}' and '{found[name]}' both are picture '{name}'; remove one")
+        found[name] = path
+    return found
 
 
 def _labels(root: Path, pictures: dict[str, Path], findings: Findings) -> tuple[str, dict[str, int]]:
@@ -101,7 +107,7 @@ def _split(key: str) -> Split:
     return "test" if key.startswith("test_") else hash_split(key, NAME, (0.9, 0.1, 0.0))
 
 
-def _box(base: Path, key: str) -> tuple[Box | None, str]:
+def _box(base: Path, key: str, picture: Path) -> tuple[Box | None, str]:
     """Returns the enlarged box of an original picture, and why there is none."""
     path = base / "Annotation" / "boundingbox" / f"{Path(key).stem}_boundingbox.txt"
     if not path.exists():
@@ -111,8 +117,16 @@ def _box(base: Path, key: str) -> tuple[Box | None, str]:
         left, top, right, bottom = (float(cell) for cell in cells)
     except ValueError:
         return None, f"{path.name} does not hold four numbers"
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        return None, f"{path.name} does not hold four numbers"
     if right <= left or bottom <= top:
         return None, f"{path.name}: the box is empty"
+    try:
+        height, width = picture_size(picture)
+    except UserError as error:
+        return None, str(error)
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        return None, f"{path.name}: the box lies outside the {width}x{height} picture"
     return enlarge((left, top, right, bottom), _ENLARGE), ""
 
 
