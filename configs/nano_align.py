@@ -12,12 +12,12 @@ def config() -> Experiment:
     return replace(
         base,
         name="nano_align",
-        data=replace(base.data, batch_size=96),
+        data=replace(base.data, batch_size=64),
         loss=LossConfig(lm=0.0, bce=0.0, logic=0.0),
         train=replace(
             base.train,
             stage="align",
-            steps=2400,
+            steps=3200,
             learning_rate=1e-3,
             learning_rate_scales=(),
             warmup_steps=100,
