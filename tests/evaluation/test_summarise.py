@@ -119,7 +119,11 @@ def test_attributes_mask_unknown_and_average_over_attributes():
     assert result["per_attribute"]["Smiling"]["accuracy"] == pytest.approx(0.8)
     assert result["per_attribute"]["Bald"] == {
         "accuracy": 0.0, "balanced_accuracy": 0.0, "f1": 0.0, "baseline": 1.0, "share_yes": 1.0, "faces": 1,
+        "baselines": {"accuracy": 1.0, "balanced_accuracy": 1.0, "f1": 1.0},
+        "intervals": {"accuracy": [0.0, 0.0], "balanced_accuracy": [0.0, 0.0], "f1": [0.0, 0.0]},
     }  # fmt: skip
+    low, high = result["per_attribute"]["Smiling"]["intervals"]["accuracy"]
+    assert low < 0.8 < high
     assert result["metrics"]["mean_accuracy"]["value"] == pytest.approx((0.8 + 0) / 2)
     assert result["metrics"]["mean_accuracy"]["baseline"] == pytest.approx((0.8 + 1) / 2)
     assert result["metrics"]["mean_balanced_accuracy"]["value"] == pytest.approx((0.5 + 0) / 2)

@@ -11,7 +11,16 @@ from jaxtyping import Float
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers, Block
 from fi_jax.evaluation.protocols.choice import majority_of
-from fi_jax.evaluation.protocols.scoring import Metric, Options, breakdown, calibrate, confidence_of, number, scores
+from fi_jax.evaluation.protocols.scoring import (
+    Metric,
+    Options,
+    breakdown,
+    calibrate,
+    confidence_of,
+    intervals,
+    number,
+    scores,
+)
 from fi_jax.labels.question_bank import questions_of
 
 Array = np.ndarray
@@ -28,6 +37,9 @@ METRICS = (
     Metric("mean_balanced_accuracy", _mean_of(metrics.balanced_accuracy)),
     Metric("mean_f1", _mean_of(metrics.positive_f1)),
 )
+
+# Of every attribute by itself.
+_EACH = {"accuracy": metrics.accuracy, "balanced_accuracy": metrics.balanced_accuracy, "f1": metrics.positive_f1}
 
 
 def questions(dataset: str):
@@ -60,13 +72,16 @@ def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
     confidence = np.stack([confidence_of(a.probs, a.answer) for a in asked], -1)
     sums = metrics.as_confusion(stats.sum(0, dtype=np.float64).reshape(-1, CELLS))
     constant = metrics.as_confusion(baseline.sum(0, dtype=np.float64).reshape(-1, CELLS))
+    samples = metrics.bootstrap_sums(stats[counted], options.resamples, options.seed)
+    drawn = metrics.as_confusion(samples.reshape(len(samples), -1, CELLS))
+    ranges = {name: intervals(of(drawn), options) for name, of in _EACH.items()}
     positives = (target == 0).sum(0)
     per_attribute = {
-        a.question: {
-            "accuracy": number(metrics.accuracy(sums[i])),
-            "balanced_accuracy": number(metrics.balanced_accuracy(sums[i])),
-            "f1": number(metrics.positive_f1(sums[i])),
+        a.question: {name: number(of(sums[i])) for name, of in _EACH.items()}
+        | {
+            "intervals": {name: ranges[name][i] for name in _EACH},
             "baseline": number(metrics.accuracy(constant[i])),
+            "baselines": {name: number(of(constant[i])) for name, of in _EACH.items()},
             "share_yes": number(positives[i] / known[:, i].sum()),
             "faces": int(known[:, i].sum()),
         }
@@ -76,7 +91,7 @@ def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
     return {
         "attribute": {
             "headline": METRICS[0].name,
-            "metrics": scores(stats[counted], METRICS, options, baseline),
+            "metrics": scores(stats[counted], METRICS, options, baseline, samples),
             "baseline": {
                 "answer": "each attribute's majority",
                 "from": origins.pop() if len(origins) == 1 else "train where given, else evaluated",

@@ -7,7 +7,16 @@ import numpy as np
 from fi_jax.errors import UserError
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers
-from fi_jax.evaluation.protocols.scoring import Metric, Options, breakdown, calibrate, confidence_of, number, scores
+from fi_jax.evaluation.protocols.scoring import (
+    Metric,
+    Options,
+    breakdown,
+    calibrate,
+    confidence_of,
+    intervals,
+    number,
+    scores,
+)
 
 ACCURACY = Metric("accuracy", lambda sums: metrics.accuracy(metrics.as_confusion(sums)))
 BALANCED_ACCURACY = Metric("balanced_accuracy", lambda sums: metrics.balanced_accuracy(metrics.as_confusion(sums)))
@@ -48,9 +57,12 @@ def score_choice(
     baseline = metrics.confusion_cells(target, np.full_like(target, majority), k)
     confusion = metrics.as_confusion(stats.sum(0, dtype=np.float64))
     confidence = confidence_of(answers.probs, answers.answer)
+    samples = metrics.bootstrap_sums(stats[counted], options.resamples, options.seed)
+    drawn = metrics.as_confusion(samples)
+    ranges = {"recall": intervals(metrics.recalls(drawn), options), "f1": intervals(metrics.f1_scores(drawn), options)}
     return {
         "headline": measured[0].name,
-        "metrics": scores(stats[counted], measured, options, baseline),
+        "metrics": scores(stats[counted], measured, options, baseline, samples),
         "baseline": {"answer": answers.options[majority], "from": origin},
         "groups": breakdown(stats, counted, groups, measured[0], options),
         "confusion": {
@@ -59,9 +71,14 @@ def score_choice(
             "unreadable": confusion[:, k].astype(int).tolist(),
         },
         "per_class": {
-            name: {"recall": number(r), "f1": number(f), "faces": int(n)}
-            for name, r, f, n in zip(
-                answers.options, metrics.recalls(confusion), metrics.f1_scores(confusion), confusion.sum(-1)
+            name: {
+                "recall": number(r),
+                "f1": number(f),
+                "intervals": {of: edges[i] for of, edges in ranges.items()},
+                "faces": int(n),
+            }
+            for i, (name, r, f, n) in enumerate(
+                zip(answers.options, metrics.recalls(confusion), metrics.f1_scores(confusion), confusion.sum(-1))
             )
         },
         "calibration": calibrate(confidence[counted], (answers.answer == target)[counted]),

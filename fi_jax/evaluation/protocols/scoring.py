@@ -50,15 +50,25 @@ def scores(
     measured: Sequence[Metric],
     options: Options,
     baseline: Float[Array, "f s"] | None = None,
+    samples: Float[Array, "r s"] | None = None,
 ) -> dict[str, dict]:
-    """Returns a score for each metric; `baseline` holds the same statistics for the majority's answers."""
-    samples = metrics.bootstrap_sums(stats, options.resamples, options.seed)
+    """Returns a score for each metric; `baseline` holds the same statistics for the majority's answers.
+
+    `samples` are the bootstrap sums of `stats`, where they have been drawn before.
+    """
+    if samples is None:
+        samples = metrics.bootstrap_sums(stats, options.resamples, options.seed)
     found = {}
     for metric in measured:
         found[metric.name] = score(stats, metric, options, samples) | {"higher_is_better": metric.higher_is_better}
         if baseline is not None:
             found[metric.name]["baseline"] = number(metric.of(baseline.sum(0, dtype=np.float64)))
     return found
+
+
+def intervals(samples: Float[Array, "r m"], options: Options) -> list[list[float | None]]:
+    """Returns `[low, high]` of each of `m` values over the bootstrap samples; None where it is never defined."""
+    return [[number(edge) for edge in metrics.interval(column, options.level)] for column in samples.T]
 
 
 def breakdown(
