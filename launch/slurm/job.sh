@@ -2,7 +2,8 @@
 # One fi-jax command as a SLURM job: writes the batch script and submits it. Sourced by train.sh, evaluate.sh, array.sh.
 #
 # The job requeues itself when fi-jax saved and asked for it (exit status 75: SIGTERM ahead of the time limit, or
-# preemption), and SLURM requeues it when a node dies. Every start resumes from the last checkpoint.
+# preemption) or was not yet ready to (143), unless somebody cancelled it; SLURM requeues it when a node dies. Every
+# start resumes from the last checkpoint.
 # `action`, `target`, `words` and `dry_run` come from lib.sh.
 # shellcheck disable=SC2154
 
@@ -60,20 +61,34 @@ environment() {
 # The end of every batch script: run the step, requeue when asked to.
 body() {
   # Dollar signs here belong to the script that runs on the cluster.
-  # shellcheck disable=SC2016
-  printf '%s\n' \
-    'echo "start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: fi-jax ${words[*]}"' \
-    '# A signal to this shell must not end it before the tasks have saved.' \
-    'trap : TERM USR1' \
-    "srun --kill-on-bad-exit=1 ${opt[python]} -m fi_jax "'"${words[@]}" &' \
-    'step=$!' \
-    'wait $step; status=$?' \
-    'while kill -0 $step 2>/dev/null; do wait $step; status=$?; done' \
-    "if [ \$status -eq 75 ] && [ \"\${SLURM_RESTART_COUNT:-0}\" -lt ${opt[max-restarts]} ]; then" \
-    '  echo "saved; requeueing job $SLURM_JOB_ID"' \
-    '  scontrol requeue "$SLURM_JOB_ID" && exit 0' \
-    'fi' \
-    'exit $status'
+  cat <<'EOF'
+echo "start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: fi-jax ${words[*]}"
+# A signal to this shell must not end it before the tasks have saved.
+trap : TERM USR1
+EOF
+  echo "srun --kill-on-bad-exit=1 ${opt[python]} -m fi_jax \"\${words[@]}\" &"
+  echo "step=\$! max_restarts=${opt[max-restarts]}"
+  cat <<'EOF'
+wait $step
+# A signal ends `wait` early.
+while kill -0 $step 2>/dev/null; do wait $step; done
+wait $step; status=$?
+# 75: it saved. 143: SIGTERM came before fi-jax could answer it; its last checkpoint stands.
+case $status in 75 | 143) ;; *) exit $status ;; esac
+[ "${SLURM_RESTART_COUNT:-0}" -lt "$max_restarts" ] || exit $status
+# The number of an array's last task is also that of the whole array, so tasks go by array and index.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+for try in 1 2 3 4 5; do
+  # A cancelled job must not come back; one that ran out of time is COMPLETING too, for another reason.
+  case $(squeue --noheader --jobs="$job" --format=%T/%r) in COMPLETING/None) break ;; esac
+  echo "status $status; requeueing job $job"
+  scontrol requeue "$job" && exit 0
+  echo "not requeued (try $try of 5)"
+  sleep 5
+done
+exit $status
+EOF
 }
 
 # submit PATTERN: submits standard input; PATTERN is what a log's name ends in. %A_%a in arrays, %j otherwise: both

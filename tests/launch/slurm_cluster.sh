@@ -16,7 +16,7 @@ start() {
   mkdir -p "$dir" && dir=$(cd "$dir" && pwd)
   node=$(hostname -s)
   user=$(id -un)
-  cpus=4 # more than the machine may have: tests run small things
+  cpus=5 # more than the machine may have: tests run small things
   mkdir -p "$dir/state" "$dir/spool" "$dir/munge"
   chmod 700 "$dir/munge"
   if [ ! -f "$dir/munge/key" ]; then
@@ -82,10 +82,16 @@ stop() {
   local dir=$1 pid_file pid
   export SLURM_CONF="$dir/slurm.conf"
   scancel --full --signal=KILL --user="$(id -un)" 2>/dev/null || true
+  scancel --user="$(id -un)" 2>/dev/null || true
+  # What watches over a job does not end before the controller has heard of the job's end.
+  for _ in $(seq 20); do
+    [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+    sleep 0.25
+  done
   scontrol shutdown 2>/dev/null || true
   for pid_file in "$dir/slurmd.pid" "$dir/slurmctld.pid" "$dir/munge/pid"; do
-    [ -f "$pid_file" ] || continue
-    pid=$(cat "$pid_file")
+    # The daemon removes it when it ends, maybe just now.
+    pid=$(cat "$pid_file" 2>/dev/null) || continue
     kill "$pid" 2>/dev/null || true
     for _ in $(seq 40); do
       kill -0 "$pid" 2>/dev/null || break

@@ -45,13 +45,20 @@ def call(cluster: dict, *command) -> str:
     return done.stdout
 
 
-def submit(cluster: dict, logs: Path, runs: Path, *words: str, tasks: int = 2, partition: str = "low", **flags) -> str:
-    options = [f"--{name}={value}" for name, value in flags.items()]
-    common = ["--python", sys.executable, "--log-dir", logs, "--partition", partition, "--tasks-per-node", tasks]
-    return call(cluster, TRAIN, *common, *options, "--", *words, "--runs", runs, *SMALL).strip()
+def submit(cluster: dict, logs: Path, *words: str, tasks: int = 2, python: str | Path = sys.executable, **flags) -> str:
+    options = {"partition": "low", "tasks-per-node": tasks, "python": python, "log-dir": logs, **flags}
+    given = [f"--{name}={value}" for name, value in options.items()]
+    return call(cluster, TRAIN, *given, "--", *words).strip()
 
 
-def wait_for(what, timeout: float = 240.0):
+def stand_in(path: Path, text: str) -> Path:
+    """A program that stands where Python does, for tests of the job script alone."""
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def wait_for(what, timeout: float = 600.0):
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         found = what()
@@ -61,10 +68,29 @@ def wait_for(what, timeout: float = 240.0):
     raise AssertionError("did not happen in time")
 
 
-def ended(cluster: dict, job: str) -> bool:
-    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, env=cluster)
-    state = re.search(r"JobState=(\w+)", shown.stdout)
-    return shown.returncode != 0 or state[1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+def shown(cluster: dict, job: str) -> dict[str, str]:
+    """What SLURM says of a job."""
+    return dict(re.findall(r"(\w+)=(\S*)", call(cluster, "scontrol", "show", "job", job)))
+
+
+def end_of(cluster: dict, job: str) -> str:
+    """Waits until a job is neither waiting nor running, and returns its state."""
+    last = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    return wait_for(lambda: (state := shown(cluster, job)["JobState"]) in last and state)
+
+
+def restart_now(cluster: dict, job: str) -> None:
+    """SLURM lets a requeued job wait for two minutes; tests do not.
+
+    But within the second in which it was stopped a node refuses it ("Job credential revoked"), and the job has failed.
+    """
+    wait_for(lambda: shown(cluster, job)["Restarts"] == "1")
+    call(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now+2")
+
+
+def said(log: Path) -> str:
+    """What a job wrote so far."""
+    return log.read_text() if log.exists() else ""
 
 
 def steps_of(run: Path) -> list[int]:
@@ -72,49 +98,77 @@ def steps_of(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_preempted_job_requeues_and_resumes(cluster, tmp_path):
+@pytest.fixture(scope="module")
+def short_of_time(cluster, tmp_path_factory):
+    """A job that will run out of time, started first: a minute is SLURM's shortest limit. Its number and its log."""
+    logs = tmp_path_factory.mktemp("time")
+    program = stand_in(logs / "program", "trap 'echo saving; exit 75' TERM\nwhile :; do sleep 0.1; done")
+    # In the partition whose jobs are not preempted. The notice may come up to a minute earlier than asked for.
+    job = submit(cluster, logs, "x", tasks=1, python=program, partition="high", time="0:01:30", notice=40)
+    return job, logs / f"fi-jax-train-{job}.out"
+
+
+def test_preempted_job_requeues_and_resumes(cluster, short_of_time, tmp_path):
     """Two tasks over CPU collectives; a job of higher priority takes the node in the middle."""
     logs, runs = tmp_path / "logs", tmp_path / "runs"
-    words = ["tiny", "--name", "p", "--train.steps", "1500", "--train.checkpoint-every", "100000"]
-    job = submit(cluster, logs, runs, *words)
+    steps = ["--train.steps", "600", "--train.checkpoint-every", "100000"]
+    job = submit(cluster, logs, "tiny", "--name", "p", *steps, "--runs", runs, *SMALL)
     assert job in call(cluster, TRAIN, "--list")
     wait_for(lambda: len(steps_of(runs / "p")) > 3)
     call(cluster, "srun", "--partition=high", "--ntasks=4", "true")
     log = logs / f"fi-jax-train-{job}.out"
-    wait_for(lambda: "requeueing" in log.read_text())
+    wait_for(lambda: "requeueing" in said(log))
     stopped = int(re.search(r"stopped at step (\d+)", log.read_text())[1])
-    assert 30 <= stopped < 1500
-    # SLURM lets a requeued job wait for two minutes; the test does not.
-    wait_for(lambda: "Restarts=1" in call(cluster, "scontrol", "show", "job", job))
-    call(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_for(lambda: ended(cluster, job))
-    text = log.read_text()
-    assert f"resumed at step {stopped}" in text and "done:" in text, text[-3000:]
+    assert 30 <= stopped < 600
+    restart_now(cluster, job)
+    state, text = end_of(cluster, job), log.read_text()
+    assert state == "COMPLETED" and f"resumed at step {stopped}" in text and "done:" in text, (state, text[-3000:])
     # No step is missing and none is there twice.
-    assert steps_of(runs / "p") == list(range(10, 1501, 10))
+    assert steps_of(runs / "p") == list(range(10, 601, 10))
     assert "done:" in call(cluster, TRAIN, "--log-dir", logs, "--logs", job)
 
 
-def test_job_out_of_time_saves_first(cluster, tmp_path):
-    """The notice before the time limit makes the job save and requeue; `--delete` ends it."""
-    logs, runs = tmp_path / "logs", tmp_path / "runs"
-    words = ["tiny", "--name", "t", "--train.steps", "1000000", "--train.checkpoint-every", "1000000"]
-    # A minute is SLURM's shortest limit; its notice may come up to a minute earlier than asked for.
-    job = submit(cluster, logs, runs, *words, tasks=1, time="0:01:30", notice=40)
-    log = logs / f"fi-jax-train-{job}.out"
-    wait_for(lambda: log.exists() and "requeueing" in log.read_text())
-    stopped = int(re.search(r"stopped at step (\d+)", log.read_text())[1])
-    assert (runs / "t" / "checkpoints" / str(stopped)).is_dir()
+def test_deleted_job_stays_deleted(cluster, tmp_path):
+    """It saves and asks to be started again, as for every SIGTERM, but nobody wants it back."""
+    program = stand_in(tmp_path / "program", "trap 'echo saving; exit 75' TERM\necho up\nwhile :; do sleep 0.1; done")
+    job = submit(cluster, tmp_path, "x", python=program)
+    log = tmp_path / f"fi-jax-train-{job}.out"
+    wait_for(lambda: said(log).count("up\n") == 2)
     call(cluster, TRAIN, "--delete", job)
-    wait_for(lambda: ended(cluster, job))
+    assert end_of(cluster, job) == "CANCELLED" and shown(cluster, job)["Restarts"] == "0"
+    assert "saving" in log.read_text() and "requeueing" not in log.read_text()
     refused = subprocess.run([TRAIN, "--delete", "999999"], capture_output=True, text=True, env=cluster)
     assert refused.returncode == 2 and "not in the queue" in refused.stderr
 
 
+def test_job_preempted_while_it_starts_requeues(cluster, tmp_path):
+    """SIGTERM comes before fi-jax listens for it and kills it."""
+    job = submit(cluster, tmp_path, "x", python=stand_in(tmp_path / "program", "echo up\nexec sleep 600"))
+    log = tmp_path / f"fi-jax-train-{job}.out"
+    wait_for(lambda: said(log).count("up\n") == 2)
+    call(cluster, "srun", "--partition=high", "--ntasks=4", "true")
+    wait_for(lambda: shown(cluster, job)["Restarts"] == "1")
+    call(cluster, TRAIN, "--delete", job)
+    assert end_of(cluster, job) == "CANCELLED"
+
+
+def test_one_job_of_an_array_requeues_alone(cluster, tmp_path):
+    """SLURM gives the last job of an array the number of the whole array."""
+    program = stand_in(tmp_path / "program", '[ "$4" = stays ] || exit 75\nsleep 600')
+    (tmp_path / "commands").write_text("train stays\ntrain goes\n")
+    options = ["--partition", "low", "--python", program, "--log-dir", tmp_path, "--commands", tmp_path / "commands"]
+    job = call(cluster, TRAIN.with_name("array.sh"), *options).strip()
+    wait_for(lambda: shown(cluster, f"{job}_1").get("Restarts") == "1")
+    stays = shown(cluster, f"{job}_0")
+    assert (stays["JobState"], stays["Restarts"]) == ("RUNNING", "0")
+    call(cluster, TRAIN, "--delete", job)
+    assert end_of(cluster, f"{job}_0") == "CANCELLED"
+
+
 def test_mistake_is_not_requeued(cluster, tmp_path):
-    job = submit(cluster, tmp_path / "logs", tmp_path / "runs", "tiny", "--train.stepz", "3", tasks=1)
-    wait_for(lambda: ended(cluster, job))
-    text = (tmp_path / "logs" / f"fi-jax-train-{job}.out").read_text()
+    job = submit(cluster, tmp_path, "tiny", "--train.stepz", "3", tasks=1)
+    assert end_of(cluster, job) == "FAILED"
+    text = (tmp_path / f"fi-jax-train-{job}.out").read_text()
     assert "did you mean" in text and "requeueing" not in text
 
 
@@ -128,3 +182,13 @@ def test_sweep_runs_as_an_array(cluster, tmp_path):
     command = [sys.executable, "-m", "fi_jax", "sweep", sweep, "--out", tmp_path / "out", "--where", "slurm"]
     said = call(cluster, *command, "--jobs", 2, "--slurm", "slurm_partition=low", "--slurm", "timeout_min=10")
     assert "submitted array" in said and "2 ok" in said, said
+
+
+def test_job_out_of_time_is_told_before(cluster, short_of_time):
+    """The notice before the time limit makes the job save and requeue."""
+    job, log = short_of_time
+    wait_for(lambda: "requeueing" in said(log))
+    assert "saving" in log.read_text() and "TIME LIMIT" not in log.read_text()
+    wait_for(lambda: shown(cluster, job)["Restarts"] == "1")
+    call(cluster, TRAIN, "--delete", job)
+    assert end_of(cluster, job) == "CANCELLED"
