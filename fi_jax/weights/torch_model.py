@@ -14,6 +14,7 @@ This file stands alone (it imports nothing of fi_jax) and lies in every exported
 
 import copy
 import hashlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -93,12 +94,13 @@ class VitLayer(nn.Module):
 
 
 class Vit(nn.Module):
-    """CLIP's vision tower: image tokens from hidden state `feature_layer`, and the pooled class token."""
+    """CLIP's vision tower: image tokens from hidden state `feature_layer`, and the class token (or the patches' mean)."""
 
     def __init__(self, c: dict):
         super().__init__()
         d, p, self.grid, self.merge = c["hidden_size"], c["patch_size"], c["image_size"] // c["patch_size"], c["merge"]
         self.wanted = c["feature_layer"] % (c["num_layers"] + 1)
+        self.pool = c.get("pool", "class")
         self.patch_embed = nn.Conv2d(3, d, p, stride=p, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(d))
         self.position_embedding = nn.Parameter(torch.zeros(self.grid**2 + 1, d))
@@ -118,7 +120,8 @@ class Vit(nn.Module):
         tokens = (
             states[self.wanted][:, 1:].unflatten(1, (g, m, g, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
         )
-        return tokens, self.post_norm(states[-1][:, 0])
+        last = states[-1]
+        return tokens, self.post_norm(last[:, 0] if self.pool == "class" else last[:, 1:].mean(1))
 
 
 class Connector(nn.Module):
@@ -287,6 +290,8 @@ class FaceInsight(nn.Module):
         """Segments one face: uint8 `[y, x]` of the crop's own size."""
         from PIL import Image
 
+        if self.segmentation_encoder is None:
+            return np.zeros(crop.shape[:2], np.uint8)  # This model looks at no map.
         if not self._parser:
             raise ValueError("this folder has no parser/; give a segmentation map made by `fi-jax segment`")
         size = self.settings["parser_size"]
@@ -302,6 +307,18 @@ class FaceInsight(nn.Module):
         logits = self._parser[0]((x - mean) / std).logits
         classes = F.interpolate(logits, (size, size), mode="bilinear").argmax(1)[0].to(torch.uint8).cpu().numpy()
         return np.asarray(Image.fromarray(classes).resize(crop.shape[1::-1], Image.Resampling.NEAREST))
+
+    @property
+    def _cache_argument(self) -> str:
+        """What this version of transformers calls the argument that holds earlier keys and values."""
+        known = inspect.signature(type(self.llm.model).forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
+    def _cache(self) -> dict[str, Any]:
+        """An empty cache, which the language model fills in place."""
+        import transformers
+
+        return {self._cache_argument: transformers.DynamicCache()}
 
     def question(self, text: str) -> dict:
         """Finds a closed question by its name or its words."""
@@ -321,7 +338,8 @@ class FaceInsight(nn.Module):
 
     def _answer(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
         prefix = self.look(crop, mask)["prefix"]
-        past = self.llm.model(inputs_embeds=prefix, use_cache=True).past_key_values
+        past = self._cache()
+        self.llm.model(inputs_embeds=prefix, use_cache=True, **past)
         embed, head, answers = self.llm.get_input_embeddings(), self.llm.get_output_embeddings(), {}
         for start in range(0, len(questions), 16):
             group = questions[start : start + 16]
@@ -330,14 +348,14 @@ class FaceInsight(nn.Module):
                 [q["tokens"] + [0] * (length - len(q["tokens"])) for q in group], device=prefix.device
             )
             # Every question continues its own copy of the prefix; padding on the right is behind the answers.
-            cache = copy.deepcopy(past)
-            cache.batch_repeat_interleave(len(group))
+            own = copy.deepcopy(past)
+            own[self._cache_argument].batch_repeat_interleave(len(group))
             positions = torch.arange(length, device=prefix.device)[None] + prefix.shape[1]
             hidden = self.llm.model(
                 inputs_embeds=embed(tokens),
-                past_key_values=cache,
                 position_ids=positions.expand(len(group), -1),
                 use_cache=True,
+                **own,
             ).last_hidden_state
             for row, q in zip(hidden, group, strict=True):
                 logits = head(row[len(q["tokens"]) - 1])[torch.tensor(q["option_tokens"], device=prefix.device)]
@@ -362,14 +380,14 @@ class FaceInsight(nn.Module):
         end = self.tokenizer.encode(template["end"], add_special_tokens=False).ids[0]
         prefix, embed = self.look(crop, mask)["prefix"], self.llm.get_input_embeddings()
         x = torch.cat([prefix, embed(torch.tensor([asked], device=prefix.device))], 1)
-        past, ids = None, list[int]()
+        past, ids = self._cache(), list[int]()
         while len(ids) < max_new_tokens:
-            output = self.llm.model(inputs_embeds=x, past_key_values=past, use_cache=True)
+            output = self.llm.model(inputs_embeds=x, use_cache=True, **past)
             token = int(self.llm.get_output_embeddings()(output.last_hidden_state[0, -1]).argmax())
             if token == end:
                 break
             ids.append(token)
-            past, x = output.past_key_values, embed(torch.tensor([[token]], device=prefix.device))
+            x = embed(torch.tensor([[token]], device=prefix.device))
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
