@@ -71,7 +71,10 @@ def read_tokenizer(path: Path | str):
     reader = _open(path)
     kind = (_field(reader, "tokenizer.ggml.model", ""), _field(reader, "tokenizer.ggml.pre", ""))
     if kind != ("gpt2", "smollm"):
-        raise UserError(f"{path}: tokenizer {kind} is unknown (known: gpt2 with smollm); name a tokenizer.json instead")
+        raise UserError(
+            f"{path}: its tokenizer {kind} cannot be read (known: gpt2 with smollm); set weights.tokenizer to a folder "
+            "with the model's tokenizer.json"
+        )
     tokens = _field(reader, "tokenizer.ggml.tokens", [])
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges", [])]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))

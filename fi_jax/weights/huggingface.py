@@ -71,7 +71,8 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
         ) from None
     # Offline shows as many types: the library's own, its HTTP client's, the operating system's.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        # Its first sentence.
+        reason = str(error).strip().splitlines()[0].split(". ")[0][:160] if str(error).strip() else type(error).__name__
         raise UserError(
             f"'{name}' is not a folder and cannot be fetched from the Hugging Face Hub ({reason}); fetch it where there "
             f"is a network (`hf download {name}`) and give the folder"

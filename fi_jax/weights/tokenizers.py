@@ -19,9 +19,9 @@ def load_tokenizer(weights: WeightsConfig) -> Tokenizer:
         return smollm2.load_tokenizer()
     path = Path(source)
     if path.suffix == ".gguf":
-        raise UserError(
-            f"a GGUF file carries no ready tokenizer; set weights.tokenizer to a folder with the tokenizer.json of {path.name}"
-        )
+        from fi_jax.weights.gguf import read_tokenizer
+
+        return read_tokenizer(path)
     if not path.is_dir():
         from fi_jax.weights.huggingface import resolve_folder
 
