@@ -155,7 +155,9 @@ def consistency_cost(block: Block) -> dict[str, dict] | None:
     }
 
 
-def judge_rules(block: Block, baselines: Mapping[str, Answer], options: Options) -> dict | None:
+def judge_rules(
+    block: Block, baselines: Mapping[str, Answer], options: Options, consistent: bool = True
+) -> dict | None:
     """Returns the violation rate with all that stands beside it, or None when no rule concerns these questions.
 
     The rate is the share of faces whose answers break at least one rule. Beside it: the same of the true labels
@@ -207,6 +209,6 @@ def judge_rules(block: Block, baselines: Mapping[str, Answer], options: Options)
             if mask[:, r].any()
         },
         "examples": examples,
-        "consistent": consistency_cost(block),
+        "consistent": consistency_cost(block) if consistent else None,
         "faces": int(judged.sum()),
     }

@@ -40,7 +40,9 @@ def train_baseline(truths: Iterable[Mapping[str, Answer]]) -> dict[str, Answer]:
     return found
 
 
-def judge_block(block: Block, baselines: Mapping[str, Answer], options: Options, estimator: age.Estimator) -> dict:
+def judge_block(
+    block: Block, baselines: Mapping[str, Answer], options: Options, estimator: age.Estimator, consistent: bool = True
+) -> dict:
     """Returns one entry of the summary: what one source answered about one data set in one setting."""
     tasks: dict[str, dict] = {}
     for protocol in (attributes, gender, race, expression):
@@ -53,7 +55,7 @@ def judge_block(block: Block, baselines: Mapping[str, Answer], options: Options,
         "split": block.split,
         "faces": len(block.images),
         "tasks": tasks,
-        "rules": judge_rules(block, baselines, options),
+        "rules": judge_rules(block, baselines, options, consistent),
     }
 
 
@@ -65,6 +67,7 @@ def summarise(
     resamples: int = 1000,
     seed: int = 0,
     meta: Mapping[str, Any] | None = None,
+    consistent: bool = True,
 ) -> dict:
     """Judges a stream of predictions. The result is plain JSON and is what `metrics.json` holds.
 
@@ -76,6 +79,7 @@ def summarise(
       resamples: bootstrap samples of the faces behind each 95 % interval.
       seed: of the bootstrap.
       meta: whatever else the file should carry: config, command, checkpoint.
+      consistent: whether to find what consistent decoding costs (an integer program a face that breaks a rule).
 
     Raises:
       UserError: no predictions at all, or inconsistent ones (see `columns.gather`).
@@ -88,7 +92,7 @@ def summarise(
     return {
         "version": VERSION,
         "interval": {"level": options.level, "resamples": resamples, "seed": seed, "unit": "face"},
-        "entries": [judge_block(b, baselines.get(b.dataset, {}), options, estimator) for b in blocks],
+        "entries": [judge_block(b, baselines.get(b.dataset, {}), options, estimator, consistent) for b in blocks],
         "meta": dict(meta or {}),
     }
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.parallel.hosts import Hosts
@@ -12,6 +12,7 @@ from fi_jax.sweeps.worker import Interrupted, Job, Report, metrics_result
 from fi_jax.training.members import FIELDS
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def run_together(folder: SweepFolder, jobs: Sequence[Job], report: Report, say: Say) -> None:
@@ -46,9 +47,9 @@ def run_together(folder: SweepFolder, jobs: Sequence[Job], report: Report, say: 
             report(job, result)
 
 
-def groups(jobs: Sequence[tuple[Job, Experiment]]) -> list[list[tuple[Job, Experiment]]]:
+def groups(jobs: Sequence[tuple[T, Experiment]]) -> list[list[tuple[T, Experiment]]]:
     """Sorts points into groups that can be one program: equal but for the fields that members may differ in."""
-    found: dict[str, list[tuple[Job, Experiment]]] = {}
+    found: dict[str, list[tuple[T, Experiment]]] = {}
     for job, config in jobs:
         found.setdefault(_kind(config), []).append((job, config))
     return list(found.values())

@@ -111,6 +111,7 @@ def member(tree: Any, index: int) -> Any:
 def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Callable:
     """Returns `step(states, inputs, batch) -> (states, metrics)`; states and metrics have `m` rows.
 
+    A batch may bring what frozen encoders say about its pictures instead of the pictures ("faces").
     Metrics hold every term that has a weight for some member.
     """
     config = configs[0]
@@ -119,9 +120,11 @@ def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Cal
     everything = dataclasses.replace(config.loss, **on)
 
     def step(states: TrainState, inputs: MemberInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        pixel_key, _ = pixel_and_model_keys(step_key(config, states.step[0]), config)
-        seen = add_pixels(batch, config, pixel_key)
-        faces = _encode(config, inputs, seen) if share_encoders else None
+        seen, faces = batch, batch.get("faces")
+        if faces is None:
+            pixel_key, _ = pixel_and_model_keys(step_key(config, states.step[0]), config)
+            seen = add_pixels(batch, config, pixel_key)
+            faces = _encode(config, inputs, seen) if share_encoders else None
 
         def one(state: TrainState, numbers: Numbers, graph: Array) -> tuple[TrainState, dict[str, Array]]:
             own = with_numbers(config, numbers)

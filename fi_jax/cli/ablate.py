@@ -1,0 +1,111 @@
+"""Make an ablation table: what segmentation, CCM, LCM and their settings are worth, over several seeds.
+
+Every variant is trained with every seed and judged by the protocols. Variants that differ in numbers (τ, ω, the graph,
+a loss weight of 0, the seed) train together in one program. With --frozen, the encoders of a trained model stay as they
+are: their features are computed once, and only alignment head and graph network are trained, which takes minutes.
+
+  fi-jax ablate tiny --seeds 0 1 --only no_ccm no_lcm
+  fi-jax ablate nano --frozen nano --dataset utkface expw --data-root data/utkface data/expw --out out/ablation
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments; dotted overrides of the config are allowed."""
+    parser.add_argument("config", help="a file, or a name under configs/: the full model and how it is trained")
+    parser.add_argument("--frozen", metavar="RUN", help="keep the encoders of this run or bundled model as they are")
+    parser.add_argument(
+        "--dataset", nargs="+", metavar="NAME", help="train on these and judge by them (default: the config's)"
+    )
+    parser.add_argument("--data-root", nargs="+", metavar="DIR", help="their folders, in the same order")
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="judged faces (default: test)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants beside the full model")
+    parser.add_argument("--list", action="store_true", help="list the variants and stop")
+    parser.add_argument("--limit", type=int, default=0, help="judge by the first N faces of each set (0: all)")
+    parser.add_argument(
+        "--train-limit", type=int, default=0, help="with --frozen: train on the first N faces of each set"
+    )
+    parser.add_argument("--head-only", action="store_true", help="judge by the alignment head alone")
+    parser.add_argument("--batch-size", type=int, default=8, help="faces judged at once (default: 8)")
+    parser.add_argument("--together", type=int, default=16, help="most members of one program (default: 16)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the study (default: out/ablation/NAME)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what is missing and prints the table."""
+    from dataclasses import replace
+
+    from fi_jax.cli.configs import load_config
+    from fi_jax.cli.runtime import start
+    from fi_jax.config import SourceConfig
+    from fi_jax.errors import UserError
+
+    if args.train_limit and not args.frozen:
+        raise UserError("--train-limit goes with --frozen; otherwise give each source a prepared, smaller folder")
+    if args.together < 1 or args.limit < 0 or args.train_limit < 0:
+        raise UserError("--together must be at least 1, and --limit and --train-limit not negative")
+    config = load_config(args.config, args.overrides)
+    if args.data_root and not args.dataset or args.dataset and len(args.dataset) != len(args.data_root or []):
+        raise UserError("--dataset and --data-root go together, one folder a data set, in the same order")
+    if args.dataset:
+        # What the config says of a set besides its folder stays (how often it is repeated).
+        known = {source.name: source for source in config.data.sources}
+        sources = tuple(
+            replace(known.get(name, SourceConfig(name)), root=root)
+            for name, root in zip(args.dataset, args.data_root, strict=True)
+        )
+        config = replace(config, data=replace(config.data, sources=sources))
+    hosts = start()
+    from fi_jax.evaluation.parts import Asked
+    from fi_jax.studies.ablation import Study, points_of, run_study
+    from fi_jax.studies.frozen import frozen_config
+    from fi_jax.studies.variants import chosen
+    from fi_jax.weights.bundle import load_model
+
+    base = load_model(args.frozen) if args.frozen else None
+    if base is not None:
+        config = frozen_config(config, base)
+    variants = chosen(config, args.only)
+    if args.list:
+        for variant, _ in variants:
+            print(f"{variant.name:<16} {variant.title:<36} {dict(variant.fields) or ''}")
+        return 0
+    asked = Asked(args.split, args.limit, args.batch_size, args.head_only, mask_cache=config.data.mask_cache)
+    sets = tuple((source.name, source.root) for source in config.data.sources)
+    out = Path(args.out or Path("out", "ablation", config.name))
+    study = Study(out, sets, asked, args.together, base, args.train_limit)
+    results, status = run_study(study, points_of(variants, args.seeds), hosts, print)
+    if status:
+        return status
+    _write(out, results, args)
+    return 0
+
+
+def _write(out: Path, results: list[dict], args: argparse.Namespace) -> None:
+    from fi_jax.evaluation.ablation_table import print_tables, tabulate, to_csv, to_markdown
+    from fi_jax.evaluation.predictions import atomic_text
+
+    notes = []
+    if args.frozen:
+        notes.append(
+            f"Encoders of {args.frozen}, frozen and trained with all modules on: only head and graph network are each variant's own."
+        )
+    tables = tabulate(results)
+    study = {"command": shlex.join(["fi-jax", *sys.argv[1:]]), "split": args.split, "points": results}
+    for name, text in (
+        ("ablation.json", json.dumps(study, indent=1, ensure_ascii=False) + "\n"),
+        ("ablation.csv", to_csv(tables)),
+        ("ablation.md", to_markdown(tables, *notes)),
+    ):
+        with atomic_text(out / name) as file:
+            file.write(text)
+    print_tables(tables, *notes)
+    print(f"ablation.csv, ablation.md and ablation.json are in {out}")
