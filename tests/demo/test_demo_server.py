@@ -3,115 +3,28 @@
 # ruff: noqa: E402 (what needs the extra is imported after it was looked for)
 
 import base64
-import http.client
-import importlib.util
 import io
 import json
 import socket
 import tempfile
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-uvicorn = pytest.importorskip("uvicorn", reason="the demo extra is not installed")
+pytest.importorskip("uvicorn", reason="the demo extra is not installed")
 pytest.importorskip("starlette", reason="the demo extra is not installed")
 
 import skimage.data
+from running import file_of
 
 from fi_jax.cli.main import main
 from fi_jax.demo import app as app_module
-from fi_jax.demo.app import make_app
-from fi_jax.demo.service import Service, Switches
+from fi_jax.demo.service import Switches
 from fi_jax.errors import UserError
-from fi_jax.inference.answerer import load_answerer
-from fi_jax.inference.parser import FaceParser, save_parser
-from fi_jax.labels.registry import vocabulary
-from fi_jax.models.segformer import Segformer, SegformerConfig
-from fi_jax.weights.bundle import TrainedModel
-
-
-def file_of(image: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
-
 
 ASTRONAUT = skimage.data.astronaut()
-
-
-def random_parser(folder: Path) -> None:
-    import jax
-    import jax.numpy as jnp
-
-    shape = SegformerConfig(
-        depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 8, 8), num_heads=(1, 1, 1, 1), decoder_hidden_size=8
-    )
-    variables = jax.jit(Segformer(shape).init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    save_parser(folder, FaceParser(shape, 64, variables), "float32")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory) -> Service:
-    parser = tmp_path_factory.mktemp("parser")
-    random_parser(parser)
-    place = Path(__file__).parents[2] / "configs" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny_config", place)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    config = tiny.config()
-    config = replace(config, weights=replace(config.weights, parser=str(parser)))
-    size = len(vocabulary(config.data.vocabulary))
-    rng = np.random.default_rng(0)
-    prompts = rng.normal(size=(size, config.model.knowledge.prompt_size)).astype(np.float32)
-    graph = rng.dirichlet(np.ones(size), size).astype(np.float32)
-    return Service(load_answerer(TrainedModel(config, {}, prompts, graph, {})))
-
-
-class Server:
-    """A running server and a way to call it."""
-
-    def __init__(self, service: Service):
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        self.port = listener.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical", access_log=False))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
-        self.thread.start()
-        deadline = time.monotonic() + 30
-        while not self.server.started:
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.02)
-
-    def call(self, path: str, body: bytes | None = None, headers: dict | None = None):
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        try:
-            link.request("GET" if body is None else "POST", path, body, headers or {})
-            answer = link.getresponse()
-            return answer.status, answer.read(), dict(answer.getheaders())
-        finally:
-            link.close()
-
-    def json(self, path: str, body: bytes):
-        status, text, _ = self.call(path, body)
-        return status, json.loads(text)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-
-
-@pytest.fixture(scope="module")
-def server(service):
-    running = Server(service)
-    yield running
-    running.stop()
-    assert not running.thread.is_alive()
 
 
 @pytest.fixture(scope="module")

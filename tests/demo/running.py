@@ -1,0 +1,71 @@
+"""Helpers of the demo's tests: a picture as a file, a parser with random weights, a server on a free port."""
+
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def file_of(image: np.ndarray, kind: str = "PNG") -> bytes:
+    """A picture as a file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def random_parser(folder: Path) -> None:
+    """Saves a face parser that was never trained."""
+    import jax
+    import jax.numpy as jnp
+
+    from fi_jax.inference.parser import FaceParser, save_parser
+    from fi_jax.models.segformer import Segformer, SegformerConfig
+
+    shape = SegformerConfig(
+        depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 8, 8), num_heads=(1, 1, 1, 1), decoder_hidden_size=8
+    )
+    variables = jax.jit(Segformer(shape).init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    save_parser(folder, FaceParser(shape, 64, variables), "float32")
+
+
+class Server:
+    """A running server and a way to call it."""
+
+    def __init__(self, service):
+        import uvicorn
+
+        from fi_jax.demo.app import make_app
+
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical", access_log=False))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        deadline = time.monotonic() + 30
+        while not self.server.started:
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.02)
+
+    def call(self, path: str, body: bytes | None = None, headers: dict | None = None):
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        try:
+            link.request("GET" if body is None else "POST", path, body, headers or {})
+            answer = link.getresponse()
+            return answer.status, answer.read(), dict(answer.getheaders())
+        finally:
+            link.close()
+
+    def json(self, path: str, body: bytes):
+        status, text, _ = self.call(path, body)
+        return status, json.loads(text)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(120)
