@@ -3,12 +3,13 @@
 confusion, reliability, groups, attributes: an evaluation folder (or its metrics.json).
 compare: two evaluation folders and --image; card: one, with --image and --picture.
 curves: run folders. graph: a run folder, a bundled model's name, or a graph.npz.
+looked: a run folder or a bundled model's name, with --picture and --question: where it looked for its answer.
 """
 
 import argparse
 from pathlib import Path
 
-KINDS = ("confusion", "reliability", "groups", "attributes", "compare", "card", "curves", "graph")
+KINDS = ("confusion", "reliability", "groups", "attributes", "compare", "card", "curves", "graph", "looked")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", help="training-free or fine-tuned")
     parser.add_argument("--metric", default="accuracy", help="attributes: accuracy, balanced_accuracy or f1")
     parser.add_argument("--image", help="compare, card: key of the picture in predictions.jsonl")
-    parser.add_argument("--picture", type=Path, help="compare, card: the picture's file, to be drawn")
-    parser.add_argument("--mask", type=Path, help="card: the picture's segmentation map (index PNG)")
+    parser.add_argument("--picture", type=Path, help="compare, card, looked: the picture's file, to be drawn")
+    parser.add_argument("--mask", type=Path, help="card, looked: the picture's segmentation map (index PNG)")
+    parser.add_argument("--question", help='looked: a closed question, e.g. "Is this person wearing eyeglasses?"')
+    parser.add_argument("--answer", help="looked: the option to explain (default: the model's own answer)")
+    parser.add_argument("--box", default="", help="looked: left,top,right,bottom in pixels, or 'full'")
+    parser.add_argument("--face", type=int, default=0, help="looked: which face, largest first")
+    parser.add_argument("--head", action="store_true", help="looked: explain the alignment head instead of the LLM")
     parser.add_argument("--most", type=int, help="graph: how many edges (60); compare: how many questions (24)")
     parser.add_argument("--title", default="", help="a line on top")
 
@@ -36,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.evaluation.figures import style
 
     require_choice("figure format", args.out.suffix.lstrip(".").lower(), style.FORMATS)
-    draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph}.get(args.kind, _of_summary)
+    draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph, "looked": _looked}.get(
+        args.kind, _of_summary
+    )
     print(style.save(draw(args), args.out))
     return 0
 
@@ -174,3 +182,53 @@ def _graph(args):
         model = load_model(args.inputs[0])
         names, weights = model.info["labels"], model.graph
     return graph_figure(names, weights, args.most or 60, args.title)
+
+
+def _looked(args):
+    from fi_jax.data.finder import locate
+    from fi_jax.data.images import crop_square, crop_square_mask
+    from fi_jax.errors import UserError, require_choice
+    from fi_jax.labels.question_bank import questions_for
+    from fi_jax.labels.registry import vocabulary
+    from fi_jax.weights.bundle import load_model
+
+    if args.picture is None or not args.question:
+        raise UserError("figure looked needs --picture, a file with a face, and --question")
+    image = _picture(args)
+    model = load_model(args.inputs[0])
+    box = locate(image, args.box, args.face, str(args.picture))
+    size = model.config.data.image_size
+    crop = crop_square(image, box, size)
+    mask = None if args.mask is None else crop_square_mask(_mask_like(args.mask, image), box, size)
+    from fi_jax.inference.conversation import match_question
+
+    asked = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
+    if asked is None:
+        raise UserError(f"'{args.question}' is no closed question; ask about one attribute, age, gender or expression")
+    if args.answer is not None:
+        require_choice("answer", args.answer, asked.options)
+    option = None if args.answer is None else asked.options.index(args.answer)
+    from fi_jax.cli.runtime import start
+
+    start()
+    from fi_jax.evaluation.figures.looking import looking_figure
+    from fi_jax.inference.answerer import load_answerer
+    from fi_jax.inference.looking import look
+    from fi_jax.inference.maps import map_of
+
+    mask = map_of(crop, model.config.weights.parser) if mask is None else mask
+    looked = look(load_answerer(model), crop, mask, asked, option, by_llm=not args.head)
+    return looking_figure(crop, mask, looked, args.title)
+
+
+def _mask_like(path: Path, image):
+    from fi_jax.data.masks import read_mask
+    from fi_jax.errors import UserError
+
+    mask = read_mask(path)
+    if mask.shape != image.shape[:2]:
+        raise UserError(
+            f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} but the picture is {image.shape[1]}x{image.shape[0]}; "
+            "make one of the same size with 'fi-jax segment'"
+        )
+    return mask

@@ -21,9 +21,11 @@ from fi_jax.evaluation.figures.compare import compare_figure, is_right, lines_of
 from fi_jax.evaluation.figures.curves import curves_figure, series, smooth
 from fi_jax.evaluation.figures.graph import graph_figure, strongest_edges
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of
+from fi_jax.evaluation.figures.looking import looking_figure, strongest
 from fi_jax.evaluation.figures.summary import attributes_figure, confusion_figure, groups_figure, reliability_figure
 from fi_jax.evaluation.predictions import Prediction, write_predictions
 from fi_jax.evaluation.summarise import summarise, write_summary
+from fi_jax.inference.looking import Looked
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
 
@@ -169,6 +171,24 @@ def test_compare_marks_right_and_wrong_and_puts_differences_first():
     assert is_right(years) and not is_right(Prediction("1", "utkface", "age_years", "age_years", 25.0, 30.0))
 
 
+@pytest.mark.parametrize("mapped", [True, False], ids=["with map", "photo alone"])
+@pytest.mark.parametrize("name", ["Smiling", "age_years", "race:fairface"])
+def test_looking_layout(name, mapped):
+    asked = question(name)
+    evidence = RNG.normal(size=(7, 7))
+    looked = Looked(asked, len(asked.options) - 1, evidence, 0.2 * evidence[:4, :4] if mapped else None, 0.7, -1.0)
+    check_layout(looking_figure(IMAGE, MASK, looked))
+    check_layout(looking_figure(IMAGE, MASK, looked, "astronaut.png"))
+
+
+def test_the_outlined_tokens_are_the_fewest_that_carry_half_of_the_evidence_for_it():
+    evidence = np.array([[4.0, 1.0], [3.0, -9.0]])
+    assert strongest(evidence).tolist() == [[True, False], [False, False]]
+    assert strongest(evidence, 0.51).tolist() == [[True, False], [True, False]]
+    assert strongest(evidence, 1.0).tolist() == [[True, True], [True, False]]
+    assert not strongest(-np.ones((2, 2))).any()
+
+
 def test_the_same_figure_gives_the_same_bytes(tmp_path, summary):
     for kind in style.FORMATS:
         drawn = [style.to_bytes(confusion_figure(one(summary, "utkface", "race")), kind) for _ in range(2)]
@@ -207,3 +227,60 @@ def test_command_line(tmp_path, capsys, summary):
         assert main(["figure", *arguments]) == 2
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """The small model with random weights, as a run leaves it."""
+    from small_model import small_config
+
+    from fi_jax.weights.bundle import TrainedModel, save_model
+
+    folder = tmp_path_factory.mktemp("run") / "model"
+    n = len(vocabulary("faces"))
+    prompts = RNG.normal(size=(n, 20)).astype(np.float32)
+    save_model(folder, TrainedModel(small_config(), {}, prompts, np.eye(n, dtype=np.float32), {}))
+    return folder.parent
+
+
+def test_looked_names_its_mistakes(tmp_path, capsys, model_folder):
+    from PIL import Image
+
+    Image.fromarray(IMAGE).save(tmp_path / "face.png")
+    Image.fromarray(MASK[:30]).save(tmp_path / "map.png")
+    face = ["--picture", str(tmp_path / "face.png"), "--box", "full"]
+    out = ["--out", str(tmp_path / "f.png")]
+    for arguments, words in (
+        ([], "needs --picture"),
+        (face, "--question"),
+        ([*face, "--question", "Tell me a story about this person."], "no closed question"),
+        ([*face, "--question", "gender", "--answer", "mole"], "did you mean 'male'"),
+        (
+            [*face, "--question", "gender", "--head", "--mask", str(tmp_path / "map.png")],
+            "60x30 but the picture is 60x60",
+        ),
+    ):
+        assert main(["figure", "looked", str(model_folder), *arguments, *out]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert not (tmp_path / "f.png").exists()
+
+
+@pytest.mark.slow
+def test_looked_is_drawn_from_the_command_line(tmp_path, model_folder):
+    from PIL import Image
+
+    Image.fromarray(IMAGE).save(tmp_path / "face.png")
+    Image.fromarray(MASK).save(tmp_path / "map.png")
+    arguments = [
+        "--picture",
+        str(tmp_path / "face.png"),
+        "--mask",
+        str(tmp_path / "map.png"),
+        "--box",
+        "full",
+        "--head",
+    ]
+    out = tmp_path / "f.svg"
+    assert main(["figure", "looked", str(model_folder), *arguments, "--question", "smiling?", "--out", str(out)]) == 0
+    assert "Looked at in the map of parts" in out.read_text()
