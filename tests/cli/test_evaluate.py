@@ -174,6 +174,32 @@ def test_without_torch_the_extra_is_named(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_ablation_over_frozen_encoders_in_one_table(utkface_folder, capsys):
+    config = small("frozen", utkface_folder, "instruct")
+    arguments = ["ablate", write_config(config), "--frozen", write_model(config, ["utkface"]), "--split", "val"]
+    arguments += ["--only", "no_ccm", "no_lcm", "tau_0.2", "--out", "out", "--limit", 5]
+    assert run(*arguments, "--seeds", 0, 1) == 0
+    said = capsys.readouterr().out
+    assert "8 points, 8 to run" in said
+    # Numbers share a program, seeds too; without CCM the network is another one.
+    assert said.count("training ") == 2
+    table = Path("out/ablation.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "±" in line]
+    assert [row.split(" | ")[0][2:] for row in rows] == ["full", "without CCM", "without LCM", "τ = 0.2"]
+    assert "UTKFace: gender, accuracy" in table and "frozen" in table and "2 seeds" in table
+    points = json.loads(Path("out/ablation.json").read_text())["points"]
+    assert len({json.dumps(point["scores"]) for point in points}) > 1
+
+    # More seeds only add to it; the same again runs nothing.
+    assert run(*arguments, "--seeds", 0, 1, 2) == 0
+    assert "12 points, 4 to run" in capsys.readouterr().out
+    assert run(*arguments, "--seeds", 0, 1, 2) == 0
+    assert "12 points, 0 to run" in capsys.readouterr().out
+    assert "3 seeds" in Path("out/ablation.md").read_text()
+    assert Path("out/ablation.csv").read_text().splitlines()[0].endswith("mean,deviation,seeds")
+
+
+@pytest.mark.slow
 def test_ablation_that_trains_each_variant_as_the_config_says(utkface_folder, capsys):
     config = small("whole", utkface_folder, "align")
     arguments = ["ablate", write_config(config), "--only", "no_lcm", "--seeds", 0, "--out", "out", "--limit", 5]
