@@ -28,19 +28,23 @@ def run(args: argparse.Namespace) -> int:
     """Writes the page."""
     from fi_jax.errors import UserError
     from fi_jax.evaluation.predictions import atomic_text, read_predictions
-    from fi_jax.evaluation.report.gather import compare, read_inputs
-    from fi_jax.evaluation.report.page import LARGEST_PAGE, build_page, thumbnails_from_paths
+    from fi_jax.evaluation.report.cards import thumbnails_from_paths
+    from fi_jax.evaluation.report.gather import compare, faces_that_differ, read_inputs
+    from fi_jax.evaluation.report.page import LARGEST_PAGE, build_page
 
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a folder")
     evaluations, runs = read_inputs(args.inputs, args.most)
-    flips = None
+    runs = [_with_graph(run) for run in runs]
+    flips, pairs = None, []
     if len(evaluations) == 2 and all((e.folder / "predictions.jsonl").is_file() for e in evaluations):
         flips = compare(*(read_predictions(e.folder) for e in evaluations), args.most)
+        pairs = faces_that_differ(*(e.folder for e in evaluations))
     command = ["fi-jax", "report", *map(str, args.inputs), "--out", str(args.out)]
     command += ["--pictures"] if args.pictures else []
     command += ["--most", str(args.most)] if args.most != 24 else []
-    page = build_page(evaluations, runs, flips, thumbnails_from_paths if args.pictures else None, shlex.join(command))
+    thumbnails = thumbnails_from_paths if args.pictures else None
+    page = build_page(evaluations, runs, flips, thumbnails, shlex.join(command), pairs)
     size = len(page.encode())
     if size > LARGEST_PAGE:
         raise UserError(f"the page would have {size / 1e6:.1f} MB, over 5 MB; show fewer mistakes with --most")
@@ -48,3 +52,15 @@ def run(args: argparse.Namespace) -> int:
         file.write(page)
     print(f"{args.out / 'index.html'} ({size / 1e6:.1f} MB)")
     return 0
+
+
+def _with_graph(run):
+    """The run with the graph of its model, where it has ended with one."""
+    from dataclasses import replace
+
+    from fi_jax.weights.bundle import WEIGHTS, load_model
+
+    if not (run.folder / "model" / WEIGHTS).is_file():
+        return run
+    model = load_model(run.folder)
+    return replace(run, graph=(model.info["labels"], model.graph))

@@ -15,10 +15,17 @@ from synthetic_answers import answers
 
 from fi_jax.cli.main import main
 from fi_jax.evaluation.predictions import Prediction, write_predictions
-from fi_jax.evaluation.report.gather import badness, compare, read_inputs, worst_mistakes
+from fi_jax.evaluation.report.ablation import ablation_table, changes
+from fi_jax.evaluation.report.gather import badness, compare, faces_that_differ, read_inputs, worst_mistakes
 from fi_jax.evaluation.summarise import summarise, write_summary
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+CONFIGS = {
+    "before": {"name": "before", "knowledge": {"enabled": False, "tau": 0.4}, "data": {"sources": [{"root": "here"}]}},
+    "after": {"name": "after", "knowledge": {"enabled": True, "tau": 0.4}, "data": {"sources": [{"root": "there"}]}},
+}
 
 
 class Page(HTMLParser):
@@ -58,7 +65,8 @@ def evaluations(tmp_path_factory) -> Path:
         ]
         write_predictions(root / name / "predictions.jsonl", lines)
         write_summary(
-            root / name / "metrics.json", summarise(lines, resamples=20, meta={"command": "fi-jax evaluate <x> & y"})
+            root / name / "metrics.json",
+            summarise(lines, resamples=20, meta={"command": "fi-jax evaluate <x> & y", "config": CONFIGS[name]}),
         )
     run = root / "run"
     run.mkdir()
@@ -98,6 +106,42 @@ def test_comparison_of_two_with_a_run(evaluations, tmp_path):
     assert {"dataset", "task", "model", "group"} == {a["data-key"] for a in page.all("select")}
     assert any(a.get("data-kind") == "differ" for a in page.all("li"))
     assert any("Training curves" in a["alt"] for a in page.all("img"))
+
+    # The faces on which they differ most, a figure each, and what was changed between the two.
+    assert sum("side by side about" in a["alt"] for a in page.all("img")) == 4
+    assert "after against before: knowledge.enabled: false → true." in text
+
+
+def test_an_ablation_says_what_was_changed_and_what_it_did(evaluations):
+    assert changes(CONFIGS["before"], CONFIGS["after"]) == ["knowledge.enabled: false → true"]
+    assert changes(CONFIGS["before"], None) == changes(CONFIGS["after"], CONFIGS["after"]) == []
+    assert changes({"a": [{"b": 1}]}, {"a": [{"b": 1, "c": "x"}]}) == ["a.0.c: unset → x"]
+    found, _ = read_inputs([evaluations / "before", evaluations / "after", evaluations / "before"], most=1)
+    table = ablation_table(found)
+    assert table["header"][4:] == ["before", "after", "before (2)"]
+    gender = next(row["cells"] for row in table["rows"] if row["cells"][1] == "gender")
+    before, after, again = (float(text.split()[0]) for text in gender[4:])
+    assert gender[5].endswith(f"(+{after - before:.1f})") and gender[6].endswith("(+0.0)") and again == before
+    assert table["notes"][2] == "before (2) against before: no field of the config differs."
+
+
+def test_faces_that_differ_most_come_first(tmp_path):
+    """Both models' answers about one face, whole; a face on which they agree is not shown."""
+    asked = ("Smiling", "Young", "Bald")
+    truths = {"a": ("Yes", "Yes", "Yes"), "b": ("Yes", "Yes", "No"), "c": ("No", "No", "No")}
+
+    def says(image, answers):
+        return [
+            Prediction(image, "celeba", "attribute", name, truth, answer)
+            for name, truth, answer in zip(asked, truths[image], answers)
+        ]
+
+    write_predictions(tmp_path / "1" / "predictions.jsonl", [p for i in "abc" for p in says(i, ("Yes", "Yes", "Yes"))])
+    second = [*says("a", ("Yes", "No", "No")), *says("b", ("No", "Yes", "Yes")), *says("c", ("Yes", "Yes", "Yes"))]
+    write_predictions(tmp_path / "2" / "predictions.jsonl", second)
+    pairs = faces_that_differ(tmp_path / "1", tmp_path / "2")
+    assert [(after[0].image, len(before), len(after)) for before, after in pairs] == [("a", 3, 3), ("b", 3, 3)]
+    assert len(faces_that_differ(tmp_path / "1", tmp_path / "2", most=1)) == 1
 
 
 def test_pictures_are_thumbnails_when_asked_for(evaluations, tmp_path):

@@ -1,9 +1,12 @@
 """Reads what a report is made of: summaries, the worst mistakes, where two models differ, training logs."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures.compare import is_right
@@ -30,8 +33,11 @@ class Run:
     """One training run: its config and what it logged."""
 
     name: str
+    folder: Path
     config: dict | None
     records: list[dict]
+    # Labels and Ĉ of the model that the run ended with, where it did.
+    graph: tuple[list[str], np.ndarray] | None = None
 
 
 @dataclass
@@ -128,7 +134,7 @@ def read_inputs(folders: Iterable[Path], most: int = 24) -> tuple[list[Evaluatio
         name = fresh(folder.resolve().name)
         found = False
         if (folder / "metrics.jsonl").is_file():
-            runs.append(Run(name, read_run_config(folder), read_run_log(folder)))
+            runs.append(Run(name, folder, read_run_config(folder), read_run_log(folder)))
             found = True
         for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
             if (place / "metrics.json").is_file() or (place / "predictions.jsonl").is_file():
@@ -173,6 +179,32 @@ def compare(
     for flips in found.values():
         flips.examples = [(sure, a, b) for sure, _, a, b in sorted(flips.examples, reverse=True)]
     return found
+
+
+def faces_that_differ(first: Path, second: Path, most: int = 2) -> list[tuple[list[Prediction], list[Prediction]]]:
+    """Returns both models' answers about the faces on which they differ most, `most` faces a data set.
+
+    Two models differ on a question when one is right and the other wrong. Each pair is about one face, by one source.
+    """
+    before = {(p.dataset, p.source, p.image, p.question): is_right(p) for p in read_predictions(first)}
+    differ: Counter[tuple[str, str, str]] = Counter()
+    for p in read_predictions(second):
+        was, now = before.get((p.dataset, p.source, p.image, p.question)), is_right(p)
+        differ[p.dataset, p.source, p.image] += was is not None and now is not None and was != now
+    chosen: dict[tuple[str, str, str], None] = {}
+    for face, count in differ.most_common():
+        # One source a face is enough: the same face by head and LLM reads twice.
+        taken = [f for f in chosen if f[0] == face[0]]
+        if count and len(taken) < most and face[2] not in {f[2] for f in taken}:
+            chosen[face] = None
+    found: dict[tuple, tuple[dict, dict]] = {face: ({}, {}) for face in chosen}
+    for which, folder in enumerate((first, second)):
+        for p in read_predictions(folder):
+            face = (p.dataset, p.source, p.image)
+            if face in found:
+                # A set in both settings: the first line about a question is shown.
+                found[face][which].setdefault(p.question, p)
+    return [(list(a.values()), list(b.values())) for a, b in found.values()]
 
 
 def _sureness(p: Prediction) -> float:

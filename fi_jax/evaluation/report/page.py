@@ -1,18 +1,20 @@
 """Builds the report's HTML from evaluations and runs: tables, figures, galleries, configs. Reads no predictions."""
 
-import base64
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fi_jax import __version__
+from fi_jax.data.images import decode
 from fi_jax.evaluation import tables
 from fi_jax.evaluation.entries import Result, results_of
 from fi_jax.evaluation.figures import style
-from fi_jax.evaluation.figures.compare import is_right
+from fi_jax.evaluation.figures.compare import compare_figure
 from fi_jax.evaluation.figures.curves import curves_figure
+from fi_jax.evaluation.figures.graph import graph_figure, strongest_edges
 from fi_jax.evaluation.figures.headings import readable
 from fi_jax.evaluation.figures.summary import (
     attributes_figure,
@@ -22,17 +24,14 @@ from fi_jax.evaluation.figures.summary import (
     reliability_figure,
 )
 from fi_jax.evaluation.predictions import Prediction
+from fi_jax.evaluation.report.ablation import ablation_table, signed, who
+from fi_jax.evaluation.report.cards import Budget, Thumbnails, data_uri, flip_cards, mistake_cards, rule_blocks
 from fi_jax.evaluation.report.gather import Evaluation, Flips, Run
-from fi_jax.labels.question_bank import question
 
 LARGEST_PAGE = 5_000_000
 # Thumbnails and figures stop being added when they fill these shares of the page.
 _PICTURE_BYTES = 1_800_000
 _FIGURE_BYTES = 2_600_000
-_THUMBNAIL = 112
-
-# (picture's key, where it lies) -> JPEG bytes, or None when it cannot be shown.
-Thumbnails = Callable[[Prediction], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -45,174 +44,16 @@ class Figure:
     task: str = ""
 
 
-@dataclass(frozen=True)
-class Card:
-    """One face with one question in a gallery."""
-
-    image: str
-    dataset: str
-    task: str
-    who: str
-    model: str
-    question: str
-    truth: str
-    # (whose, answer, chance in percent or None, right)
-    answers: tuple[tuple[str, str, int | None, bool | None], ...]
-    groups: tuple[tuple[str, str], ...]
-    picture: str | None
-
-
-class _Budget:
-    def __init__(self, most: int):
-        self.left = most
-
-    def take(self, size: int) -> bool:
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
-
-
-def thumbnails_from_paths(prediction: Prediction) -> bytes | None:
-    """A small JPEG of the picture at the prediction's own `path`, or None when it has none or cannot be read."""
-    from PIL import Image, UnidentifiedImageError
-
-    if prediction.path is None or not Path(prediction.path).is_file():
-        return None
-    try:
-        with Image.open(prediction.path) as image:
-            image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
-            small = image.convert("RGB")
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    except (UnidentifiedImageError, OSError, ValueError):
-        return None
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _embed(drawn, words: str, budget: _Budget, dataset: str = "", task: str = "") -> Figure | None:
+def _embed(drawn, words: str, budget: Budget, dataset: str = "", task: str = "") -> Figure | None:
     # Outlined text: the reader's machine may lack the font, and labels would then overlap.
     svg = style.to_bytes(drawn, "svg", outlined=True)
-    source = _data_uri("image/svg+xml", svg)
+    source = data_uri("image/svg+xml", svg)
     if len(source) > 200_000:
-        source = _data_uri("image/png", style.to_bytes(drawn, "png"))
+        source = data_uri("image/png", style.to_bytes(drawn, "png"))
     return Figure(source, words, dataset, task) if budget.take(len(source)) else None
 
 
-def _words(prediction: Prediction, value) -> str:
-    if value is None:
-        return "could not be read"
-    return f"{value:.0f} years" if isinstance(value, int | float) else str(value)
-
-
-def _question_text(prediction: Prediction) -> str:
-    asked = question(prediction.question)
-    if asked.is_binary:
-        return asked.text
-    # The options are in the answers; the text before them is enough.
-    return asked.text.split("?")[0] + "?"
-
-
-def _chance(prediction: Prediction) -> int | None:
-    chance = prediction.probabilities.get(prediction.answer) if isinstance(prediction.answer, str) else None
-    return None if chance is None else round(100 * chance)
-
-
-def _groups(prediction: Prediction) -> tuple[tuple[str, str], ...]:
-    stated = (("gender", prediction.gender), ("race", prediction.race), ("age", prediction.age_group))
-    return tuple((name, value) for name, value in stated if value)
-
-
-def _who(source: str, seen: bool) -> str:
-    return f"{'LLM' if source == 'llm' else 'alignment head'}, {'fine-tuned' if seen else 'training-free'}"
-
-
-def _picture(prediction: Prediction, thumbnails: Thumbnails | None, budget: _Budget) -> str | None:
-    data = thumbnails(prediction) if thumbnails else None
-    return _data_uri("image/jpeg", data) if data and budget.take(4 * len(data) // 3) else None
-
-
-def mistake_cards(evaluation: Evaluation, thumbnails: Thumbnails | None, budget: _Budget) -> list[Card]:
-    """One card a mistake, worst first within each data set, task, source and setting."""
-    return [
-        Card(
-            p.image, p.dataset, p.task, _who(p.source, p.seen), evaluation.name, _question_text(p), _words(p, p.label),
-            ((evaluation.name, _words(p, p.answer), _chance(p), False),), _groups(p), _picture(p, thumbnails, budget),
-        )
-        for found in evaluation.mistakes.values()
-        for p in found
-    ]  # fmt: skip
-
-
-def flip_cards(
-    flips: dict[tuple, Flips], names: tuple[str, str], thumbnails: Thumbnails | None, budget: _Budget
-) -> list[Card]:
-    """One card a question on which two models differ."""
-    cards = []
-    for found in flips.values():
-        for _, before, after in found.examples:
-            answers = tuple(
-                (name, _words(p, p.answer), _chance(p), is_right(p)) for name, p in zip(names, (before, after))
-            )
-            cards.append(
-                Card(
-                    after.image,
-                    after.dataset,
-                    after.task,
-                    _who(after.source, after.seen),
-                    " against ".join(names),
-                    _question_text(after),
-                    _words(after, after.label),
-                    answers,
-                    _groups(after),
-                    _picture(after, thumbnails, budget),
-                )  # fmt: skip
-            )
-    return cards
-
-
-def rule_blocks(evaluation: Evaluation, thumbnails: Thumbnails | None, budget: _Budget) -> list[dict]:
-    """One block a data set, source and setting: every rule with its rate, and faces that break some."""
-    blocks = []
-    for entry in evaluation.summary["entries"]:
-        rules = entry["rules"]
-        if not rules:
-            continue
-        examples = []
-        for example in rules["examples"][:24]:
-            face = evaluation.faces.get(
-                (entry["dataset"], entry["source"], entry["setting"] == "fine-tuned", example["image"])
-            )
-            picture = _picture(face, thumbnails, budget) if face else None
-            groups = _groups(face) if face else ()
-            examples.append(
-                {"image": example["image"], "rules": example["rules"], "picture": picture, "groups": groups}
-            )
-        by_rule = sorted(rules["by_rule"].items(), key=lambda item: -(item[1]["rate"] or 0))
-        blocks.append(
-            {
-                "model": evaluation.name,
-                "dataset": entry["dataset"],
-                "who": _who(entry["source"], entry["setting"] == "fine-tuned"),
-                "headline": headline_text(rules),
-                "annotations": rules["annotations"],
-                "consistent": rules.get("consistent"),
-                "rules": [
-                    {"name": name, "why": r["why"], "rate": 100 * (r["rate"] or 0), "faces": r["faces"]}
-                    for name, r in by_rule
-                ],
-                "examples": examples,
-            }
-        )
-    return blocks
-
-
-def task_figures(evaluation: Evaluation, budget: _Budget) -> list[Figure]:
+def task_figures(evaluation: Evaluation, budget: Budget) -> list[Figure]:
     """Reliability and groups a task (all sources and settings together), confusion and attributes one by one."""
     by_task: dict[tuple[str, str], list[Result]] = {}
     for result in results_of(evaluation.summary):
@@ -235,6 +76,41 @@ def task_figures(evaluation: Evaluation, budget: _Budget) -> list[Figure]:
             if r.values.get("per_attribute"):
                 drawn = attributes_figure(r.values, title=f"{what}: {r.who}")
                 figures.append(_embed(drawn, f"{what}: accuracy of every attribute, {r.who}", *place))
+    return [f for f in figures if f]
+
+
+def graph_figures(runs: Sequence[Run], budget: Budget) -> list[Figure]:
+    """The graph behind Ĉ of every run that has one with an edge; runs with the same graph share a figure."""
+    figures = []
+    drawn_already: list[np.ndarray] = []
+    for run in runs:
+        if run.graph is None or not strongest_edges(run.graph[1], 1):
+            continue
+        labels, weights = run.graph
+        if any(np.array_equal(weights, other) for other in drawn_already):
+            continue
+        drawn_already.append(weights)
+        edges = ", ".join(f"{readable(labels[i])} to {readable(labels[j])}" for i, j, _ in strongest_edges(weights, 5))
+        drawn = graph_figure(labels, weights, title=f"{run.name}: strongest relations between labels")
+        figures.append(_embed(drawn, f"Label graph of {run.name}; strongest: {edges}", budget))
+    return [f for f in figures if f]
+
+
+def side_figures(
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
+    names: tuple[str, ...],
+    thumbnails: Thumbnails | None,
+    budget: Budget,
+) -> list[Figure]:
+    """Both models' answers about one face, right and wrong marked: the faces on which they differ most."""
+    figures = []
+    for before, after in pairs:
+        face = after[0]
+        data = thumbnails(face) if thumbnails else None
+        what = f"{tables.dataset_title(face.dataset)}, {face.image} ({who(face.source, face.seen)})"
+        drawn = compare_figure(dict(zip(names, (before, after))), decode(data) if data else None, what, most=16)
+        words = f"Answers of {' and '.join(names)} side by side about {what}"
+        figures.append(_embed(drawn, words, budget, face.dataset))
     return [f for f in figures if f]
 
 
@@ -268,14 +144,14 @@ def comparison_table(evaluations: Sequence[Evaluation]) -> dict:
             texts.append(text)
         if len(names) == 2:
             both = [found.get(n) for n in names]
-            texts.append(tables.BLANK if None in both else _signed(metric, both[1].value - both[0].value))
+            texts.append(tables.BLANK if None in both else signed(metric, both[1].value - both[0].value))
         lines.append(
             {
                 "cells": [
                     tables.dataset_title(dataset),
                     tables.task_title(task),
                     tables.metric_title(metric),
-                    _who(source, setting == "fine-tuned"),
+                    who(source, setting == "fine-tuned"),
                     *texts,
                 ],
                 "headline": headline,
@@ -285,11 +161,6 @@ def comparison_table(evaluations: Sequence[Evaluation]) -> dict:
         )
     header = ["data set", "task", "metric", "who", *names, *(["difference"] if len(names) == 2 else [])]
     return {"name": "Comparison", "header": header, "rows": lines, "notes": ["Percent unless said otherwise."]}
-
-
-def _signed(metric: str, difference: float) -> str:
-    text = tables.format_value(metric, abs(difference))
-    return ("+" if difference >= 0 else "−") + text
 
 
 def flip_table(flips: dict[tuple, Flips], names: tuple[str, str]) -> dict:
@@ -302,7 +173,7 @@ def flip_table(flips: dict[tuple, Flips], names: tuple[str, str]) -> dict:
                 "cells": [
                     tables.dataset_title(dataset),
                     tables.task_title(task),
-                    _who(source, seen),
+                    who(source, seen),
                     f"{f.both_right:,}",
                     f"{f.mended:,}",
                     f"{f.broken:,}",
@@ -337,6 +208,7 @@ def build_page(
     flips: dict[tuple, Flips] | None = None,
     thumbnails: Thumbnails | None = None,
     command: str = "",
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]] = (),
 ) -> str:
     """Returns the report as one HTML document that needs no network.
 
@@ -346,12 +218,13 @@ def build_page(
       flips: where two evaluations differ (`gather.compare`).
       thumbnails: how to get pictures; None shows none, which is the default because data sets are research-only.
       command: the command that makes this page again.
+      pairs: both models' answers about single faces, to be shown side by side (`gather.faces_that_differ`).
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    pictures, drawings = _Budget(_PICTURE_BYTES), _Budget(_FIGURE_BYTES)
+    pictures, drawings = Budget(_PICTURE_BYTES), Budget(_FIGURE_BYTES)
     names = tuple(e.name for e in evaluations[:2])
-    page_tables = [comparison_table(evaluations)] if len(evaluations) > 1 else []
+    page_tables = [ablation_table(evaluations), comparison_table(evaluations)] if len(evaluations) > 1 else []
     cards = []
     if flips:
         page_tables.append(flip_table(flips, names))
@@ -361,6 +234,8 @@ def build_page(
     if runs:
         drawn = curves_figure({r.name: r.records for r in runs})
         curves = [_embed(drawn, f"Training curves of {', '.join(r.name for r in runs)}", drawings)]
+        curves += graph_figures(runs, drawings)
+    sides = side_figures(pairs, names, thumbnails, drawings)
     figures = [(e.name, f) for e in evaluations for f in task_figures(e, drawings)]
     cards += [("mistake", c) for e in evaluations for c in mistake_cards(e, thumbnails, pictures)]
     rules = [b for e in evaluations for b in rule_blocks(e, thumbnails, pictures)]
@@ -384,6 +259,8 @@ def build_page(
         tables=page_tables,
         curves=[c for c in curves if c],
         figures=figures,
+        sides=sides,
+        left_out={"figures": drawings.refused, "pictures": pictures.refused},
         cards=cards,
         rules=rules,
         settings=settings,
