@@ -42,13 +42,30 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 f"{args.calibrate} holds answers about other faces than split 'val'; fit on validation only"
             )
-        already = info.get("temperatures", {})
-        found = family_temperatures(p for p in predictions if p.source == "llm")
         # The answers were given with the temperatures that the run has.
-        info["temperatures"] = {family: round(t * already.get(family, 1.0), 4) for family, t in found.items()}
-        for family, temperature in info["temperatures"].items():
-            print(f"temperature of {family}: {temperature:.2f}")
-    save_model(args.out, replace(model, info=info), args.precision)
+        for source, name in (("llm", "temperatures"), ("head", "head_temperatures")):
+            already = info.get(name, {})
+            found = family_temperatures(p for p in predictions if p.source == source)
+            if found:
+                info[name] = {family: round(t * already.get(family, 1.0), 4) for family, t in found.items()}
+                print(f"{source} temperatures: " + ", ".join(f"{family} {t:.2f}" for family, t in info[name].items()))
+    config = _elsewhere(model.config)
+    info["init_from"] = config.train.init_from
+    save_model(args.out, replace(model, config=config, info=info), args.precision)
     size = sum(file.stat().st_size for file in args.out.iterdir()) / 2**20
     print(f"packed into {args.out}: {size:.1f} MiB")
     return 0
+
+
+def _elsewhere(config):
+    """The config without the folders of the machine it was trained on."""
+    from dataclasses import replace
+
+    data = config.data
+    sources = tuple(replace(source, root=f"data/{source.name}" if source.root else "") for source in data.sources)
+    init_from = config.train.init_from and f"runs/{Path(config.train.init_from).name}"
+    return replace(
+        config,
+        data=replace(data, sources=sources, mask_cache=""),
+        train=replace(config.train, init_from=init_from),
+    )

@@ -106,7 +106,7 @@ class Answerer:
         faces, alignment = self.faces(image, mask)
         scores = np.asarray(alignment.scores, np.float32)
         width = max(len(q.options) for q in questions)
-        head = head_probabilities(scores, questions, self.vocabulary)
+        head = self.calibrated(head_probabilities(scores, questions, self.vocabulary), questions, "head_temperatures")
         if not by_llm:
             return ClosedAnswers(None, head, scores)
         said = np.zeros((len(image), len(questions), width), np.float32)
@@ -118,9 +118,11 @@ class Answerer:
             said[:, group, : logits.shape[-1]] = option_probabilities(logits)
         return ClosedAnswers(self.calibrated(said, questions), head, scores)
 
-    def calibrated(self, probabilities: np.ndarray, questions: Sequence[Question]) -> np.ndarray:
-        """Sharpens or softens by the temperature that validation gave each task family (`info["temperatures"]`)."""
-        temperatures = self.info.get("temperatures", {})
+    def calibrated(
+        self, probabilities: np.ndarray, questions: Sequence[Question], fitted: str = "temperatures"
+    ) -> np.ndarray:
+        """Sharpens or softens by the temperature that validation gave each task family (`info[fitted]`)."""
+        temperatures = self.info.get(fitted, {})
         t = np.array([temperatures.get(q.family, 1.0) for q in questions], np.float32)[None, :, None]
         powered = np.where(probabilities > 0, np.maximum(probabilities, 1e-30) ** (1 / t), 0.0)
         return powered / powered.sum(-1, keepdims=True)

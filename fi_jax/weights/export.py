@@ -157,7 +157,10 @@ def settings(
         "prefix": rows["prefix_tokens"][0].tolist(),
         "questions": questions,
         "template": asdict(builder.template),
+        # After stage 1 the language model has not been taught to read faces: the alignment head answers.
+        "answers_by": "llm" if model.config.train.stage == "instruct" else "head",
         "temperatures": model.info.get("temperatures", {}),
+        "head_temperatures": model.info.get("head_temperatures", {}),
         # Side of the square crop the model was trained on.
         "image_size": model.config.data.image_size,
         "mean": MEAN.tolist(),

@@ -269,9 +269,8 @@ class FaceInsight(nn.Module):
         image, pooled = self.image_encoder(self.to_pixels(picture, c["image_encoder"]["image_size"]))
         segmentation = segmentation_pooled = None
         if self.segmentation_encoder is not None:
-            colours = self.map_to_pixels(
-                torch.tensor(mask, device=device)[None], c["segmentation_encoder"]["image_size"]
-            )
+            side = c["segmentation_encoder"]["image_size"]
+            colours = self.map_to_pixels(torch.tensor(mask, device=device)[None], side)
             segmentation, segmentation_pooled = self.segmentation_encoder(colours)
         prompts = self.knowledge(self.prompts, self.graph)
         scores = self.head(pooled, segmentation_pooled, prompts)
@@ -298,10 +297,8 @@ class FaceInsight(nn.Module):
         picture = Image.fromarray(crop)
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        x = (
-            torch.tensor(np.array(picture), dtype=torch.float32, device=self.graph.device).permute(2, 0, 1)[None]
-            / 255.0
-        )
+        x = torch.tensor(np.array(picture) / 255.0, dtype=torch.float32, device=self.graph.device)
+        x = x.permute(2, 0, 1)[None]
         # ImageNet's statistics, as every SegFormer expects.
         mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         logits = self._parser[0]((x - mean) / std).logits
@@ -311,8 +308,7 @@ class FaceInsight(nn.Module):
     @property
     def _cache_argument(self) -> str:
         """What this version of transformers calls the argument that holds earlier keys and values."""
-        known = inspect.signature(type(self.llm.model).forward).parameters
-        return "cache" if "cache" in known else "past_key_values"
+        return "cache" if "cache" in inspect.signature(type(self.llm.model).forward).parameters else "past_key_values"
 
     def _cache(self) -> dict[str, Any]:
         """An empty cache, which the language model fills in place."""
@@ -337,26 +333,34 @@ class FaceInsight(nn.Module):
         return self._answer(crop, mask, self.settings["questions"])
 
     def _answer(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
+        by_head = self.settings["answers_by"] == "head"
+        return (self._by_head if by_head else self._by_llm)(crop, mask, questions)
+
+    def _by_head(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
+        """Yes/no: sigmoid of the label's score ("No" asserts no label and has 0). A choice: softmax of its options'."""
+        said, answers = self.look(crop, mask)["scores"][0].float(), {}
+        scores = dict(zip(self.settings["labels"], said)) | {None: said.new_zeros(())}
+        for q in questions:
+            logits = torch.stack([scores[label] for label in q["labels"]])
+            p = torch.softmax(logits / self.settings["head_temperatures"].get(q["family"], 1.0), -1)
+            answers[q["name"]] = dict(zip(q["options"], p.tolist(), strict=True))
+        return answers
+
+    def _by_llm(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
         prefix = self.look(crop, mask)["prefix"]
-        past = self._cache()
-        self.llm.model(inputs_embeds=prefix, use_cache=True, **past)
+        self.llm.model(inputs_embeds=prefix, use_cache=True, **(past := self._cache()))
         embed, head, answers = self.llm.get_input_embeddings(), self.llm.get_output_embeddings(), {}
         for start in range(0, len(questions), 16):
             group = questions[start : start + 16]
             length = max(len(q["tokens"]) for q in group)
-            tokens = torch.tensor(
-                [q["tokens"] + [0] * (length - len(q["tokens"])) for q in group], device=prefix.device
-            )
+            padded = [q["tokens"] + [0] * (length - len(q["tokens"])) for q in group]
+            tokens = torch.tensor(padded, device=prefix.device)
             # Every question continues its own copy of the prefix; padding on the right is behind the answers.
             own = copy.deepcopy(past)
             own[self._cache_argument].batch_repeat_interleave(len(group))
             positions = torch.arange(length, device=prefix.device)[None] + prefix.shape[1]
-            hidden = self.llm.model(
-                inputs_embeds=embed(tokens),
-                position_ids=positions.expand(len(group), -1),
-                use_cache=True,
-                **own,
-            ).last_hidden_state
+            own |= {"inputs_embeds": embed(tokens), "position_ids": positions.expand(len(group), -1)}
+            hidden = self.llm.model(use_cache=True, **own).last_hidden_state
             for row, q in zip(hidden, group, strict=True):
                 logits = head(row[len(q["tokens"]) - 1])[torch.tensor(q["option_tokens"], device=prefix.device)]
                 # A temperature a task family, from validation.
@@ -374,7 +378,9 @@ class FaceInsight(nn.Module):
     def generate(
         self, crop: np.ndarray, mask: np.ndarray, text: str = "Describe this face.", max_new_tokens: int = 64
     ) -> str:
-        """Answers a free-form question, greedily."""
+        """Answers a free-form question, greedily. A model of stage 1 raises `ValueError`: it has no LLM that reads faces."""
+        if self.settings["answers_by"] == "head":
+            raise ValueError("this model was trained for stage 1 only and answers closed questions; see answer()")
         template = self.settings["template"]
         asked = self.tokenizer.encode(template["before"] + text + template["after"], add_special_tokens=False).ids
         end = self.tokenizer.encode(template["end"], add_special_tokens=False).ids[0]

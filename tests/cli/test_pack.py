@@ -16,7 +16,10 @@ from fi_jax.weights.bundle import TrainedModel, load_model, save_model
 def model_folder(tmp_path):
     rng = np.random.default_rng(0)
     leaves = {"head/out/kernel": rng.normal(size=(64, 64)).astype(np.float32)}
-    model = TrainedModel(load_config("tiny"), leaves, np.zeros((82, 48), np.float32), np.eye(82, dtype=np.float32))
+    config = load_config(
+        "tiny", ["--data.sources.0.root", "/home/somebody/faces", "--train.init-from", "/home/somebody/a"]
+    )
+    model = TrainedModel(config, leaves, np.zeros((82, 48), np.float32), np.eye(82, dtype=np.float32))
     save_model(tmp_path / "run" / "model", model)
     return tmp_path / "run"
 
@@ -49,7 +52,8 @@ def test_packs_half_precision_and_the_temperature_that_made_the_answers(model_fo
     assert packed.info["temperatures"]["attribute"] == pytest.approx(2.0, rel=0.1)
     assert np.allclose(packed.leaves["head/out/kernel"], whole.leaves["head/out/kernel"], rtol=1e-3)
     assert (out / "weights.safetensors").stat().st_size < (model_folder / "model/weights.safetensors").stat().st_size
-    assert json.loads((out / "config.json").read_text())["name"] == "tiny"
+    config = (out / "config.json").read_text()
+    assert json.loads(config)["name"] == "tiny" and "/somebody" not in config
 
 
 def test_test_faces_are_refused_and_nothing_is_written(model_folder, tmp_path, capsys):

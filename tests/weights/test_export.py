@@ -136,8 +136,10 @@ def without(tmp_path_factory):
     return _export(_model(_without()), tmp_path_factory.mktemp("without"), None)
 
 
-def _randomised(model):
+def _randomised(kind, config):
+    """The same loud weights whatever ran before: transformers draws some itself."""
     torch.manual_seed(0)
+    model = kind(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
@@ -155,7 +157,7 @@ def _llava_base(folder):
         text_config=transformers.LlamaConfig(**TEXT, num_key_value_heads=2),
         image_token_id=319,
     )
-    _randomised(transformers.LlavaForConditionalGeneration(config)).half().save_pretrained(
+    _randomised(transformers.LlavaForConditionalGeneration, config).half().save_pretrained(
         folder, max_shard_size="60KB"
     )
     byte_tokenizer().save(str(folder / "tokenizer.json"))
@@ -300,7 +302,7 @@ def test_merged_onto_a_llava_is_that_llava_with_what_was_trained(llava):
 
 
 def test_merged_onto_a_llama_folder(tmp_path, capsys):
-    _randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))).save_pretrained(tmp_path / "base")
+    _randomised(transformers.LlamaForCausalLM, transformers.LlamaConfig(**TEXT)).save_pretrained(tmp_path / "base")
     byte_tokenizer().save(str(tmp_path / "base" / "tokenizer.json"))
     llm = replace(read_llama_config(tmp_path / "base"), lora=LoraConfig(2, 6.0, ("v_proj", "gate_proj")))
     config = replace(_tiny(llm=llm), weights=WeightsConfig(llm=str(tmp_path / "base"), text_encoder="random"))
