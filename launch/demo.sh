@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: parse the face in a real photograph with the bundled parser, then train on procedural faces and show the gain.
+# `make demo`: ask the bundled model about a real photograph, then train on procedural faces and show the gain.
 set -euo pipefail
 BIN=${BIN:-.venv/bin}
 OUT=${OUT:-out/demo}
@@ -21,7 +21,8 @@ from skimage import data
 # The portrait of Eileen Collins by NASA, public domain, which scikit-image ships.
 Image.fromarray(data.astronaut()).save(sys.argv[1])
 PY
-step "Find and parse the face in a photograph" "$BIN/fi-jax" segment "$OUT/portrait.png" --out "$OUT/maps" --colour
+step "Ask about a photograph" "$BIN/fi-jax" ask "$OUT/portrait.png" "Is this person smiling?"
+step "Everything at once, as a picture" "$BIN/fi-jax" ask "$OUT/portrait.png" --all --figure "$OUT/portrait_answers.png"
 rm -rf "$RUNS/demo" "$RUNS/demo_start"
 train=("$BIN/fi-jax" train demo --runs "$RUNS" --data.sources.0.root "$FACES")
 evaluate=("$BIN/fi-jax" evaluate demo --dataset synthetic_faces --data-root "$FACES" --split test --batch-size 32)
@@ -30,4 +31,4 @@ step "Before: held-out faces" "${evaluate[@]}" --checkpoint "$RUNS/demo_start" -
 step "Train the encoders, the graph network and the alignment head" "${train[@]}" --train.steps "$STEPS"
 step "After: the same faces" "${evaluate[@]}" --checkpoint "$RUNS/demo" --out "$OUT/after"
 step "Both side by side" "$BIN/fi-jax" report "$OUT/before" "$OUT/after" --out "$OUT/report"
-printf '\nMap over the photograph: %s\nReport: %s\n' "$OUT/maps/portrait.colour.png" "$OUT/report/index.html"
+printf '\nThe photograph, its map and the answers: %s\nReport: %s\n' "$OUT/portrait_answers.png" "$OUT/report/index.html"
