@@ -40,16 +40,22 @@ def run(args: argparse.Namespace) -> int:
 
     image = decode(Path(args.image))
     model = load_model(args.checkpoint)
-    from fi_jax.data.finder import find_faces, list_faces, locate
+    from fi_jax.data.finder import choose_face, crop_for_model, list_faces, parse_box
 
-    box = locate(image, args.box, args.face, args.image)
-    faces = [] if args.box else find_faces(image)
+    box = parse_box(args.box, *image.shape[:2]) if args.box else None
     from fi_jax.cli.runtime import start
 
     start()
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.inference.conversation import Asked, converse
 
+    faces = []
+    if box is None:
+        from fi_jax.inference.parser import load_parser
+        from fi_jax.inference.picture_map import faces_in
+
+        faces = faces_in(load_parser(model.config.weights.parser), image)
+        box = crop_for_model(choose_face(faces, args.face, args.image))
     answerer = load_answerer(model)
     wanted = Asked(
         args.question,

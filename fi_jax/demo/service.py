@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from fi_jax.data.finder import crop_for_model, find_faces
+from fi_jax.data.finder import crop_for_model
 from fi_jax.data.images import crop_square, decode
 from fi_jax.data.records import Box
 from fi_jax.errors import UserError
@@ -60,8 +60,11 @@ class Service:
 
     def __init__(self, answerer):
         """`answerer`: an `inference.answerer.Answerer`."""
+        from fi_jax.inference.parser import load_parser
+
         self.answerer = answerer
         self.size = answerer.config.data.image_size
+        self.parser = load_parser(answerer.config.weights.parser)
 
     def warm_up(self) -> None:
         """Compiles what the first visitor would wait for; also shares the programs between all switches."""
@@ -77,13 +80,15 @@ class Service:
         Raises:
           UserError: not an image, damaged, too large, or without a face (unless `whole`).
         """
+        from fi_jax.inference.picture_map import faces_in
+
         image = decode(data, "the picture")
         height, width = image.shape[:2]
         found: list[Box]
         if whole:
             found = [(0.0, 0.0, float(width), float(height))]
         else:
-            found = [crop_for_model(box) for box in find_faces(image)][:MOST_FACES]
+            found = [crop_for_model(box) for box in faces_in(self.parser, image)][:MOST_FACES]
         if not found:
             raise UserError(NO_FACE)
         faces = [

@@ -8,7 +8,7 @@ from fi_jax.data.finder import crop_for_model, find_faces
 from fi_jax.data.images import crop_square, square_box
 from fi_jax.data.masks import CLASSES
 from fi_jax.data.records import Box
-from fi_jax.inference.parser import FaceParser, class_scores
+from fi_jax.inference.parser import FaceParser, class_scores, parse_crop
 
 # More candidates than this are not checked: a crowd's smallest faces.
 MAX_CANDIDATES = 8
@@ -21,8 +21,10 @@ def faces_in(parser: FaceParser, image: UInt8[np.ndarray, "y x 3"]) -> list[Box]
 
     Detectors also fire on cushions and clouds; the parser gives a second opinion.
     """
+    size = parser.input_size
     faces = find_faces(image)[:MAX_CANDIDATES]
-    return [face for face in faces if looks_like_a_face(_scores(parser, image, crop_for_model(face)).argmax(-1))]
+    maps = (parse_crop(parser, crop_square(image, crop_for_model(face), size)) for face in faces)
+    return [face for face, mask in zip(faces, maps, strict=True) if looks_like_a_face(mask)]
 
 
 def looks_like_a_face(mask: UInt8[np.ndarray, "y x"]) -> bool:

@@ -1,4 +1,4 @@
-"""Helpers of the demo's tests: a picture as a file, a parser with random weights, a server on a free port."""
+"""Helpers of the demo's tests: a picture as a file, a server on a free port."""
 
 import http.client
 import io
@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,21 +16,6 @@ def file_of(image: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind)
     return buffer.getvalue()
-
-
-def random_parser(folder: Path) -> None:
-    """Saves a face parser that was never trained."""
-    import jax
-    import jax.numpy as jnp
-
-    from fi_jax.inference.parser import FaceParser, save_parser
-    from fi_jax.models.segformer import Segformer, SegformerConfig
-
-    shape = SegformerConfig(
-        depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 8, 8), num_heads=(1, 1, 1, 1), decoder_hidden_size=8
-    )
-    variables = jax.jit(Segformer(shape).init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    save_parser(folder, FaceParser(shape, 64, variables), "float32")
 
 
 class Server:
