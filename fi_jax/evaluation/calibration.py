@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fi_jax.evaluation.predictions import Prediction
+from fi_jax.labels.tasks import YEAR_CENTRES
 
 Array = np.ndarray
 
@@ -71,14 +72,18 @@ def fit_temperature(probs: Float[Array, "f k"], target: Int[Array, "f"]) -> floa
 def family_temperatures(predictions: Iterable[Prediction]) -> dict[str, float]:
     """Returns one temperature a task family, fitted over all its answered questions together.
 
-    Questions of fewer options are padded with options of probability 0. Ages in years are left out, as their truth is
-    a number and not an option.
+    Questions of fewer options are padded with options of probability 0. The option of an age in years is the bin
+    whose centre is nearest.
     """
     rows: dict[str, list[tuple[list[float], int]]] = {}
     for p in predictions:
-        if p.label in p.probabilities:
-            options = list(p.probabilities)
-            rows.setdefault(p.task, []).append((list(p.probabilities.values()), options.index(p.label)))
+        if p.label is None or not p.probabilities:
+            continue
+        if isinstance(p.label, str):
+            at = list(p.probabilities).index(p.label)
+        else:
+            at = int(np.abs(np.asarray(YEAR_CENTRES) - p.label).argmin())
+        rows.setdefault(p.task, []).append((list(p.probabilities.values()), at))
     found = {}
     for family, answered in rows.items():
         probs = np.zeros((len(answered), max(len(values) for values, _ in answered)))
