@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Judges stage 1 on validation faces (for choices) and on test faces (for the model card), and packs it for the bundle.
+# Judges stage 1 on validation faces (for choices), packs it with temperatures fitted there, and judges that on test faces.
 set -euo pipefail
-DATA=${DATA:-data} RUN=${RUN:-runs/nano_align} OUT=${OUT:-out/nano_align}
-sets=(--dataset utkface celeba expw --data-root "$DATA/utkface" "$DATA/celeba" "$DATA/expw")
-python -m fi_jax evaluate nano_align --checkpoint "$RUN" "${sets[@]}" --split val --head-only --out "$OUT/val"
-python -m fi_jax evaluate nano_align --checkpoint "$RUN" "${sets[@]}" --split test --head-only --out "$OUT/test"
-python -m fi_jax pack "$RUN" --out "$OUT/packed"
+DATA=${DATA:-data} RUN=${RUN:-runs/nano_align_2} OUT=${OUT:-out/nano_align}
+sets=(--dataset utkface celeba expw --data-root "$DATA/utkface" "$DATA/celeba" "$DATA/expw" --head-only --batch-size 64)
+python -m fi_jax evaluate nano_align --checkpoint "$RUN" "${sets[@]}" --split val --out "$OUT/val"
+python -m fi_jax pack "$RUN" --out "$OUT/nano" --calibrate "$OUT/val"
+python -m fi_jax evaluate nano_align --checkpoint "$OUT/nano" "${sets[@]}" --split test --out "$OUT/test"
