@@ -39,14 +39,26 @@ class _TooLarge(Exception):
     """A body over its limit."""
 
 
+def page(speaks: bool) -> str:
+    """The page as a file; where the LLM was not taught to read faces, it cannot be chosen to answer."""
+    values = {
+        "version": __version__,
+        "llm": "checked" if speaks else "disabled",
+        "head": "" if speaks else "checked",
+        "untaught": "" if speaks else " (not taught to read faces yet)",
+    }
+    text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(f"{{{{{name}}}}}", value)
+    return text
+
+
 class Demo:
     """Handlers around a `Service`. Everything that runs the model goes through one thread."""
 
     def __init__(self, service: Service):
         self.service = service
-        self.page = (
-            (Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{{version}}", __version__)
-        )
+        self.page = page(service.answerer.speaks)
         self.model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.picture_threads = ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="picture")
         self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)

@@ -164,7 +164,8 @@ class Service:
             raise UserError(f"the question has {len(question)} letters; ask in at most {LONGEST_QUESTION}")
         crop = self._crop(data)
         answerer = self._switched(switches)
-        if match_question(question, questions_for(answerer.vocabulary)):
+        # A model of stage 1 puts a description together from its head's answers and refuses other open questions.
+        if match_question(question, questions_for(answerer.vocabulary)) or not answerer.speaks:
             yield {"text": self.reply(crop, question, switches).to_text(), "done": True}
             return
         text = ""

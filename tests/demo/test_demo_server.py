@@ -8,6 +8,7 @@ import json
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from running import file_of
 
 from fi_jax.cli.main import main
 from fi_jax.demo import app as app_module
-from fi_jax.demo.service import Switches
+from fi_jax.demo.service import Switches, png
 from fi_jax.errors import UserError
 
 ASTRONAUT = skimage.data.astronaut()
@@ -179,3 +180,22 @@ def test_the_command_names_its_mistakes(capsys):
     assert f"port {port}" in capsys.readouterr().err
     assert main(["demo-server", "--port", "0", "--checkpoint", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_model_of_stage_1_answers_by_its_head_and_says_so(service):
+    import copy
+
+    from fi_jax.demo.app import page
+    from fi_jax.demo.service import Service
+
+    answerer = copy.copy(service.answerer)
+    config = answerer.config
+    answerer.config = replace(config, train=replace(config.train, stage="align"))
+    first = Service(answerer)
+    crop = png(np.full((first.size, first.size, 3), 127, np.uint8))
+    (said,) = first.ask(crop, "Describe this face.", Switches())
+    assert said["done"] and said["text"]
+    with pytest.raises(UserError, match="stage 2"):
+        list(first.ask(crop, "What is this person's job?", Switches()))
+    assert 'value="1" disabled' in page(answerer.speaks) and 'value="1" checked' in page(service.answerer.speaks)
+    assert "{{llm}}" not in page(True) and "{{head}}" not in page(False)
