@@ -91,7 +91,6 @@ def config() -> Experiment:
             learning_rate_scales=((r".*_encoder/.*|head/.*|knowledge/.*", 0.1),),
             trainable=(r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*", r".*_encoder/.*"),
             ema=0.999,
-            frozen_dtype="float32",
             init_from="runs/nano_align",
         ),
     )

@@ -24,6 +24,7 @@ def config() -> Experiment:
             weight_decay=0.05,
             trainable=(r".*_encoder/.*", r"knowledge/.*", r"head/.*"),
             ema=0.998,
+            frozen_dtype="float32",
             init_from="",
         ),
     )

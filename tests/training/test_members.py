@@ -127,8 +127,12 @@ def test_adapters_of_another_alpha_and_trained_encoders(tmp_path):
     from fi_jax.training.loop import train
     from fi_jax.training.members_loop import train_members
 
-    start = tiny(stage="instruct", steps=3, checkpoint_every=3)
-    configs = [apply(start, {}), apply(start, {"model.llm.lora.alpha": 32.0, "train.learning_rate": 3e-3})]
+    # Adam turns the rounding of a gradient near zero into a step that is a share of the learning rate. A key's bias has
+    # no other gradient (softmax does not see it), so it is left out; at 3e-3 one weight in a thousand differs by 1.4e-5.
+    encoders = r".*_encoder/(?!.*k_proj/bias).*"
+    trainable = (r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*", encoders)
+    start = tiny(stage="instruct", steps=3, checkpoint_every=3, trainable=trainable)
+    configs = [apply(start, {}), apply(start, {"model.llm.lora.alpha": 32.0, "train.learning_rate": 5e-4})]
     folders = [tmp_path / "m0", tmp_path / "m1"]
     assert train_members(configs, folders, Hosts(), lambda _: None) == 0
     assert train(configs[1], tmp_path / "a1", Hosts(), lambda _: None) == 0
