@@ -105,9 +105,8 @@ def word_connector(
     config: Experiment, leaves: dict, constants: Constants, vocabulary: Vocabulary, tokenizer: Tokenizer
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Leaves of `knowledge_connector` that turn the model's refined prompts into words, by their full paths."""
-    knowledge = {"params": unflatten({path: leaf for path, leaf in leaves.items() if path.startswith("knowledge/")})}
     gcn = PromptGcn(config.model.knowledge)
-    prompts = gcn.apply({"params": knowledge["params"]["knowledge"]}, constants.prompts, constants.graph)
+    prompts = gcn.apply({"params": unflatten(leaves)["knowledge"]}, constants.prompts, constants.graph)
     embedding = np.asarray(leaves["llm/embed/embedding"], np.float32)
     words = words_of(vocabulary, tokenizer, embedding, template(config.data.template).answer_prefix)
     started = knowledge_connector_start(np.asarray(prompts, np.float32), words, config.train.seed)
