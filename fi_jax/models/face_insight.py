@@ -87,11 +87,11 @@ class FaceInsight(nn.Module):
     def setup(self):
         """Makes the parts under their names in the parameter tree."""
         config = self.config
-        dtype = jnp.dtype(config.dtype)
-        self.image_encoder = Vit(config.image_encoder, dtype=dtype, remat=config.remat)
+        dtype, flash = jnp.dtype(config.dtype), config.attention == "flash"
+        self.image_encoder = Vit(config.image_encoder, dtype=dtype, remat=config.remat, flash=flash)
         self.image_connector = Connector(config.llm.hidden_size, dtype=dtype)
         if config.use_segmentation:
-            self.segmentation_encoder = Vit(config.segmentation_encoder, dtype=dtype, remat=config.remat)
+            self.segmentation_encoder = Vit(config.segmentation_encoder, dtype=dtype, remat=config.remat, flash=flash)
             self.segmentation_connector = Connector(config.llm.hidden_size, dtype=dtype)
         self.knowledge = PromptGcn(config.knowledge, dtype=dtype)
         self.knowledge_connector = Connector(config.llm.hidden_size, dtype=dtype)

@@ -38,6 +38,27 @@ def segment_attention_flash(
     return merged_attention(q, k, v, prefix_k, prefix_v, lengths, "cudnn", own)
 
 
+def full_attention_flash(
+    q: Float[Array, "b t h d"], k: Float[Array, "b t h d"], v: Float[Array, "b t h d"]
+) -> Float[Array, "b t h d"]:
+    """Every token attends to every token, by cuDNN's kernel.
+
+    Its backward pass wants an even number of tokens, and a ViT has one class token more: an odd sequence is padded.
+
+    Raises `UserError` where the backend or the dtype has no such kernel.
+    """
+    require_cudnn(q)
+    b, t = q.shape[:2]
+    if t % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
+    lengths = jnp.full(b, t, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :t]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def merged_attention(
     q: Float[Array, "b s n h d"],

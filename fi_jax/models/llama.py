@@ -22,13 +22,15 @@ class KVCache(flax.struct.PyTreeNode):
 
     With `q` = 1 it is the usual cache; with `q` = 32 the prefix is stored and read once for 32 questions.
     Only the tail is written after the prefill, so a decoding loop carries and donates the tail alone.
+    Where the layers are written out (`Llama.scan_layers` false), keys and values are tuples of one array a layer
+    instead of stacks: a step then reads each where it lies, and no layer's slice is copied.
     """
 
-    prefix_k: Float[Array, "l b g p d"]
-    prefix_v: Float[Array, "l b g p d"]
+    prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...]
+    prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...]
     prefix_valid: Bool[Array, "b p"]
-    tail_k: Float[Array, "l b q g m d"]
-    tail_v: Float[Array, "l b q g m d"]
+    tail_k: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...]
+    tail_v: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...]
     # Slots that hold a real token; padding of unequal questions stays false.
     tail_valid: Bool[Array, "b q m"]
     # Slots written so far, the same for every continuation.
@@ -118,14 +120,18 @@ class Attention(nn.Module):
         return self._output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
 
     def extend(self, x, layer, prefix_kv, tail_kv, shared: _Pass):
-        """Appends `b q s d` to layer `layer` of the tails and attends to prefix and tail."""
+        """Appends `b q s d` to layer `layer` of the stacked tails (None: to this layer's own) and attends to both."""
         q, k, v = self._project(x, shared)
-        start = (layer, 0, 0, 0, shared.used, 0)
+        at = () if layer is None else (layer,)
+        start = (*at, 0, 0, 0, shared.used, 0)
         tail_kv = tuple(
-            jax.lax.dynamic_update_slice(tail, new.swapaxes(2, 3)[None].astype(tail.dtype), start)
+            jax.lax.dynamic_update_slice(tail, new.swapaxes(2, 3)[(None,) * len(at)].astype(tail.dtype), start)
             for tail, new in zip(tail_kv, (k, v), strict=True)
         )
-        tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
+        if layer is None:
+            tail_k, tail_v = tail_kv
+        else:
+            tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
         out = cached_attention(q, prefix_kv[0], prefix_kv[1], tail_k, tail_v, shared.prefix_valid, shared.valid)
         return self._output(out), tail_kv
 
@@ -259,17 +265,15 @@ class Llama(nn.Module):
         b, p = valid.shape
         hidden, (k, v) = self._forward(x, positions, Layout(p), valid, keep_kv=True)
         c = self.config
-        tail_shape = (c.num_layers, b, continuations, c.num_kv_heads, tail_length, c.head_dim)
+        shape, dtype = (b, continuations, c.num_kv_heads, tail_length, c.head_dim), jax.tree.leaves(k)[0].dtype
+
+        def empty():
+            if self.scan_layers:
+                return jnp.zeros((c.num_layers, *shape), dtype)
+            return tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers))
+
         tail_valid = jnp.zeros((b, continuations, tail_length), bool)
-        return hidden, KVCache(
-            k,
-            v,
-            valid,
-            jnp.zeros(tail_shape, k.dtype),
-            jnp.zeros(tail_shape, k.dtype),
-            tail_valid,
-            jnp.zeros((), jnp.int32),
-        )
+        return hidden, KVCache(k, v, valid, empty(), empty(), tail_valid, jnp.zeros((), jnp.int32))
 
     def extend(
         self,
@@ -289,13 +293,16 @@ class Llama(nn.Module):
         shared = self._pass(
             positions, tail_valid[:, :, None, :] & causal, prefix_valid=cache.prefix_valid, used=cache.used
         )
-        carry, prefix = (x.astype(self.dtype), (cache.tail_k, cache.tail_v)), (cache.prefix_k, cache.prefix_v)
+        x, tails, prefix = x.astype(self.dtype), (cache.tail_k, cache.tail_v), (cache.prefix_k, cache.prefix_v)
         if self.scan_layers:
-            carry, _ = self.layers.extend(carry, (jnp.arange(self.config.num_layers), prefix), shared)
+            inputs = (jnp.arange(self.config.num_layers), prefix)
+            (x, (tail_k, tail_v)), _ = self.layers.extend((x, tails), inputs, shared)
         else:
-            for i, layer in enumerate(self.layers):
-                carry, _ = layer.extend(carry, (i, (prefix[0][i], prefix[1][i])), shared)
-        x, (tail_k, tail_v) = carry
+            written = []
+            for layer, own_tails, own_prefix in zip(self.layers, zip(*tails), zip(*prefix), strict=True):
+                (x, new), _ = layer.extend((x, own_tails), (None, own_prefix), shared)
+                written.append(new)
+            tail_k, tail_v = zip(*written, strict=True)
         cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
         return self.norm(x), cache
 
@@ -314,7 +321,7 @@ class Llama(nn.Module):
             for layer in self.layers:
                 x, kv = layer(x, None, shared)
                 kept.append(kv)
-            kv = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+            kv = tuple(zip(*kept, strict=True)) if keep_kv else None
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         return self.norm(x), kv
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from fi_jax.config import LoraConfig, VitConfig
+from fi_jax.models.flash import full_attention_flash
 from fi_jax.models.layers import activation, drop_branch, layer_norm, rematerialise
 from fi_jax.models.lora import Linear
 
@@ -43,11 +44,12 @@ class LayerShape(Protocol):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, bidirectional or causal."""
+    """Multi-head self-attention, bidirectional or causal. `flash`: by cuDNN's kernel (bfloat16, NVIDIA), else by XLA."""
 
     config: LayerShape
     dtype: jnp.dtype
     causal: bool
+    flash: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -56,8 +58,11 @@ class Attention(nn.Module):
             rearrange(_linear(cfg, cfg.hidden_size, name, self.dtype)(x), "b t (h d) -> b t h d", h=cfg.num_heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        y = rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal), "b t h d -> b t (h d)")
-        return _linear(cfg, cfg.hidden_size, "out_proj", self.dtype)(y)
+        if self.flash:
+            y = full_attention_flash(q, k, v)
+        else:
+            y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+        return _linear(cfg, cfg.hidden_size, "out_proj", self.dtype)(rearrange(y, "b t h d -> b t (h d)"))
 
 
 class Mlp(nn.Module):
@@ -80,6 +85,7 @@ class Layer(nn.Module):
     dtype: jnp.dtype
     drop: bool = False
     causal: bool = False
+    flash: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], rate: Float[Array, ""]) -> Float[Array, "b t d"]:
@@ -88,7 +94,7 @@ class Layer(nn.Module):
 
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         x = x + branch(
-            Attention(self.config, self.dtype, self.causal, name="attn")(
+            Attention(self.config, self.dtype, self.causal, self.flash, name="attn")(
                 layer_norm(self.config.layer_norm_eps, "norm1", self.dtype)(x)
             )
         )
@@ -100,12 +106,14 @@ class Layer(nn.Module):
 class Vit(nn.Module):
     """CLIP's vision tower (Radford et al. 2021), layers stacked on axis 0 under `layers`.
 
-    `dtype` is the compute type; `remat` is what the backward pass keeps of a layer (see `ModelConfig.remat`).
+    `dtype` is the compute type; `remat` is what the backward pass keeps of a layer (see `ModelConfig.remat`);
+    `flash` computes attention by cuDNN's kernel.
     """
 
     config: VitConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    flash: bool = False
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b y x 3"], *, train: bool = False) -> VitOutput:
@@ -128,7 +136,7 @@ class Vit(nn.Module):
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
         drop = train and cfg.drop_path > 0
-        layers = rematerialise(Layer, self.remat)(cfg, self.dtype, drop, name="layers")
+        layers = rematerialise(Layer, self.remat)(cfg, self.dtype, drop, flash=self.flash, name="layers")
 
         # Carrying the one wanted hidden state, outside the rematerialised layer, stores neither all of them
         # nor a second residual.

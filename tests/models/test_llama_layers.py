@@ -21,5 +21,8 @@ def test_written_out_layers_equal_scanned_ones():
 
     params = scanned.init(jax.random.key(0), method=run)["params"]
     expected = scanned.apply({"params": params}, method=run)
-    got = written.apply({"params": unstack_layers(params)}, method=run)
+    hidden, (after, cache), logits = written.apply({"params": unstack_layers(params)}, method=run)
+    # Written-out layers keep one array a layer.
+    stacks = {name: jnp.stack(getattr(cache, name)) for name in ("prefix_k", "prefix_v", "tail_k", "tail_v")}
+    got = hidden, (after, cache.replace(**stacks)), logits
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
