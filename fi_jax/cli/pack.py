@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("float32", "float16", "int8"), default="float16", help="of its weights (float16)"
     )
     parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="what the packed model computes in (default: as it was trained; CPUs want float32)",
+    )
+    parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="EVAL",
@@ -50,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
                 info[name] = {family: round(t * already.get(family, 1.0), 4) for family, t in found.items()}
                 print(f"{source} temperatures: " + ", ".join(f"{family} {t:.2f}" for family, t in info[name].items()))
     config = _elsewhere(model.config)
+    if args.dtype:
+        config = replace(config, model=replace(config.model, dtype=args.dtype))
     info["init_from"] = config.train.init_from
     save_model(args.out, replace(model, config=config, info=info), args.precision)
     size = sum(file.stat().st_size for file in args.out.iterdir()) / 2**20

@@ -67,3 +67,9 @@ def test_a_folder_that_exists_is_kept(model_folder, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     assert main(["pack", str(model_folder), "--out", str(tmp_path / "there")]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_the_compute_type_can_be_set(model_folder, tmp_path):
+    assert main(["pack", str(model_folder), "--out", str(tmp_path / "packed"), "--dtype", "bfloat16"]) == 0
+    assert load_model(tmp_path / "packed").config.model.dtype == "bfloat16"
+    assert load_model(model_folder).config.model.dtype == "float32"
