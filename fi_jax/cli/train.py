@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fields", action="store_true", help="list every field that can be overridden, with its value, and stop"
     )
+    parser.add_argument(
+        "--finish", action="store_true", help="end a stopped run at its last checkpoint: write its model, train no more"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,4 +40,4 @@ def run(args: argparse.Namespace) -> int:
         if hosts.is_first:
             print(text, flush=True)
 
-    return train(config, Path(args.runs) / config.name, hosts, say)
+    return train(config, Path(args.runs) / config.name, hosts, say, finish=args.finish)

@@ -35,12 +35,16 @@ from fi_jax.weights.tokenizers import load_tokenizer
 Say = Callable[[str], None]
 
 
-def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> int:
+def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, finish: bool = False) -> int:
     """Trains until `train.steps`, from the last checkpoint in `folder` if there is one.
+
+    With `finish`, a run that was stopped ends where its last checkpoint is: the model is written without another step.
 
     Returns the exit status: 0 when done, else the one that asks the scheduler to start the job again.
     Raises `UserError` before any compute for what can be checked before.
     """
+    if finish and not any((folder / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{folder} has no checkpoint to finish at; train without --finish first")
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
     check_same("config", repr(config), hosts)
@@ -89,6 +93,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
             state = checkpoints.restore(state, carried)
             say(f"resumed at step {int(state.step)}")
         start = int(state.step)
+        steps = start if finish else config.train.steps
         log = RunLog(folder, config, start) if hosts.is_first else None
         step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
 
@@ -113,7 +118,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
             activation_scope(mesh, config.model),
         ):
             clock, clock_step = time.monotonic(), start
-            for number in range(start + 1, config.train.steps + 1):
+            for number in range(start + 1, steps + 1):
                 state, metrics = step(state, inputs, place_batch(next(batches), mesh))
                 watchdog.beat()
                 if number % config.train.log_every == 0 or number == config.train.steps:
@@ -135,6 +140,8 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print) -> i
                     say(f"stopped at step {number}; the same command resumes there")
                     return preempted.exit_status
         checkpoints.wait()
+    if steps < config.train.steps:
+        info["steps"] = steps
     model = finished_model(config, state, carried, constants, info)
     if log:
         log.close()

@@ -99,6 +99,8 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(finished, utkface_fol
     assert status == -signal.SIGKILL
     status, out = stop_after(start(finished, arguments), folder, 5, signal.SIGTERM)
     assert status == 75 and "the same command resumes there" in out
+    stopped = steps_of(folder)[-1]
+    shutil.copytree(folder, finished / "runs" / "short")
     status, out, err = run(finished, arguments)
     assert status == 0, out + err
     assert "resumed at step " in out
@@ -107,6 +109,11 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(finished, utkface_fol
     assert ours.keys() == theirs.keys()
     for name, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+    # The other way to end a run that was stopped: its model as it is, without another step.
+    status, out, err = run(finished, command(utkface_folder, "short", "--finish"))
+    assert status == 0, out + err
+    assert steps_of(finished / "runs" / "short")[-1] == stopped < STEPS
+    assert json.loads((finished / "runs" / "short" / "model" / "model.json").read_text())["steps"] == stopped
 
 
 @pytest.mark.slow
@@ -166,6 +173,10 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_too_many_unreadable_pictures_refuse_to_start(refused, damaged):
     err = refused(command(damaged, "x", "--data.max-unreadable", "0.001"))
     assert "cannot be read" in err or "rejected" in err
+
+
+def test_there_must_be_something_to_finish(refused, utkface_folder):
+    assert "has no checkpoint to finish at" in refused(command(utkface_folder, "none", "--finish"))
 
 
 @pytest.mark.parametrize(
