@@ -35,20 +35,19 @@ bench() { # NAME LIMIT ARGUMENTS…
 }
 
 # The first training run fills an empty compile cache, the second reads it: cold and cached compile times.
-bench train_cold 150 --what train --batch 16 --remat dots --repeats 4
+bench train_cold 150 --what train --batch 8 --remat dots --repeats 4
 # Without a working flash kernel everything else is still measured.
 att=()
 if ! grep -q tokens_s "$out/train_cold.out" && grep -qi -e flash -e cudnn "$out/train_cold.out" "$out/train_cold.err"; then
     att=(--attention xla)
 fi
 bench decode 170 --together --what decode1,decode32,decode_shared --repeats 3 "${att[@]}"
-bench score 90 --together --what score40 --batch 1,4 --repeats 5 "${att[@]}"
-bench train40 100 --what train40 --batch 4 --remat dots --repeats 4 "${att[@]}"
-bench train_cached 70 --what train --batch 16 --remat dots --repeats 3 "${att[@]}"
+bench score 90 --together --what score40 --batch 1,4,8 --repeats 5 "${att[@]}"
+bench train40_b6 100 --what train40 --batch 6 --remat dots --repeats 4 "${att[@]}"
+bench train_cached 70 --what train --batch 8 --remat dots --repeats 3 "${att[@]}"
+bench train_b16_full 80 --what train --batch 16 --remat full --repeats 3 "${att[@]}"
+bench train40_b8_full 80 --what train40 --batch 8 --remat full --repeats 3 "${att[@]}"
 bench decode_scan 80 --together --what decode1,decode32 --scan-layers --repeats 3 "${att[@]}"
-bench train_b24 80 --what train --batch 24 --remat dots --repeats 3 "${att[@]}"
-bench train_b32_full 80 --what train --batch 32 --remat full --repeats 3 "${att[@]}"
-bench train40_b8_dots 80 --what train40 --batch 8 --remat dots --repeats 3 "${att[@]}"
 bench train_b8_xla 80 --what train --batch 8 --remat full --attention xla --repeats 3
 bench score_xla 60 --what score40 --batch 4 --attention xla --repeats 3
 
