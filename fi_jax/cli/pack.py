@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the packed model computes in (default: as it was trained; CPUs want float32)",
     )
     parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="labels are scored on picture and mirror image from now on (one more pass of the encoders)",
+    )
+    parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="EVAL",
@@ -54,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
             if found:
                 info[name] = {family: round(t * already.get(family, 1.0), 4) for family, t in found.items()}
                 print(f"{source} temperatures: " + ", ".join(f"{family} {t:.2f}" for family, t in info[name].items()))
+    if args.mirror:
+        info["mirror"] = True
     config = _elsewhere(model.config)
     if args.dtype:
         config = replace(config, model=replace(config.model, dtype=args.dtype))

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.data.augment import MEAN, STD
-from fi_jax.data.masks import CLASSES, PALETTE
+from fi_jax.data.masks import CLASSES, FLIPPED, PALETTE
 from fi_jax.data.sequences import SequenceBuilder
 from fi_jax.errors import UserError
 from fi_jax.labels.rule_tables import rules_for
@@ -161,6 +161,9 @@ def settings(
         "answers_by": "llm" if model.config.train.stage == "instruct" else "head",
         "temperatures": model.info.get("temperatures", {}),
         "head_temperatures": model.info.get("head_temperatures", {}),
+        # Whether labels are scored on picture and mirror image, and what a mirror makes of each class of the map.
+        "mirror": model.info.get("mirror", False),
+        "flipped": FLIPPED.tolist(),
         # Side of the square crop the model was trained on.
         "image_size": model.config.data.image_size,
         "mean": MEAN.tolist(),

@@ -243,13 +243,12 @@ class FaceInsight(nn.Module):
         model.load_state_dict(load_file(folder / "face_insight.safetensors"), strict=True)
         if (folder / "parser").is_dir():
             parser = transformers.SegformerForSemanticSegmentation.from_pretrained(folder / "parser")
-            model._parser = [parser.eval()]
-            model._parser[0].to(device)
+            model._parser = [parser.eval().to(device)]
         return model.to(device=device, dtype=dtype).eval()
 
     def to_pixels(self, pictures: Tensor, size: int) -> Tensor:
         """`[b, 3, y, x]` with values 0..255 -> normalised, `size` pixels a side."""
-        x = pictures / 255.0
+        x = pictures.to(self.graph.dtype) / 255.0
         if x.shape[-2:] != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
         return (x - self.mean) / self.std
@@ -265,22 +264,26 @@ class FaceInsight(nn.Module):
     def look(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         """Encodes one face: label `scores` `[1, n]` and the language model's `prefix` `[1, t, d]`."""
         c, device = self.settings["model"], self.graph.device
-        picture = torch.tensor(crop, device=device).permute(2, 0, 1)[None].to(self.graph.dtype)
-        image, pooled = self.image_encoder(self.to_pixels(picture, c["image_encoder"]["image_size"]))
+        views = [(crop, mask)]
+        if self.settings.get("mirror"):
+            views.append((crop[:, ::-1], np.array(self.settings["flipped"], np.uint8)[mask[:, ::-1]]))
+        pictures = torch.tensor(np.stack([seen for seen, _ in views]), device=device).permute(0, 3, 1, 2)
+        image, pooled = self.image_encoder(self.to_pixels(pictures, c["image_encoder"]["image_size"]))
         segmentation = segmentation_pooled = None
         if self.segmentation_encoder is not None:
             side = c["segmentation_encoder"]["image_size"]
-            colours = self.map_to_pixels(torch.tensor(mask, device=device)[None], side)
-            segmentation, segmentation_pooled = self.segmentation_encoder(colours)
+            maps = torch.tensor(np.stack([seen for _, seen in views]), device=device)
+            segmentation, segmentation_pooled = self.segmentation_encoder(self.map_to_pixels(maps, side))
         prompts = self.knowledge(self.prompts, self.graph)
-        scores = self.head(pooled, segmentation_pooled, prompts)
+        # The mirror image has a say in the labels' scores alone.
+        scores = self.head(pooled, segmentation_pooled, prompts).mean(0, keepdim=True)
         gate = torch.sigmoid(scores)[..., None] if c["knowledge"]["gated"] else 1.0
         knowledge = self.knowledge_connector(prompts[None] * gate)
         tokens = torch.tensor(self.settings["prefix"], device=device)
         prefix = self.llm.get_input_embeddings()(tokens.clamp(min=0))[None].clone()
-        prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image)
+        prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image[:1])
         if self.segmentation_connector is not None:
-            prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(segmentation)
+            prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(segmentation[:1])
         prefix[:, tokens == KNOWLEDGE_SLOT] = knowledge
         return {"scores": scores, "prefix": prefix}
 
@@ -327,14 +330,11 @@ class FaceInsight(nn.Module):
     @torch.inference_mode()
     def answer(self, crop: np.ndarray, mask: np.ndarray, text: str | None = None) -> dict:
         """Probability of each option of one closed question; without one, `{question name: {option: probability}}`."""
-        if text is not None:
-            question = self.question(text)
-            return self._answer(crop, mask, [question])[question["name"]]
-        return self._answer(crop, mask, self.settings["questions"])
-
-    def _answer(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
-        by_head = self.settings["answers_by"] == "head"
-        return (self._by_head if by_head else self._by_llm)(crop, mask, questions)
+        ask = self._by_head if self.settings["answers_by"] == "head" else self._by_llm
+        if text is None:
+            return ask(crop, mask, self.settings["questions"])
+        question = self.question(text)
+        return ask(crop, mask, [question])[question["name"]]
 
     def _by_head(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
         """Yes/no: sigmoid of the label's score ("No" asserts no label and has 0). A choice: softmax of its options'."""

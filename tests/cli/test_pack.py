@@ -69,7 +69,9 @@ def test_a_folder_that_exists_is_kept(model_folder, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
-def test_the_compute_type_can_be_set(model_folder, tmp_path):
-    assert main(["pack", str(model_folder), "--out", str(tmp_path / "packed"), "--dtype", "bfloat16"]) == 0
-    assert load_model(tmp_path / "packed").config.model.dtype == "bfloat16"
+def test_how_the_model_answers_can_be_set(model_folder, tmp_path):
+    assert main(["pack", str(model_folder), "--out", str(tmp_path / "packed"), "--dtype", "bfloat16", "--mirror"]) == 0
+    packed = load_model(tmp_path / "packed")
+    assert packed.config.model.dtype == "bfloat16" and packed.info["mirror"]
+    assert "mirror" not in load_model(model_folder).info
     assert load_model(model_folder).config.model.dtype == "float32"

@@ -67,7 +67,8 @@ def _model(config, base=None) -> TrainedModel:
     graph = rng.random((n, n)).astype(np.float32)
     graph /= graph.sum(1, keepdims=True)
     info = {"labels": list(vocabulary.names), "base": base or {}, "sources": ["synthetic_faces"]}
-    return TrainedModel(config, trained, prompts, graph, info | {"temperatures": {"attribute": 1.7}})
+    info |= {"temperatures": {"attribute": 1.7}, "mirror": not base}
+    return TrainedModel(config, trained, prompts, graph, info)
 
 
 def _parser() -> FaceParser:
