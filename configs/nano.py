@@ -1,7 +1,7 @@
 """The bundled model, stage 2 (instruction tuning): SmolLM2-135M-Instruct with LoRA, small ViTs, real faces.
 
-Starts from stage 1 (`nano_align`): `fi-jax train nano_align && fi-jax train nano`. Data roots are flags:
-`--data.sources` or the environment of `benchmarks/train_nano.sh`.
+Starts from stage 1 (`nano_align`): `fi-jax train nano_align && fi-jax train nano`, on one GPU with `--model.dtype bfloat16`
+(benchmarks/nano). Data roots are flags: `--data.sources.0.root DIR`.
 """
 
 from fi_jax.config import (
@@ -29,29 +29,30 @@ SMOLLM2 = LlamaConfig(
     rms_norm_eps=1e-5,
     tie_embeddings=True,
     max_position_embeddings=8192,
-    lora=LoraConfig(rank=16, alpha=32.0),
+    lora=LoraConfig(rank=8, alpha=16.0),
 )
 
 MODEL = ModelConfig(
-    # 16 patches, which the LLM sees as 4 tokens: what two CPU cores can train in half an hour.
+    # 144 patches, which the LLM sees as 36 tokens.
     image_encoder=VitConfig(
-        image_size=64,
-        patch_size=16,
-        hidden_size=192,
-        intermediate_size=768,
-        num_layers=5,
-        num_heads=3,
+        image_size=96,
+        patch_size=8,
+        hidden_size=320,
+        intermediate_size=1280,
+        num_layers=7,
+        num_heads=5,
         feature_layer=-1,
         merge=2,
         pool="mean",
+        drop_path=0.1,
     ),
     segmentation_encoder=VitConfig(
-        image_size=64,
+        image_size=96,
         patch_size=16,
-        hidden_size=96,
-        intermediate_size=384,
+        hidden_size=160,
+        intermediate_size=640,
         num_layers=3,
-        num_heads=3,
+        num_heads=5,
         feature_layer=-1,
         merge=2,
         pool="mean",
@@ -76,18 +77,19 @@ def config() -> Experiment:
         weights=WeightsConfig(llm="smollm2", knowledge_connector="words"),
         data=DataConfig(
             sources=SOURCES,
-            image_size=64,
+            image_size=112,
             batch_size=64,
             questions_per_face=12,
             segment_length=40,
             short_segment=19,
-            augment_strength=0.0,
+            augment_strength=0.6,
             cache_in_memory=True,
         ),
         train=TrainConfig(
             stage="instruct",
             steps=3000,
-            learning_rate=5e-4,
+            learning_rate=1e-3,
+            warmup_steps=100,
             learning_rate_scales=((r".*_encoder/.*|head/.*|knowledge/.*", 0.1),),
             trainable=(r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*", r".*_encoder/.*"),
             ema=0.999,
