@@ -15,7 +15,7 @@ from fi_jax.inference.generation import generate
 from fi_jax.inference.maps import map_of
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import compile_rules
-from fi_jax.labels.descriptions import describe_answers
+from fi_jax.labels.descriptions import DESCRIBE_QUESTIONS, agrees, describe_answers
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
@@ -155,6 +155,11 @@ def match_question(text: str, bank: tuple[Question, ...]) -> Question | None:
     return None
 
 
+def is_description(text: str) -> bool:
+    """Whether a person asks for a description."""
+    return _normal(text) in map(_normal, DESCRIBE_QUESTIONS)
+
+
 def _normal(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower().replace("_", " ")).split())
 
@@ -186,7 +191,18 @@ def _with_text(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Quest
     if not answerer.speaks:
         return Reply(**{**shown.__dict__, "text": _without_llm(answerer, shown, asked, bank)})
     text = generate(answerer, shown.image, shown.mask, asked.text or DESCRIBE, asked.max_new_tokens)
+    if is_description(asked.text or DESCRIBE):
+        closed = _all_but_race(answerer, shown, asked, bank)
+        # A description must not say what the closed answers deny: it is then put together from those.
+        text = text if agrees(text, closed) else describe_answers(closed)
     return Reply(**{**shown.__dict__, "text": text})
+
+
+def _all_but_race(
+    answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Question, ...]
+) -> dict[str, tuple[float, ...]]:
+    questions = [q for q in bank if q.family != "race"]
+    return {a.question.name: a.probabilities for a in _closed(answerer, shown, questions, asked).answers}
 
 
 def _without_llm(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Question, ...]) -> str:
@@ -196,9 +212,7 @@ def _without_llm(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Que
             "this model was trained for stage 1 only and answers closed questions (fi-jax ask IMAGE --all shows them); "
             "open questions need a model of stage 2"
         )
-    questions = [q for q in bank if q.family != "race"]
-    closed = _closed(answerer, shown, questions, asked)
-    return describe_answers({a.question.name: a.probabilities for a in closed.answers})
+    return describe_answers(_all_but_race(answerer, shown, asked, bank))
 
 
 def _closed(answerer: Answerer, shown: Reply, questions: list[Question], asked: Asked) -> Reply:

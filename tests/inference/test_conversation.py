@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small_model import small_config
 
+from fi_jax.inference import conversation
 from fi_jax.inference.answerer import Answerer, check_base
 from fi_jax.inference.conversation import Answer, Asked, Reply, _consistent, converse, match_question
 from fi_jax.labels.question_bank import question, questions_for
@@ -147,3 +148,16 @@ def test_adapters_stay_with_their_base(answerer):
 def test_a_description_is_text(answerer):
     reply = converse(answerer, PICTURE, BOX, Asked(max_new_tokens=4))
     assert not reply.answers and isinstance(reply.text, str) and reply.question == "Describe this face."
+
+
+def test_a_description_that_the_closed_answers_deny_is_not_said(answerer, monkeypatch):
+    """The text stands in for what an LLM may write; the answers it is held against are the model's own."""
+    said = converse(answerer, PICTURE, BOX, Asked("gender")).answers[0].option
+    right, wrong = ("man", "woman") if said == "male" else ("woman", "man")
+    for noun, kept in ((right, True), (wrong, False)):
+        monkeypatch.setattr(conversation, "generate", lambda *_, noun=noun: f"I see a {noun} here.")
+        text = converse(answerer, PICTURE, BOX, Asked("Describe the person in this picture.")).text
+        assert (text == f"I see a {noun} here.") == kept
+        assert wrong not in text.split()
+    # Only descriptions are held against them: another open question keeps the LLM's words.
+    assert converse(answerer, PICTURE, BOX, Asked("Tell me a story about the hair.")).text == f"I see a {wrong} here."

@@ -111,11 +111,14 @@ def test_one_process_stops_at_the_next_step():
 
 
 def test_second_ctrl_c_interrupts():
+    # A shell's background jobs start with SIGINT ignored, and Python keeps it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), PreemptionFlag() as flag:
         os.kill(os.getpid(), signal.SIGINT)
         assert flag.reached(1) and flag.exit_status == 130
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+    signal.signal(signal.SIGINT, before)
 
 
 def start(folder: Path, *arguments: str, only: int | None = None) -> list[subprocess.Popen]:
