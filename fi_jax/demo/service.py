@@ -152,7 +152,7 @@ class Service:
 
     def ask(self, data: bytes, question: str, switches: Switches) -> Iterator[dict]:
         """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`."""
-        from fi_jax.inference.conversation import is_description, match_question
+        from fi_jax.inference.conversation import held_description, is_description, match_question
         from fi_jax.inference.generation import stream
         from fi_jax.inference.maps import map_of
         from fi_jax.labels.question_bank import questions_for
@@ -164,15 +164,15 @@ class Service:
             raise UserError(f"the question has {len(question)} letters; ask in at most {LONGEST_QUESTION}")
         crop = self._crop(data)
         answerer = self._switched(switches)
-        # A description is held against the closed answers before it is shown. A model of stage 1 puts it together from
-        # its head's answers and refuses other open questions.
-        closed = match_question(question, questions_for(answerer.vocabulary)) is not None
-        if closed or is_description(question) or not answerer.speaks:
+        # A model of stage 1 puts a description together from its head's answers and refuses other open questions.
+        if match_question(question, questions_for(answerer.vocabulary)) or not answerer.speaks:
             yield {"text": self.reply(crop, question, switches).to_text(), "done": True}
             return
-        text = ""
-        for text in stream(answerer, crop, map_of(crop, answerer.config.weights.parser), question, max_new_tokens=64):
+        text, mask = "", map_of(crop, answerer.config.weights.parser)
+        for text in stream(answerer, crop, mask, question, max_new_tokens=64):
             yield {"text": text}
+        if is_description(question):
+            text = held_description(answerer, crop, mask, text)
         yield {"text": text, "done": True}
 
     def card(self, data: bytes, switches: Switches) -> bytes:

@@ -192,17 +192,19 @@ def _with_text(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Quest
         return Reply(**{**shown.__dict__, "text": _without_llm(answerer, shown, asked, bank)})
     text = generate(answerer, shown.image, shown.mask, asked.text or DESCRIBE, asked.max_new_tokens)
     if is_description(asked.text or DESCRIBE):
-        closed = _all_but_race(answerer, shown, asked, bank)
-        # A description must not say what the closed answers deny: it is then put together from those.
-        text = text if agrees(text, closed) else describe_answers(closed)
+        text = held_description(answerer, shown.image, shown.mask, text)
     return Reply(**{**shown.__dict__, "text": text})
 
 
-def _all_but_race(
-    answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Question, ...]
-) -> dict[str, tuple[float, ...]]:
-    questions = [q for q in bank if q.family != "race"]
-    return {a.question.name: a.probabilities for a in _closed(answerer, shown, questions, asked).answers}
+def held_description(
+    answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], text: str
+) -> str:
+    """The LLM's description of a crop, unless its closed answers deny what it says: then one put together from those."""
+    questions = [q for q in questions_for(answerer.vocabulary) if q.family != "race"]
+    said = answerer.answer(image[None], mask[None], questions).llm
+    assert said is not None
+    closed = {q.name: tuple(map(float, said[0, i, : len(q.options)])) for i, q in enumerate(questions)}
+    return text if agrees(text, closed) else describe_answers(closed)
 
 
 def _without_llm(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Question, ...]) -> str:
@@ -212,7 +214,9 @@ def _without_llm(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Que
             "this model was trained for stage 1 only and answers closed questions (fi-jax ask IMAGE --all shows them); "
             "open questions need a model of stage 2"
         )
-    return describe_answers(_all_but_race(answerer, shown, asked, bank))
+    questions = [q for q in bank if q.family != "race"]
+    closed = _closed(answerer, shown, questions, asked)
+    return describe_answers({a.question.name: a.probabilities for a in closed.answers})
 
 
 def _closed(answerer: Answerer, shown: Reply, questions: list[Question], asked: Asked) -> Reply:
