@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fi_jax.evaluation import tables
 from fi_jax.evaluation.report.gather import Evaluation
+from fi_jax.evaluation.report.rows import cells_by_place, metric_line, signed
 
 # Parts of a config that say where and how long, not what was trained.
 _NOT_COMPARED = ("name", "data.sources.", "data.mask_cache", "data.cache_in_memory", "train.log_every")
@@ -48,14 +49,10 @@ def ablation_table(evaluations: Sequence[Evaluation]) -> dict:
 
     The notes say how each evaluation's config differs from the first one's.
     """
-    cells: dict[tuple, dict[str, tables.Cell]] = {}
-    for evaluation in evaluations:
-        for row in tables.render(evaluation.summary, headlines_only=True):
-            for place, cell in row.cells.items():
-                cells.setdefault((row.dataset, row.task, row.metric, *place), {})[evaluation.name] = cell
     first, *others = (e.name for e in evaluations)
     lines = []
-    for (dataset, task, metric, setting, source), found in cells.items():
+    for place, found in cells_by_place(evaluations, headlines_only=True).items():
+        metric = place.metric
         base = found.get(first)
         texts = [tables.format_value(metric, base.value if base else None)]
         for name in others:
@@ -64,20 +61,7 @@ def ablation_table(evaluations: Sequence[Evaluation]) -> dict:
             if cell and base:
                 text += f" ({signed(metric, cell.value - base.value)})"
             texts.append(text)
-        lines.append(
-            {
-                "cells": [
-                    tables.dataset_title(dataset),
-                    tables.task_title(task),
-                    tables.metric_title(metric),
-                    who(source, setting == "fine-tuned"),
-                    *texts,
-                ],
-                "headline": False,
-                "dataset": dataset,
-                "task": task,
-            }  # fmt: skip
-        )
+        lines.append(metric_line(place._replace(headline=False), texts))
     notes = [f"Headline metrics in percent unless said otherwise; in brackets the difference to {first}."]
     for evaluation in evaluations[1:]:
         found = changes(evaluations[0].summary["meta"].get("config"), evaluation.summary["meta"].get("config"))
@@ -90,15 +74,3 @@ def ablation_table(evaluations: Sequence[Evaluation]) -> dict:
         "rows": lines,
         "notes": notes,
     }
-
-
-def signed(metric: str, difference: float) -> str:
-    """A difference as tables print it, always with its sign."""
-    text = tables.format_value(metric, abs(difference))
-    return ("+" if difference >= 0 else "−") + text
-
-
-def who(source: str, seen: bool) -> str:
-    """Who answered, in words: "LLM, training-free"."""
-    said = {"llm": "LLM", "head": "alignment head"}.get(source, "LLM, free-form")
-    return f"{said}, {'fine-tuned' if seen else 'training-free'}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from fi_jax.evaluation.figures.compare import is_right
 from fi_jax.evaluation.figures.summary import headline_text
 from fi_jax.evaluation.predictions import Prediction
-from fi_jax.evaluation.report.ablation import who
 from fi_jax.evaluation.report.gather import Evaluation, Flips
+from fi_jax.evaluation.report.rows import who
 from fi_jax.labels.question_bank import question
 
 _THUMBNAIL = 112

@@ -24,9 +24,10 @@ from fi_jax.evaluation.figures.summary import (
     reliability_figure,
 )
 from fi_jax.evaluation.predictions import Prediction
-from fi_jax.evaluation.report.ablation import ablation_table, signed, who
+from fi_jax.evaluation.report.ablation import ablation_table
 from fi_jax.evaluation.report.cards import Budget, Thumbnails, data_uri, flip_cards, mistake_cards, rule_blocks
 from fi_jax.evaluation.report.gather import Evaluation, Flips, Run
+from fi_jax.evaluation.report.rows import cells_by_place, metric_line, signed, who
 
 LARGEST_PAGE = 5_000_000
 # Thumbnails and figures stop being added when they fill these shares of the page.
@@ -127,15 +128,10 @@ def result_table(evaluation: Evaluation) -> dict:
 
 def comparison_table(evaluations: Sequence[Evaluation]) -> dict:
     """One row a data set, task, metric, setting and source; one column an evaluation; of two, their difference too."""
-    cells: dict[tuple, dict[str, tables.Cell]] = {}
-    for evaluation in evaluations:
-        for row in tables.render(evaluation.summary):
-            for place, cell in row.cells.items():
-                cells.setdefault((row.dataset, row.task, row.metric, row.headline, *place), {})[evaluation.name] = cell
     names = [e.name for e in evaluations]
     lines = []
-    for (dataset, task, metric, headline, setting, source), found in cells.items():
-        texts = []
+    for place, found in cells_by_place(evaluations).items():
+        metric, texts = place.metric, []
         for name in names:
             cell = found.get(name)
             text = tables.format_value(metric, cell.value if cell else None)
@@ -145,20 +141,7 @@ def comparison_table(evaluations: Sequence[Evaluation]) -> dict:
         if len(names) == 2:
             both = [found.get(n) for n in names]
             texts.append(tables.BLANK if None in both else signed(metric, both[1].value - both[0].value))
-        lines.append(
-            {
-                "cells": [
-                    tables.dataset_title(dataset),
-                    tables.task_title(task),
-                    tables.metric_title(metric),
-                    who(source, setting == "fine-tuned"),
-                    *texts,
-                ],
-                "headline": headline,
-                "dataset": dataset,
-                "task": task,
-            }  # fmt: skip
-        )
+        lines.append(metric_line(place, texts))
     header = ["data set", "task", "metric", "who", *names, *(["difference"] if len(names) == 2 else [])]
     return {"name": "Comparison", "header": header, "rows": lines, "notes": ["Percent unless said otherwise."]}
 
