@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
 from fi_jax.data.augment import map_to_pixels, to_pixels
-from fi_jax.data.masks import FLIPPED
+from fi_jax.data.masks import flip
 from fi_jax.data.sequences import SequenceBuilder
 from fi_jax.data.templates import template
 from fi_jax.errors import UserError
@@ -57,20 +57,12 @@ class Answerer:
 
     @cached_property
     def _faces(self):
-        def view(params, constants, image, mask):
+        def run(params, constants, image, mask):
             config = self.config.model
             pixels = to_pixels(image, config.image_encoder.image_size)
             maps = map_to_pixels(mask, config.segmentation_encoder.image_size)
             faces = self.model.apply({"params": params}, pixels, maps, method="encode")
             return faces, self.model.apply({"params": params}, faces, constants, method="align")
-
-        def run(params, constants, image, mask):
-            faces, alignment = view(params, constants, image, mask)
-            if self.info.get("mirror"):
-                flipped = jnp.asarray(FLIPPED)[mask[..., ::-1].astype(jnp.int32)]
-                _, other = view(params, constants, image[:, :, ::-1], flipped)
-                alignment = alignment._replace(scores=(alignment.scores + other.scores) / 2)
-            return faces, alignment
 
         return jax.jit(run)
 
@@ -91,7 +83,12 @@ class Answerer:
         With `info["mirror"]` a label's score is the mean over picture and mirror image; it gates the knowledge tokens,
         so the LLM hears of it too. It costs one more pass of the encoders, none of the LLM.
         """
-        return self._faces(self.params, self.constants, image, mask)
+        seen, alignment = self._faces(self.params, self.constants, image, mask)
+        if self.info.get("mirror"):
+            # The same program again: it is compiled once.
+            _, other = self._faces(self.params, self.constants, image[:, :, ::-1], flip(np.asarray(mask)))
+            alignment = alignment._replace(scores=(alignment.scores + other.scores) / 2)
+        return seen, alignment
 
     def builder(self, questions: Sequence[Question], num_segments: int | None = None) -> SequenceBuilder:
         """Sequences that ask `questions`."""

@@ -189,7 +189,7 @@ def _with_text(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Quest
         text = _said(one.answers[0], one.age)
         return Reply(**{**shown.__dict__, "text": text})
     if not answerer.speaks:
-        return Reply(**{**shown.__dict__, "text": _without_llm(answerer, shown, asked, bank)})
+        return Reply(**{**shown.__dict__, "text": _without_llm(answerer, shown, asked)})
     text = generate(answerer, shown.image, shown.mask, asked.text or DESCRIBE, asked.max_new_tokens)
     if is_description(asked.text or DESCRIBE):
         text = held_description(answerer, shown.image, shown.mask, text)
@@ -200,23 +200,25 @@ def held_description(
     answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], text: str
 ) -> str:
     """The LLM's description of a crop, unless its closed answers deny what it says: then one put together from those."""
-    questions = [q for q in questions_for(answerer.vocabulary) if q.family != "race"]
-    said = answerer.answer(image[None], mask[None], questions).llm
-    assert said is not None
-    closed = {q.name: tuple(map(float, said[0, i, : len(q.options)])) for i, q in enumerate(questions)}
+    shown = Reply(image, mask, (0.0, 0.0, float(image.shape[1]), float(image.shape[0])), DESCRIBE)
+    closed = _all_but_race(answerer, shown, Asked())
     return text if agrees(text, closed) else describe_answers(closed)
 
 
-def _without_llm(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Question, ...]) -> str:
+def _all_but_race(answerer: Answerer, shown: Reply, asked: Asked) -> dict[str, tuple[float, ...]]:
+    """Probabilities of what a description may be made of, by the question's name."""
+    questions = [q for q in questions_for(answerer.vocabulary) if q.family != "race"]
+    return {a.question.name: a.probabilities for a in _closed(answerer, shown, questions, asked).answers}
+
+
+def _without_llm(answerer: Answerer, shown: Reply, asked: Asked) -> str:
     """A description put together from the head's closed answers; other open questions need the LLM."""
     if asked.text and _normal(asked.text) != _normal(DESCRIBE):
         raise UserError(
             "this model was trained for stage 1 only and answers closed questions (fi-jax ask IMAGE --all shows them); "
             "open questions need a model of stage 2"
         )
-    questions = [q for q in bank if q.family != "race"]
-    closed = _closed(answerer, shown, questions, asked)
-    return describe_answers({a.question.name: a.probabilities for a in closed.answers})
+    return describe_answers(_all_but_race(answerer, shown, asked))
 
 
 def _closed(answerer: Answerer, shown: Reply, questions: list[Question], asked: Asked) -> Reply:
