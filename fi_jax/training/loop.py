@@ -100,16 +100,21 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
         say(_describe(state, frozen))
         rows = local_rows(mesh, config.data.batch_size)
         share = rows.stop - rows.start
-        batches = training_batches(
-            open_dataset(mixture.records, data, vocabulary),
-            batch_size=config.data.batch_size,
-            seed=config.data.seed,
-            epoch=mixture.epoch,
-            start_step=start,
-            host_index=rows.start // share,
-            host_count=config.data.batch_size // share,
-            workers=config.data.workers,
-            transform=transform,
+        # Nothing is read for a run that has no step left.
+        batches = (
+            iter(())
+            if start >= steps
+            else training_batches(
+                open_dataset(mixture.records, data, vocabulary),
+                batch_size=config.data.batch_size,
+                seed=config.data.seed,
+                epoch=mixture.epoch,
+                start_step=start,
+                host_index=rows.start // share,
+                host_count=config.data.batch_size // share,
+                workers=config.data.workers,
+                transform=transform,
+            )
         )
         with (
             ends_together(hosts),
