@@ -39,9 +39,9 @@ def segment_attention_flash(
 
 
 def full_attention_flash(
-    q: Float[Array, "b t h d"], k: Float[Array, "b t h d"], v: Float[Array, "b t h d"]
+    q: Float[Array, "b t h d"], k: Float[Array, "b t h d"], v: Float[Array, "b t h d"], causal: bool
 ) -> Float[Array, "b t h d"]:
-    """Every token attends to every token, by cuDNN's kernel.
+    """Every token attends to every token (`causal`: to none behind it), by cuDNN's kernel.
 
     Its backward pass wants an even number of tokens, and a ViT has one class token more: an odd sequence is padded.
 
@@ -50,11 +50,15 @@ def full_attention_flash(
     require_cudnn(q)
     b, t = q.shape[:2]
     if t % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
     lengths = jnp.full(b, t, jnp.int32)
     out = jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+        *(q, k, v),
+        is_causal=causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
     )
     return out[:, :t]
 

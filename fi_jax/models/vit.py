@@ -59,7 +59,7 @@ class Attention(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         if self.flash:
-            y = full_attention_flash(q, k, v)
+            y = full_attention_flash(q, k, v, self.causal)
         else:
             y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
         return _linear(cfg, cfg.hidden_size, "out_proj", self.dtype)(rearrange(y, "b t h d -> b t (h d)"))

@@ -19,7 +19,7 @@ from fi_jax.parallel.rules import bytes_per_device
 GIB = 2**30
 # Text of the template around the slots of the prefix.
 TEXT_TOKENS = 64
-# Fragmentation, buffers of collectives, the runtime itself: a share of the rest. With it, the plan was 4 to 7 % above
+# Fragmentation, buffers of collectives, the runtime itself: a share of the rest. With it, the plan was 5 % above
 # the peaks measured for 7b on an H100 (benchmarks/README.md).
 MARGIN = 0.05
 
