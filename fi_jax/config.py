@@ -245,6 +245,8 @@ class DataConfig:
     augment: bool = True
     # How hard, from 0 (flips alone) to 1; the fewer epochs, the less.
     augment_strength: float = 1.0
+    # Share of the faces that are blended with another one, labels too (mixup); for stage `align` alone.
+    mixup: float = 0.0
     # Training refuses to start when a larger share of the files cannot be read.
     max_unreadable: float = 0.01
     # Folder where segmentation maps made by the parser are kept ("" for `.cache/masks`).
@@ -261,6 +263,7 @@ class DataConfig:
             _check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
         _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         _check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
+        _check(0 <= self.mixup <= 1, f"data.mixup is {self.mixup}; it is a share in [0, 1]")
         _check(0 <= self.max_unreadable <= 1, f"data.max_unreadable is {self.max_unreadable}; it is a share in [0, 1]")
 
 
@@ -273,6 +276,9 @@ class LossConfig:
     logic: float = 1.0
     head_bce: float = 1.0
     head_logic: float = 1.0
+    # Weights of labels in head_bce, by pattern of their names (a full match; the first that fits), 1 for the others:
+    # 40 attributes of one set outweigh the one gender of another. E.g. (("race:.*", 3.0),).
+    label_weights: tuple[tuple[str, float], ...] = ()
     logic_form: Literal["semantic", "lcp"] = "semantic"
     # alpha of the lcp form: weight of the excluded against the implied frequency.
     logic_alpha: float = 1.0
@@ -357,6 +363,12 @@ class Experiment:
             self.data.batch_size % self.train.accumulate == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",
         )
+        if self.data.mixup:
+            _check(
+                self.train.stage == "align",
+                "data.mixup blends faces, and no question can be asked about a blend; set it to 0 in stage instruct",
+            )
+            _check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
 
 
 def to_dict(config) -> dict:

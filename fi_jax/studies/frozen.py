@@ -74,7 +74,11 @@ def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
         dtype="float32",
     )
     data = replace(
-        config.data, vocabulary=base.config.data.vocabulary, image_size=base.config.data.image_size, augment=False
+        config.data,
+        vocabulary=base.config.data.vocabulary,
+        image_size=base.config.data.image_size,
+        augment=False,
+        mixup=0.0,
     )
     train = replace(
         config.train, stage="align", trainable=tuple(f"{part}.*" for part in _HEAD), init_from="", accumulate=1

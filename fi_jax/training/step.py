@@ -5,14 +5,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
 from fi_jax.config import Experiment
 from fi_jax.data.augment import Augmentation, augment, map_to_pixels, to_pixels
+from fi_jax.data.mixup import mixup
 from fi_jax.knowledge.logic import RuleTable
+from fi_jax.labels.registry import vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
-from fi_jax.training.losses import Answers, loss_terms, total
+from fi_jax.training.losses import Answers, label_weights, loss_terms, total
 from fi_jax.training.optimizer import merge_params
 from fi_jax.training.state import Leaves, TrainState
 
@@ -28,15 +31,18 @@ class StepInputs(NamedTuple):
 
 
 def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
-    """Adds `pixels` and `map_pixels` for the encoders; augments when a key is given."""
+    """Adds `pixels` and `map_pixels` for the encoders; when a key is given, augments and blends faces (`data.mixup`)."""
     image, mask = batch["image"], batch["mask"]
     if key is not None and config.data.augment:
         image, mask = augment(key, image, mask, Augmentation().scaled(config.data.augment_strength))
-    return {
-        **batch,
-        "pixels": to_pixels(image, config.model.image_encoder.image_size),
-        "map_pixels": map_to_pixels(mask, config.model.segmentation_encoder.image_size),
-    }
+    pixels = to_pixels(image, config.model.image_encoder.image_size)
+    map_pixels = map_to_pixels(mask, config.model.segmentation_encoder.image_size)
+    batch = {**batch, "pixels": pixels, "map_pixels": map_pixels}
+    if key is None or not config.data.mixup:
+        return batch
+    names = ("pixels", "map_pixels", "labels", "known")
+    blended = mixup(jax.random.fold_in(key, 1), *(batch[name] for name in names), config.data.mixup)
+    return {**batch, **dict(zip((*names, "whole"), blended, strict=True))}
 
 
 def forward(
@@ -81,6 +87,13 @@ def pixel_and_model_keys(key: Array, config: Experiment) -> tuple[Array, Array]:
     return pixel_key, jax.random.fold_in(model_key, config.train.seed)
 
 
+def weights_of_labels(config: Experiment) -> np.ndarray | float:
+    """Returns the weight of every label of the config's vocabulary in `head_bce` (`n`, or 1 where all are alike)."""
+    if not config.loss.label_weights:
+        return 1.0
+    return label_weights(config.loss.label_weights, vocabulary(config.data.vocabulary).names)
+
+
 def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment, counts: dict | None):
     """Returns `(loss, {term: (sum, count)})` of a (micro-)batch; `counts` are the whole batch's."""
     pixel_key, model_key = pixel_and_model_keys(key, config)
@@ -88,7 +101,7 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
     params = merge_params(trained, inputs.frozen)
     model = FaceInsight(config.model)
     answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
-    terms = loss_terms(answers, batch, inputs.rules, config.loss)
+    terms = loss_terms(answers, batch, inputs.rules, config.loss, weights_of_labels(config))
     return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
 
 
@@ -156,5 +169,5 @@ def _counts(batch: Batch, inputs: StepInputs, config: Experiment, names: list[st
         None if align_only else jnp.zeros((b, batch["lm_positions"].shape[1], 1)),
     )
     batch = {**batch, "lm_targets": jnp.zeros_like(batch["lm_targets"])} if not align_only else batch
-    terms = loss_terms(answers, batch, inputs.rules, config.loss)
+    terms = loss_terms(answers, batch, inputs.rules, config.loss, weights_of_labels(config))
     return {name: terms[name][1].astype(jnp.float32) for name in names}

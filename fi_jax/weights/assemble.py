@@ -323,7 +323,10 @@ def _pooled_by_llm(config: Experiment, leaves: Leaves, texts: list[str], tokeniz
     tokens = np.array([row + [0] * (length - len(row)) for row in ids], np.int32)
     valid = np.array([[True] * len(row) + [False] * (length - len(row)) for row in ids])
     bare = replace(
-        config.model, llm=replace(config.model.llm, lora=replace(config.model.llm.lora, rank=0)), dtype="float32"
+        config.model,
+        llm=replace(config.model.llm, lora=replace(config.model.llm.lora, rank=0)),
+        dtype="float32",
+        attention="xla",
     )
     params = unflatten(
         {path: leaf for path, leaf in leaves.items() if path.startswith("llm/") and "/lora_" not in path}

@@ -10,10 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.config import LossConfig
+from fi_jax.errors import UserError
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.rules import Rule, excludes
 from fi_jax.labels.vocabulary import Label, Vocabulary
-from fi_jax.training.losses import TERMS, Answers, label_probabilities, loss_terms, option_probabilities, total
+from fi_jax.training.losses import (
+    TERMS,
+    Answers,
+    label_probabilities,
+    label_weights,
+    loss_terms,
+    option_probabilities,
+    total,
+)
 
 VOCABULARY = Vocabulary("abcd", tuple(Label(name, name) for name in "abcd"))
 RULES: tuple[Rule, ...] = (excludes("a", ("b",), "test"), excludes("c", ("d",), "test"))
@@ -147,3 +156,20 @@ def test_extreme_logits_stay_finite():
     loss = lambda a: sum(s for s, _ in loss_terms(a, batch, TABLE, LossConfig()).values())  # noqa: E731
     value, slopes = jax.value_and_grad(loss)(wild)
     assert np.isfinite(float(value)) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_label_weights_are_of_the_first_pattern_that_fits_the_whole_name():
+    names = ("Male", "Smiling", "race:White", "race:Black")
+    np.testing.assert_array_equal(label_weights((("race:.*", 3.0), ("Male|race:White", 2.0)), names), [2, 1, 3, 3])
+    with pytest.raises(UserError, match="'ace' matches no label"):
+        label_weights((("ace", 2.0),), names)
+
+
+def test_weighted_labels_count_as_if_they_stood_there_more_often():
+    scores, labels = jnp.array([[0.3, -2.0]]), jnp.array([[1.0, 1.0]])
+    batch = {"labels": labels, "known": jnp.ones((1, 2), bool), "weight": jnp.ones(1)}
+    twice = {name: jnp.concatenate([x, x[:, 1:]], 1) if x.ndim > 1 else x for name, x in batch.items()}
+    config = LossConfig(head_logic=0.0)
+    one = loss_terms(Answers(scores), batch, None, config, np.array([1.0, 2.0], np.float32))["head_bce"]
+    two = loss_terms(Answers(jnp.concatenate([scores, scores[:, 1:]], 1)), twice, None, config)["head_bce"]
+    np.testing.assert_allclose(one, two, rtol=1e-6)
