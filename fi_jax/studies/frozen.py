@@ -44,6 +44,8 @@ from fi_jax.weights.bundle import TrainedModel
 
 _TOWERS = ("image_encoder/", "segmentation_encoder/")
 _HEAD = ("knowledge/", "head/")
+# Of the encoders and of what is trained over them, whatever type the base was trained in.
+_DTYPE = "float32"
 
 
 class Features(NamedTuple):
@@ -64,22 +66,32 @@ class Features(NamedTuple):
 
 
 def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
-    """Returns `config` as it trains over the encoders of `base`: stage `align`, nothing random in the encoders."""
+    """Returns `config` as it trains over the encoders of `base`: stage `align`, nothing random in the encoders.
+
+    Everything is float32, the frozen leaves too: `face_features` computes what `fi-jax train` would with this config.
+    """
     model = replace(
         config.model,
         image_encoder=replace(base.config.model.image_encoder, drop_path=0.0),
         segmentation_encoder=replace(base.config.model.segmentation_encoder, drop_path=0.0),
         use_segmentation=base.config.model.use_segmentation,
         knowledge=replace(config.model.knowledge, prompt_size=base.prompts.shape[-1]),
-        dtype="float32",
+        dtype=_DTYPE,
     )
     data = replace(
         config.data, vocabulary=base.config.data.vocabulary, image_size=base.config.data.image_size, augment=False
     )
     train = replace(
-        config.train, stage="align", trainable=tuple(f"{part}.*" for part in _HEAD), init_from="", accumulate=1
+        config.train,
+        stage="align",
+        trainable=tuple(f"{part}.*" for part in _HEAD),
+        frozen_dtype=_DTYPE,
+        init_from="",
+        accumulate=1,
     )
-    return replace(config, model=model, data=data, train=train)
+    # The maps are those that the encoders were trained on.
+    weights = replace(config.weights, parser=base.config.weights.parser)
+    return replace(config, model=model, weights=weights, data=data, train=train)
 
 
 def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path, mask_cache: str = "") -> Features:
@@ -88,7 +100,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
     Raises:
       UserError: the encoders of `base` were loaded, not trained here, so its folder does not hold them.
     """
-    config = base.config
+    config = replace(base.config, model=replace(base.config.model, dtype=_DTYPE, remat="none"))
     towers = {path: leaf for path, leaf in base.leaves.items() if path.startswith(_TOWERS)}
     missing = [path for path in param_shapes(config.model) if path.startswith(_TOWERS) and path not in towers]
     if missing:
@@ -99,6 +111,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
     encoded = [encode_labels(record, vocabulary) for record in records]
     labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
     digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
+    digest.update(repr((config.model, config.data.image_size, config.weights.parser)).encode())
     for path in sorted(towers):
         digest.update(np.ascontiguousarray(towers[path]).tobytes())
     file = cache / f"{digest.hexdigest()[:16]}.npz"
@@ -114,7 +127,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
 
 
 def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord], mask_cache: str) -> dict:
-    model = FaceInsight(replace(config.model, remat="none"))
+    model = FaceInsight(config.model)
     params = unflatten({path: jnp.asarray(leaf) for path, leaf in towers.items()})
 
     @jax.jit
