@@ -24,19 +24,9 @@ from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.inference.maps import with_maps
 from fi_jax.knowledge.correlation import Counts, build_graph
-from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary as find_vocabulary
-from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
-from fi_jax.training.members import (
-    MemberInputs,
-    check_members,
-    make_member_step,
-    member,
-    numbers_of,
-    own_metrics,
-    stack,
-)
+from fi_jax.training.members import check_members, make_member_step, member, member_inputs, own_metrics, stack
 from fi_jax.training.optimizer import make_optimizer, unflatten
 from fi_jax.training.state import Leaves, final_leaves, init_state
 from fi_jax.weights.assemble import init_leaves, param_shapes
@@ -185,16 +175,13 @@ def train_on_features(
     """
     check_members(configs)
     config = configs[0]
-    vocabulary = find_vocabulary(config.data.vocabulary)
     paths = [path for path in param_shapes(config.model) if path.startswith(_HEAD)]
     states = [
         init_state(init_leaves(one.model, paths, one.train.seed), make_optimizer(one.train), one.train)
         for one in configs
     ]
     graphs = [build_graph(counts, one.model.knowledge, seed=one.train.seed) for one in configs]
-    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(vocabulary), vocabulary)))
-    prompts = np.asarray(prompts, np.float32)
-    inputs = MemberInputs({}, prompts, np.stack(graphs), rules, numbers_of(configs))
+    inputs = member_inputs(configs, {}, prompts, graphs)
     state = stack(states)
     step = jax.jit(make_member_step(configs, share_encoders=True), donate_argnums=0)
     steps, size = config.train.steps, config.data.batch_size
@@ -203,15 +190,15 @@ def train_on_features(
         places = stream_places(config.data.seed, (number - 1) * size, number * size, len(epoch))
         state, metrics = step(state, inputs, _batch(features, epoch[places], config.model.use_segmentation))
         if number % config.train.log_every == 0 or number == steps:
-            values = {name: np.asarray(value) for name, value in metrics.items()}
-            losses = values["loss"]
+            lines = own_metrics(metrics, configs)
+            losses = [line["loss"] for line in lines]
             if not np.isfinite(losses).all():
                 raise UserError(f"the loss is {losses} at step {number}; lower train.learning_rate")
-            for i, one in enumerate(configs):
-                logs[i].append({"step": number, **own_metrics(values, one, i)})
-            say(f"step {number}/{steps}  loss {losses.min():.4f} to {losses.max():.4f}")
+            for log, line in zip(logs, lines, strict=True):
+                log.append({"step": number, **line})
+            say(f"step {number}/{steps}  loss {min(losses):.4f} to {max(losses):.4f}")
     return [
-        Trained(one, final_leaves(member(state, i)), Constants(prompts, graphs[i]), logs[i])
+        Trained(one, final_leaves(member(state, i)), Constants(inputs.prompts, graphs[i]), logs[i])
         for i, one in enumerate(configs)
     ]
 
