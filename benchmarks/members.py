@@ -54,7 +54,7 @@ def main() -> int:
 
 def _parts(config):
     """Random leaves, constants, rules and one batch of a config."""
-    from fi_jax.knowledge.logic import RuleTable, compile_rules
+    from fi_jax.knowledge.logic import compile_rules
     from fi_jax.labels.registry import vocabulary
     from fi_jax.labels.rule_tables import rules_for
     from fi_jax.training.abstract import batch_shapes, shapes_of_parameters
@@ -72,7 +72,7 @@ def _parts(config):
         else rng.integers(0, 2, leaf.shape).astype(leaf.dtype)
         for key, leaf in batch_shapes(config).items()
     }
-    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(labels), labels)))
+    rules = compile_rules(rules_for(labels), labels)
     n = len(labels)
     prompts = rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32)
     return SimpleNamespace(

@@ -15,10 +15,11 @@ from fi_jax.inference.generation import generate
 from fi_jax.inference.maps import map_of
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import compile_rules
-from fi_jax.labels.descriptions import DESCRIBE_QUESTIONS, agrees, describe_answers
+from fi_jax.labels.descriptions import DESCRIBE_QUESTIONS, describe_answers
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
+from fi_jax.labels.statements import agrees
 from fi_jax.labels.tasks import expected_age, median_age
 from fi_jax.training.losses import label_probabilities
 

@@ -18,9 +18,11 @@ from fi_jax.labels.vocabulary import Vocabulary
 IMPLIES, EXCLUDES, AT_MOST_ONE, EXACTLY_ONE = range(4)
 _KINDS = ("implies", "excludes", "at_most_one", "exactly_one")
 
-# -log(1 - v) is taken of v shrunk by this share, so that a rule broken for certain costs 13.8 and has a
-# finite gradient, and a rule kept for certain still costs exactly nothing.
-_SHRINK = 1e-6
+# Logarithm of what never happens: its exp is 0, and sums of it stay finite, as their gradients do.
+_NEVER = -1e4
+_LOG_2 = 0.6931472
+# Nearer to 0, float32 is no longer exact.
+_TINY = 1e-37
 
 
 # numpy outside jit, traced jax arrays inside.
@@ -40,6 +42,25 @@ class RuleTable(NamedTuple):
     valid: Bool[NumpyOrJax, "r m"]
     # Whether all members belong to one exactly-one group of the table.
     exclusive: Bool[NumpyOrJax, "r"]
+    # The labels that such a group has besides two or more members; 0 where padded, none where groups overlap.
+    rest: Int[NumpyOrJax, "r k"]
+    rest_valid: Bool[NumpyOrJax, "r k"]
+
+
+class Chances(NamedTuple):
+    """Probabilities of labels as logarithms, of yes and of no.
+
+    Both, since float32 has lost 1 - p where p is near 1, and that is all that a rule broken for certain goes by.
+    """
+
+    yes: Float[Array, "b n"]
+    no: Float[Array, "b n"]
+
+
+def chances(logits: Float[Array, "b n"]) -> Chances:
+    """Returns what independent yes/no logits say of each label."""
+    logits = logits.astype(jnp.float32)
+    return Chances(jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits))
 
 
 class LogicPieces(NamedTuple):
@@ -57,20 +78,35 @@ class LogicPieces(NamedTuple):
 
 def compile_rules(rules: Sequence[Rule], vocabulary: Vocabulary) -> RuleTable:
     """Returns `rules` as arrays over `vocabulary`; an unknown label is a `UserError`."""
-    width = max((len(rule.labels) for rule in rules), default=1)
-    members = np.zeros((len(rules), width), np.int32)
-    valid = np.zeros((len(rules), width), bool)
     groups = [frozenset(rule.labels) for rule in rules if rule.kind == "exactly_one"]
-    for row, rule in enumerate(rules):
-        members[row, : len(rule.labels)] = [vocabulary.index(name) for name in rule.labels]
-        valid[row, : len(rule.labels)] = True
+    around = [[group for group in groups if group.issuperset(rule.labels)] for rule in rules]
+    rest = [
+        [name for name in vocabulary.names if name in held[0].difference(rule.labels)]
+        if len(held) == 1 and len(rule.labels) > 1
+        else []
+        for rule, held in zip(rules, around, strict=True)
+    ]
+    members, valid = _padded([rule.labels for rule in rules], vocabulary)
+    rest_members, rest_valid = _padded(rest, vocabulary)
     return RuleTable(
         kind=np.array([_KINDS.index(rule.kind) for rule in rules], np.int32),
         premise=np.array([vocabulary.index(rule.premise) if rule.premise else 0 for rule in rules], np.int32),
         members=members,
         valid=valid,
-        exclusive=np.array([any(group.issuperset(rule.labels) for group in groups) for rule in rules], bool),
+        exclusive=np.array([bool(held) for held in around], bool),
+        rest=rest_members,
+        rest_valid=rest_valid,
     )
+
+
+def _padded(names: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the labels of each row, filled up with 0, and which of them are real."""
+    width = max((len(row) for row in names), default=1) or 1
+    at, real = np.zeros((len(names), width), np.int32), np.zeros((len(names), width), bool)
+    for i, row in enumerate(names):
+        at[i, : len(row)] = [vocabulary.index(name) for name in row]
+        real[i, : len(row)] = True
+    return at, real
 
 
 def _scope(in_scope: Bool[_A, "b n"], table: RuleTable) -> tuple[Bool[_A, "b r m"], Bool[_A, "b r"]]:
@@ -84,69 +120,121 @@ def _scope(in_scope: Bool[_A, "b n"], table: RuleTable) -> tuple[Bool[_A, "b r m
 
 
 class _Events(NamedTuple):
-    """Probabilities of each rule on each face; all [b, r]."""
+    """Logarithms of how likely no, one, some (at least one) and many (at least two) members of a rule hold."""
 
-    premise: Float[Array, "b r"]
     none: Float[Array, "b r"]
+    one: Float[Array, "b r"]
     some: Float[Array, "b r"]
     many: Float[Array, "b r"]
 
 
-def _events(p: Float[Array, "b r m"], premise: Float[Array, "b r"], exclusive: Bool[Array, "r"]) -> _Events:
-    """How many members hold: none, some (at least one), many (at least two), members being independent.
-
-    Sums of products, never one minus something close to one: exact at 0 and 1, finite gradients everywhere.
-    Members of a rule marked `exclusive` are alternatives of one choice: their probabilities add up.
-    """
-    none = jnp.ones(p.shape[:2], p.dtype)
-    one = many = jnp.zeros(p.shape[:2], p.dtype)
-    for k in range(p.shape[-1]):
-        q = p[..., k]
-        none, one, many = none * (1 - q), one * (1 - q) + none * q, many + one * q
-    total = _at_most_1(p.sum(-1))
-    none = jnp.where(exclusive, 1 - total, none)
-    some = jnp.where(exclusive, total, one + many)
-    return _Events(premise, none, some, jnp.where(exclusive, 0.0, many))
+def _events(members: Chances) -> _Events:
+    """The events of independent members (`b r m`): sums of products of what they give, no differences."""
+    yes, no = members
+    before, after = _elsewhere(no)
+    none = no.sum(-1)
+    # Many: the first that holds, and any after it.
+    many = _log_sum(yes + before + _log_complement(after))
+    return _Events(none, _log_sum(yes + before + after), _log_complement(none), many)
 
 
-def _at_most_1(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Cuts what rounding put above 1; at 1 itself the gradient is whole (jnp.clip halves it)."""
-    return jnp.where(x > 1, 1.0, x)
+def _choice_events(members: Chances, rest: Float[Array, "b r"], whole: Bool[Array, "b r"]) -> _Events:
+    """The events of alternatives of one choice: their probabilities add up, and `rest` is what is left (if `whole`)."""
+    yes, no = members
+    # Else from what the likeliest leaves, less the others.
+    likeliest = jax.nn.one_hot(jnp.argmax(yes, -1), yes.shape[-1], dtype=bool)
+    left = jnp.where(likeliest, no, 0.0).sum(-1)
+    others = _log_sum(jnp.where(likeliest, _NEVER, yes))
+    none = jnp.where(whole, rest, left + _log_complement(others - left))
+    total = _at_most_0(_log_sum(yes))
+    return _Events(none, total, total, jnp.full_like(total, _NEVER))
+
+
+def _elsewhere(no: Float[Array, "b r m"]) -> tuple[Float[Array, "b r m"], Float[Array, "b r m"]]:
+    """Σ of `no` over the members before, and after, each one: no difference, so exact where one is certain."""
+    zeros = jnp.zeros_like(no[..., :1])
+    before = jnp.cumsum(jnp.concatenate([zeros, no[..., :-1]], -1), -1)
+    after = jnp.cumsum(jnp.concatenate([zeros, no[..., :0:-1]], -1), -1)[..., ::-1]
+    return before, after
+
+
+def _log_sum(x: Float[Array, "b r m"]) -> Float[Array, "b r"]:
+    return jax.nn.logsumexp(x, axis=-1)
+
+
+def _log_complement(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(1 - exp(x)) of x <= 0, to float32 accuracy near 0 too; `_NEVER` where x is 0 (or above, by rounding)."""
+    below = x < -_TINY
+    x = jnp.where(below, x, -1.0)
+    near = x > -_LOG_2
+    # Each branch sees only what it can take: the gradient of the other must be finite too.
+    small, large = jnp.where(near, x, -_LOG_2), jnp.where(near, -1.0, x)
+    return jnp.where(below, jnp.where(near, jnp.log(-jnp.expm1(small)), jnp.log1p(-jnp.exp(large))), _NEVER)
+
+
+def _at_most_0(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Cuts what rounding put above 0; at 0 itself the gradient is whole (jnp.minimum halves it)."""
+    return jnp.where(x > 0, 0.0, x)
 
 
 class _Judged(NamedTuple):
     """A batch seen through the rules."""
 
     kind: Int[Array, "r"]
-    members: Float[Array, "b r m"]
+    premise: Chances
+    members: Chances
     events: _Events
     mask: Bool[Array, "b r"]
 
 
-def _judge(probs: Float[Array, "b n"], in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool) -> _Judged:
-    probs = probs.astype(jnp.float32)
+def _judge(said: Chances, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool) -> _Judged:
+    said = Chances(*(jnp.maximum(part.astype(jnp.float32), _NEVER) for part in said))
     table = RuleTable(*(jnp.asarray(part) for part in table))
-    member_in, mask = _scope(jnp.asarray(in_scope), table)
-    members = jnp.where(member_in, probs[:, table.members], 0.0)
-    kind, exclusive = jnp.asarray(table.kind), jnp.asarray(table.exclusive) & categorical
-    # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
-    mask &= ~(exclusive & (kind >= AT_MOST_ONE))
-    return _Judged(kind, members, _events(members, probs[:, table.premise], exclusive), mask)
+    in_scope = jnp.asarray(in_scope)
+    member_in, mask = _scope(in_scope, table)
+    premise = Chances(*(part[:, table.premise] for part in said))
+    yes, no = (part[:, table.members] for part in said)
+    members = Chances(jnp.where(member_in, yes, _NEVER), jnp.where(member_in, no, 0.0))
+    kind, events = jnp.asarray(table.kind), _events(members)
+    if categorical:
+        rest_in = in_scope[:, table.rest] & table.rest_valid
+        rest = _log_sum(jnp.where(rest_in, said.yes[:, table.rest], _NEVER))
+        whole = table.rest_valid.any(-1) & (rest_in == table.rest_valid).all(-1) & (member_in == table.valid).all(-1)
+        choice = _choice_events(members, rest, whole)
+        events = _Events(*(jnp.where(table.exclusive, a, b) for a, b in zip(choice, events, strict=True)))
+        # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
+        mask &= ~(table.exclusive & (kind >= AT_MOST_ONE))
+    return _Judged(kind, premise, members, events, mask)
 
 
-def _violations(judged: _Judged) -> Float[Array, "b r"]:
+def _broken_and_kept(judged: _Judged) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
+    """Logarithms of v and of 1 - v, each a sum of its own: whichever is small is exact. Zero and one out of scope."""
+    kind, premise, _, (none, one, some, many), mask = judged
     sg = jax.lax.stop_gradient
-    kind, (a, none, q, many) = judged.kind, judged.events
     v = jnp.select(
         [kind == IMPLIES, kind == EXCLUDES, kind == AT_MOST_ONE],
-        [sg(a) * none, 0.5 * (sg(a) * q + a * sg(q)), many],
-        none + many,
+        [sg(premise.yes) + none, premise.yes + some, many],
+        jnp.logaddexp(none, many),
     )
-    return jnp.where(judged.mask, _at_most_1(v), 0.0)
+    kept = jnp.select(
+        [kind == IMPLIES, kind == EXCLUDES, kind == AT_MOST_ONE],
+        [
+            jnp.logaddexp(sg(premise.no), sg(premise.yes) + some),
+            jnp.logaddexp(premise.no, premise.yes + none),
+            jnp.logaddexp(none, one),
+        ],
+        one,
+    )
+    return jnp.where(mask, _at_most_0(v), _NEVER), jnp.where(mask, _at_most_0(kept), 0.0)
+
+
+def _evenly(x: Float[Array, "b r"], kind: Int[Array, "r"]) -> Float[Array, "b r"]:
+    """`x` with half the gradient for exclusions: ½[sg(p_a) q_B + p_a sg(q_B)], pushing either side half."""
+    return jnp.where(kind == EXCLUDES, 0.5 * (x + jax.lax.stop_gradient(x)), x)
 
 
 def violations(
-    probs: Float[Array, "b n"], in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
+    said: Chances, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
 ) -> tuple[Float[Array, "b r"], Bool[Array, "b r"]]:
     """Returns `(v, mask)`: how far each rule is broken on each face, in [0, 1], and where it is in scope.
 
@@ -162,48 +250,49 @@ def violations(
     questions), not independent (the alignment head): exactly-one then holds by itself and is masked, and the
     probability of any of several of them is their sum.
     """
-    judged = _judge(probs, in_scope, table, categorical)
-    return _violations(judged), judged.mask
+    judged = _judge(said, in_scope, table, categorical)
+    v, _ = _broken_and_kept(judged)
+    return _evenly(jnp.exp(v), judged.kind), judged.mask
+
+
+def _cost(judged: _Judged) -> Float[Array, "b r"]:
+    """-log(1 - v): from v where the rule is likely kept, else from 1 - v itself."""
+    v, kept = _broken_and_kept(judged)
+    likely = v < -_LOG_2
+    return _evenly(jnp.where(likely, -jnp.log1p(-jnp.exp(jnp.where(likely, v, _NEVER))), -kept), judged.kind)
 
 
 def logic_pieces(
-    probs: Float[Array, "b n"], in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
+    said: Chances, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
 ) -> LogicPieces:
     """Returns the additive pieces of L_c of a batch (arguments as in `violations`)."""
-    judged = _judge(probs, in_scope, table, categorical)
-    kind, members, events, mask = judged
-    semantic = -jnp.log1p(-_violations(judged) * (1 - _SHRINK))
-    sg = jax.lax.stop_gradient
+    judged = _judge(said, in_scope, table, categorical)
+    kind, mask = judged.kind, judged.mask
     weight = mask.astype(jnp.float32)
+    premise, some = jnp.exp(jax.lax.stop_gradient(judged.premise.yes)), jnp.exp(judged.events.some)
 
     # Implied: of faces with the premise, how many have some b; an exactly-one group has the premise "a face".
-    given = weight * jnp.select(
-        [kind == IMPLIES, kind == EXACTLY_ONE], [sg(events.premise), jnp.ones_like(weight)], 0.0
-    )
+    given = weight * jnp.select([kind == IMPLIES, kind == EXACTLY_ONE], [premise, jnp.ones_like(weight)], 0.0)
     # Excluded: of faces with the premise, how many have some b; in a group each label excludes the others.
-    others, holders = _others(members)
+    others, holders = _others(judged.members)
     grouped = kind >= AT_MOST_ONE
-    apart = weight * jnp.where(grouped, holders, jnp.where(kind == EXCLUDES, sg(events.premise), 0.0))
-    joint = weight * jnp.where(grouped, others, jnp.where(kind == EXCLUDES, sg(events.premise) * events.some, 0.0))
+    apart = weight * jnp.where(grouped, holders, jnp.where(kind == EXCLUDES, premise, 0.0))
+    joint = weight * jnp.where(grouped, others, jnp.where(kind == EXCLUDES, premise * some, 0.0))
     return LogicPieces(
-        semantic=semantic.sum(),
+        semantic=_cost(judged).sum(),
         num_terms=weight.sum(),
-        implied=(given * events.some).sum(0),
+        implied=(given * some).sum(0),
         implied_mass=given.sum(0),
         excluded=joint.sum(0),
         excluded_mass=apart.sum(0),
     )
 
 
-def _others(members: Float[Array, "b r m"]) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
+def _others(members: Chances) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
     """Σ_i sg(p_i)·Pr(some other member holds), and Σ_i sg(p_i)."""
-    premise = jax.lax.stop_gradient(members)
-    absent = 1 - members
-    ones = jnp.ones_like(absent[..., :1])
-    # Products of all but the i-th, from the left and from the right: no division, so exact at zero.
-    left = jnp.cumprod(jnp.concatenate([ones, absent[..., :-1]], -1), -1)
-    right = jnp.cumprod(jnp.concatenate([ones, absent[..., :0:-1]], -1), -1)[..., ::-1]
-    return (premise * (1 - left * right)).sum(-1), premise.sum(-1)
+    premise = jnp.exp(jax.lax.stop_gradient(members.yes))
+    before, after = _elsewhere(members.no)
+    return (premise * -jnp.expm1(before + after)).sum(-1), premise.sum(-1)
 
 
 def combine(pieces: LogicPieces, form: Literal["semantic", "lcp"], alpha: float) -> tuple[Array, Array]:
@@ -223,7 +312,7 @@ def combine(pieces: LogicPieces, form: Literal["semantic", "lcp"], alpha: float)
 
 
 def logic_loss(
-    probs: Float[Array, "b n"],
+    said: Chances,
     in_scope: Bool[Array, "b n"],
     table: RuleTable,
     form: Literal["semantic", "lcp"] = "semantic",
@@ -236,7 +325,7 @@ def logic_loss(
     squares a frequency: adding up `(sum, count)` gives the mean over micro-batches of each one's own loss; for
     the whole batch's, add up `logic_pieces` and `combine` once. Arrays sharded over hosts are one batch.
     """
-    return combine(logic_pieces(probs, in_scope, table, categorical), form, alpha)
+    return combine(logic_pieces(said, in_scope, table, categorical), form, alpha)
 
 
 def broken(

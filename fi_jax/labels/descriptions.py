@@ -4,7 +4,6 @@ What is said is what the labels state and a stranger would mind least: age, gend
 worn, expression. Race, body weight, skin and attractiveness are never put into a description, and nobody is named.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -227,39 +226,6 @@ def describe_answers(probabilities: Mapping[str, Sequence[float]], sure: float =
             best = int(np.argmax(p))
             labels |= {label: i == best for i, label in enumerate(asked.labels) if label}
     return describe(labels, age)
-
-
-def stated(text: str) -> dict[str, bool]:
-    """Labels that a description states, in the words that `describe` has for them; age is left out."""
-    said = " ".join(text.lower().split())
-
-    def has(pattern: str) -> bool:
-        return re.search(rf"\b(?:{pattern})\b", said) is not None
-
-    words = {name: word.removeprefix("a ") for name, word in (_WORN | _BEARD).items()}
-    words |= {"Bangs": "bangs", "Receding_Hairline": "receding hairline", "Bald": "bald"}
-    words |= {name: f"{colour} hair" for name, colour in _COLOURS.items()}
-    words |= {name: rf"{shape} (?:\w+ )?hair" for name, shape in _SHAPES.items()}
-    words |= {f"expression:{name}": feeling.partition(" ")[2] for name, feeling in _FEELINGS.items()}
-    labels = {name: True for name, pattern in words.items() if has(pattern)}
-    if has("smiling"):
-        labels["Smiling"] = not has("not smiling")
-    for male, pattern in ((True, "he|man|boy"), (False, "she|woman|girl")):
-        if has(pattern):
-            labels["Male"] = male
-    return labels
-
-
-def agrees(text: str, probabilities: Mapping[str, Sequence[float]]) -> bool:
-    """Whether a description states nothing that the closed answers (question name -> probabilities) deny."""
-    holds: dict[str, bool] = {}
-    for name, given in probabilities.items():
-        asked, p = question(name), np.asarray(given, float)
-        if asked.is_binary:
-            holds.setdefault(name, bool(p[0] >= 0.5))
-        else:
-            holds |= {label: i == int(np.argmax(p)) for i, label in enumerate(asked.labels) if label}
-    return all(holds.get(name, value) == value for name, value in stated(text).items())
 
 
 def cannot_tell(reason: str) -> str:

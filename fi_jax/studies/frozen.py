@@ -24,19 +24,9 @@ from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.inference.maps import with_maps
 from fi_jax.knowledge.correlation import Counts, build_graph
-from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary as find_vocabulary
-from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
-from fi_jax.training.members import (
-    MemberInputs,
-    check_members,
-    make_member_step,
-    member,
-    numbers_of,
-    own_metrics,
-    stack,
-)
+from fi_jax.training.members import check_members, make_member_step, member, member_inputs, own_metrics, stack
 from fi_jax.training.optimizer import make_optimizer, unflatten
 from fi_jax.training.state import Leaves, final_leaves, init_state
 from fi_jax.weights.assemble import init_leaves, param_shapes
@@ -44,6 +34,8 @@ from fi_jax.weights.bundle import TrainedModel
 
 _TOWERS = ("image_encoder/", "segmentation_encoder/")
 _HEAD = ("knowledge/", "head/")
+# Of the encoders and of what is trained over them, whatever type the base was trained in.
+_DTYPE = "float32"
 
 
 class Features(NamedTuple):
@@ -64,14 +56,17 @@ class Features(NamedTuple):
 
 
 def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
-    """Returns `config` as it trains over the encoders of `base`: stage `align`, nothing random in the encoders."""
+    """Returns `config` as it trains over the encoders of `base`: stage `align`, nothing random in the encoders.
+
+    Everything is float32, the frozen leaves too: `face_features` computes what `fi-jax train` would with this config.
+    """
     model = replace(
         config.model,
         image_encoder=replace(base.config.model.image_encoder, drop_path=0.0),
         segmentation_encoder=replace(base.config.model.segmentation_encoder, drop_path=0.0),
         use_segmentation=base.config.model.use_segmentation,
         knowledge=replace(config.model.knowledge, prompt_size=base.prompts.shape[-1]),
-        dtype="float32",
+        dtype=_DTYPE,
     )
     data = replace(
         config.data,
@@ -81,9 +76,16 @@ def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
         mixup=0.0,
     )
     train = replace(
-        config.train, stage="align", trainable=tuple(f"{part}.*" for part in _HEAD), init_from="", accumulate=1
+        config.train,
+        stage="align",
+        trainable=tuple(f"{part}.*" for part in _HEAD),
+        frozen_dtype=_DTYPE,
+        init_from="",
+        accumulate=1,
     )
-    return replace(config, model=model, data=data, train=train)
+    # The maps are those that the encoders were trained on.
+    weights = replace(config.weights, parser=base.config.weights.parser)
+    return replace(config, model=model, weights=weights, data=data, train=train)
 
 
 def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path, mask_cache: str = "") -> Features:
@@ -92,7 +94,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
     Raises:
       UserError: the encoders of `base` were loaded, not trained here, so its folder does not hold them.
     """
-    config = base.config
+    config = replace(base.config, model=replace(base.config.model, dtype=_DTYPE, remat="none"))
     towers = {path: leaf for path, leaf in base.leaves.items() if path.startswith(_TOWERS)}
     missing = [path for path in param_shapes(config.model) if path.startswith(_TOWERS) and path not in towers]
     if missing:
@@ -103,6 +105,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
     encoded = [encode_labels(record, vocabulary) for record in records]
     labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
     digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
+    digest.update(repr((config.model, config.data.image_size, config.weights.parser)).encode())
     for path in sorted(towers):
         digest.update(np.ascontiguousarray(towers[path]).tobytes())
     file = cache / f"{digest.hexdigest()[:16]}.npz"
@@ -118,7 +121,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
 
 
 def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord], mask_cache: str) -> dict:
-    model = FaceInsight(replace(config.model, remat="none"))
+    model = FaceInsight(config.model)
     params = unflatten({path: jnp.asarray(leaf) for path, leaf in towers.items()})
 
     @jax.jit
@@ -176,16 +179,13 @@ def train_on_features(
     """
     check_members(configs)
     config = configs[0]
-    vocabulary = find_vocabulary(config.data.vocabulary)
     paths = [path for path in param_shapes(config.model) if path.startswith(_HEAD)]
     states = [
         init_state(init_leaves(one.model, paths, one.train.seed), make_optimizer(one.train), one.train)
         for one in configs
     ]
     graphs = [build_graph(counts, one.model.knowledge, seed=one.train.seed) for one in configs]
-    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(vocabulary), vocabulary)))
-    prompts = np.asarray(prompts, np.float32)
-    inputs = MemberInputs({}, prompts, np.stack(graphs), rules, numbers_of(configs))
+    inputs = member_inputs(configs, {}, prompts, graphs)
     state = stack(states)
     step = jax.jit(make_member_step(configs, share_encoders=True), donate_argnums=0)
     steps, size = config.train.steps, config.data.batch_size
@@ -194,15 +194,15 @@ def train_on_features(
         places = stream_places(config.data.seed, (number - 1) * size, number * size, len(epoch))
         state, metrics = step(state, inputs, _batch(features, epoch[places], config.model.use_segmentation))
         if number % config.train.log_every == 0 or number == steps:
-            values = {name: np.asarray(value) for name, value in metrics.items()}
-            losses = values["loss"]
+            lines = own_metrics(metrics, configs)
+            losses = [line["loss"] for line in lines]
             if not np.isfinite(losses).all():
                 raise UserError(f"the loss is {losses} at step {number}; lower train.learning_rate")
-            for i, one in enumerate(configs):
-                logs[i].append({"step": number, **own_metrics(values, one, i)})
-            say(f"step {number}/{steps}  loss {losses.min():.4f} to {losses.max():.4f}")
+            for log, line in zip(logs, lines, strict=True):
+                log.append({"step": number, **line})
+            say(f"step {number}/{steps}  loss {min(losses):.4f} to {max(losses):.4f}")
     return [
-        Trained(one, final_leaves(member(state, i)), Constants(prompts, graphs[i]), logs[i])
+        Trained(one, final_leaves(member(state, i)), Constants(inputs.prompts, graphs[i]), logs[i])
         for i, one in enumerate(configs)
     ]
 

@@ -12,7 +12,7 @@ from fi_jax.config import Experiment
 from fi_jax.data.pipeline import Mixture, load_mixture, open_dataset, training_batches
 from fi_jax.errors import UserError
 from fi_jax.inference.maps import with_maps
-from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.knowledge.logic import compile_rules
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
@@ -81,9 +81,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     shardings = state_shardings(state, mesh)
     state = place(state, shardings)
     rules = compile_rules(rules_for(vocabulary), vocabulary)
-    inputs = StepInputs(
-        frozen, place(constants, replicated(mesh)), place(RuleTable(*map(np.asarray, rules)), replicated(mesh))
-    )
+    inputs = StepInputs(frozen, place(constants, replicated(mesh)), place(rules, replicated(mesh)))
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
 

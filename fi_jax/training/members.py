@@ -17,7 +17,9 @@ from jaxtyping import Array, Float
 
 from fi_jax.config import Experiment, flat_fields
 from fi_jax.errors import UserError
-from fi_jax.knowledge.logic import RuleTable
+from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.training.losses import TERMS, loss_terms, total
 from fi_jax.training.optimizer import make_optimizer, merge_params
@@ -98,6 +100,15 @@ def numbers_of(configs: Sequence[Experiment]) -> Numbers:
     return Numbers(fields, alphas / alphas[0])
 
 
+def member_inputs(
+    configs: Sequence[Experiment], frozen: Leaves, prompts: np.ndarray, graphs: Sequence[np.ndarray]
+) -> MemberInputs:
+    """Returns what the members read, on the host: T_p^0 (`n d0`) for all, a graph (`n n`) for each, their rules."""
+    vocabulary = find_vocabulary(configs[0].data.vocabulary)
+    rules = compile_rules(rules_for(vocabulary), vocabulary)
+    return MemberInputs(frozen, np.asarray(prompts, np.float32), np.stack(graphs), rules, numbers_of(configs))
+
+
 def stack(trees: Sequence[Any]) -> Any:
     """Stacks trees of equal structure along a new first axis, one row a member."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
@@ -158,10 +169,13 @@ def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Cal
     return step
 
 
-def own_metrics(metrics: dict[str, Any], config: Experiment, index: int) -> dict[str, float]:
-    """One member's metrics, with the names it has alone: a term of weight 0 is not there."""
-    off = {name for name in TERMS if not getattr(config.loss, name)}
-    return {name: float(values[index]) for name, values in metrics.items() if name not in off}
+def own_metrics(metrics: Mapping[str, Array], configs: Sequence[Experiment]) -> list[dict[str, float]]:
+    """Each member's metrics, with the names it has alone: a term of weight 0 is not there."""
+    values = {name: np.asarray(value) for name, value in metrics.items()}
+    off = [{name for name in TERMS if not getattr(one.loss, name)} for one in configs]
+    return [
+        {name: float(rows[i]) for name, rows in values.items() if name not in unused} for i, unused in enumerate(off)
+    ]
 
 
 def with_numbers(config: Experiment, numbers: Numbers) -> Experiment:

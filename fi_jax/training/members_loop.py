@@ -18,9 +18,7 @@ from fi_jax.data.pipeline import Mixture, load_mixture, open_dataset, training_b
 from fi_jax.errors import UserError
 from fi_jax.inference.maps import with_maps
 from fi_jax.knowledge.correlation import build_graph
-from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary as find_vocabulary
-from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
 from fi_jax.parallel.hosts import Hosts
@@ -35,7 +33,7 @@ from fi_jax.training.members import (
     check_members,
     make_member_step,
     member,
-    numbers_of,
+    member_inputs,
     own_metrics,
     shares_encoders,
     stack,
@@ -88,14 +86,9 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
     everywhere = replicated(mesh)
-    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(vocabulary), vocabulary)))
-    inputs = MemberInputs(
-        frozen,
-        place(constants[0].prompts, everywhere),
-        place(np.stack([one.graph for one in constants]), everywhere),
-        place(rules, everywhere),
-        place(numbers_of(configs), everywhere),
-    )
+    inputs = member_inputs(configs, frozen, constants[0].prompts, [one.graph for one in constants])
+    # The frozen leaves have their places.
+    inputs = MemberInputs(frozen, *(place(part, everywhere) for part in inputs[1:]))
     with ExitStack() as stack_of:
         checkpoints = [stack_of.enter_context(closing(Checkpoints(f, c))) for f, c in zip(folders, configs)]
         start = _common_step(checkpoints)
@@ -122,11 +115,11 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
             for number in range(start + 1, steps + 1):
                 state, metrics = step(state, inputs, place_batch(next(batches), mesh))
                 if number % config.train.log_every == 0 or number == steps:
-                    values = {name: np.asarray(value) for name, value in metrics.items()}
-                    for i, (log, one) in enumerate(zip(logs, configs)):
-                        log.write(number, own_metrics(values, one, i))
+                    lines = own_metrics(metrics, configs)
+                    for log, line in zip(logs, lines, strict=True):
+                        log.write(number, line)
                     rate = (number - clock_step) / max(time.monotonic() - clock, 1e-9)
-                    say(_progress(number, steps, values["loss"], rate))
+                    say(_progress(number, steps, [line["loss"] for line in lines], rate))
                     clock, clock_step = time.monotonic(), number
                 stop = preempted.reached(number)
                 if stop or number % config.train.checkpoint_every == 0 or number == steps:
@@ -220,7 +213,7 @@ def _common_step(checkpoints: Sequence[Checkpoints]) -> int:
     return max(common, default=0)
 
 
-def _progress(step: int, steps: int, losses: np.ndarray, rate: float) -> str:
+def _progress(step: int, steps: int, losses: Sequence[float], rate: float) -> str:
     left = (steps - step) / max(rate, 1e-9) / 60
     shown = f"loss {np.nanmin(losses):.4f} to {np.nanmax(losses):.4f}"
     return f"step {step}/{steps}  {shown}  {rate:.2f} steps/s  {left:.1f} min left"

@@ -1,6 +1,8 @@
 """L_c: values against brute force, zero exactly when the rules hold, gradients that mean what they should."""
 
 import itertools
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.knowledge import logic
-from fi_jax.knowledge.logic import LogicPieces, broken, compile_rules, violation_rate
+from fi_jax.knowledge.logic import Chances, LogicPieces, broken, chances, compile_rules, violation_rate
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.rules import Rule, excludes, implies
@@ -25,10 +27,29 @@ RULES = (
 )
 TABLE = compile_rules(RULES, VOCAB)
 N = len(VOCAB)
-# Compiled once: op-by-op dispatch is most of the time otherwise.
-violations = jax.jit(logic.violations, static_argnames="categorical")
-logic_pieces = jax.jit(logic.logic_pieces, static_argnames="categorical")
-logic_loss = jax.jit(logic.logic_loss, static_argnames=("form", "categorical"))
+
+
+def of(p) -> Chances:
+    """What probabilities say, as the module takes it."""
+    return Chances(jnp.log(p), jnp.log1p(-p))
+
+
+# Of probabilities. Compiled once: op-by-op dispatch is most of the time otherwise.
+@partial(jax.jit, static_argnames="categorical")
+def violations(p, *rest, categorical=False):
+    return logic.violations(of(p), *rest, categorical=categorical)
+
+
+@partial(jax.jit, static_argnames="categorical")
+def logic_pieces(p, *rest, categorical=False):
+    return logic.logic_pieces(of(p), *rest, categorical=categorical)
+
+
+@partial(jax.jit, static_argnames=("form", "categorical"))
+def logic_loss(p, scope, table, form="semantic", alpha=1.0, categorical=False):
+    return logic.logic_loss(of(p), scope, table, form, alpha, categorical)
+
+
 combine = jax.jit(logic.combine, static_argnames="form")
 ALL = np.array(list(itertools.product([False, True], repeat=N)))
 
@@ -85,12 +106,13 @@ def test_zero_exactly_when_every_rule_holds(form):
 
 @pytest.mark.parametrize("form", ["semantic", "lcp"])
 @pytest.mark.parametrize("categorical", [False, True])
-def test_finite_with_finite_gradients_at_0_and_1(form, categorical):
-    def loss(p):
-        return logic_loss(p, jnp.ones(p.shape, bool), TABLE, form, categorical=categorical)[0]
+def test_finite_with_finite_gradients_when_certain(form, categorical):
+    def loss(logits):
+        return logic.logic_loss(chances(logits), jnp.ones(logits.shape, bool), TABLE, form, categorical=categorical)[0]
 
-    for p in (ALL.astype(np.float32), np.full((2, N), 0.5, np.float32)):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(p)
+    for certainty in (0.0, 20.0, 90.0, 1e3, 1e9):
+        logits = np.where(ALL, certainty, -certainty).astype(np.float32)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -99,8 +121,7 @@ def test_an_implication_never_denies_its_premise(form):
     table = compile_rules([implies("a", "bc", "test")], VOCAB)
 
     def loss(logits):
-        p = jax.nn.sigmoid(logits)
-        total, count = logic_loss(p, jnp.ones(p.shape, bool), table, form)
+        total, count = logic.logic_loss(chances(logits), jnp.ones(logits.shape, bool), table, form)
         return total / count
 
     logits = jnp.zeros((3, N)).at[:, 0].set(1.0)
@@ -144,7 +165,8 @@ def test_lcp_skips_rules_without_premise_mass():
     table = compile_rules(RULES[:3], VOCAB)
     total, count = logic_loss(np.zeros((4, N), np.float32), np.ones((4, N), bool), table, "lcp")
     assert total == 0 and count == 0
-    gradient = jax.grad(lambda p: logic_loss(p, jnp.ones(p.shape, bool), table, "lcp")[0])(jnp.zeros((4, N)))
+    every, never = jnp.ones((4, N), bool), jnp.full((4, N), -1e9)
+    gradient = jax.grad(lambda s: logic.logic_loss(chances(s), every, table, "lcp")[0])(never)
     assert np.isfinite(gradient).all()
 
 
@@ -158,6 +180,113 @@ def test_pieces_add_up_over_micro_batches(form):
     if form == "semantic":
         sums = [logic_loss(p[s], scope[s], TABLE, form) for s in (slice(5), slice(5, 6), slice(6, None))]
         np.testing.assert_allclose(np.sum(sums, 0), whole, rtol=1e-5)
+
+
+def exact_cost(logits, rule, categorical=False):
+    """-log(1 - v) of one rule on each face, v and 1 - v each summed over all outcomes, in the caller's precision.
+
+    With `categorical`, the last three labels are one choice.
+    """
+    p, q = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    if categorical:
+        choice = jax.nn.softmax(logits[:, 4:])
+        p = p.at[:, 4:].set(choice)
+        q = q.at[:, 4:].set(choice[:, [1, 2, 0]] + choice[:, [2, 0, 1]])
+    at = [VOCAB.index(name) for name in rule.labels]
+    chance = [0.0] * (len(at) + 1)
+    if categorical and min(at) >= 4:
+        chance[0] = sum((p[:, i] for i in range(4, N) if i not in at), jnp.zeros(len(p)))
+        chance[1] = sum(p[:, i] for i in at)
+    else:
+        for bits in itertools.product([0, 1], repeat=len(at)):
+            parts = [p[:, i] if bit else q[:, i] for i, bit in zip(at, bits, strict=True)]
+            chance[sum(bits)] += math.prod(parts)
+    none, one, some, many = chance[0], chance[1], sum(chance[1:]), sum(chance[2:])
+    sg = jax.lax.stop_gradient
+    if rule.kind == "at_most_one":
+        v, kept = many, none + one
+    elif rule.kind == "exactly_one":
+        v, kept = none + many, one
+    else:
+        a, not_a = p[:, VOCAB.index(rule.premise)], q[:, VOCAB.index(rule.premise)]
+        v, kept = (sg(a) * none, sg(not_a) + sg(a) * some) if rule.kind == "implies" else (a * some, not_a + a * none)
+    cost = jnp.where(v < 0.5, -jnp.log1p(-jnp.where(v < 0.5, v, 0)), -jnp.log(kept))
+    return 0.5 * (cost + sg(cost)) if rule.kind == "excludes" else cost
+
+
+CHOICE_RULES = (implies("a", "fg", "test"), excludes("a", "ef", "test"), implies("b", "e", "test"))
+
+
+def costs_and_slopes(cost, logits):
+    """Each face's cost and its gradient."""
+    return cost(logits), jax.grad(lambda s: cost(s).sum())(logits)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """`compared(logits)` holds float32 costs and gradients of every rule against float64 ones."""
+    cases = [(rule, False) for rule in RULES] + [(rule, True) for rule in CHOICE_RULES]
+
+    def ours(rule, categorical, logits):
+        table = compile_rules([rule, RULES[3]] if categorical else [rule], VOCAB)
+
+        def cost(logits):
+            said = chances(logits)
+            if categorical:
+                yes = jax.nn.log_softmax(logits[:, 4:])
+                rest = jnp.stack([jnp.delete(yes, i, 1, assume_unique_indices=True) for i in range(3)], 1)
+                no = jax.nn.logsumexp(rest, -1)
+                said = Chances(said.yes.at[:, 4:].set(yes), said.no.at[:, 4:].set(no))
+            one = lambda yes, no: logic.logic_loss(  # noqa: E731
+                Chances(yes[None], no[None]), jnp.ones((1, N), bool), table, categorical=categorical
+            )
+            return jax.vmap(one)(*said)[0]
+
+        return costs_and_slopes(cost, logits)
+
+    def theirs(rule, categorical, logits):
+        return costs_and_slopes(lambda s: exact_cost(s, rule, categorical), logits)
+
+    def over_cases(one):
+        return jax.jit(lambda logits: [one(rule, categorical, logits) for rule, categorical in cases])
+
+    mine, reference = over_cases(ours), over_cases(theirs)
+
+    def compare(logits):
+        logits = np.asarray(logits, np.float32)
+        found = mine(logits)
+        with jax.enable_x64(True):
+            wanted = reference(logits.astype(np.float64))
+        for (rule, categorical), got, want in zip(cases, found, wanted, strict=True):
+            assert want[0].dtype == np.float64 and got[0].dtype == np.float32
+            yield f"{rule}{' of a choice' * categorical}", got, want
+
+    return compare
+
+
+# Logits of p = 0.5, 1 - 1e-7, 1 - 1e-12, 1 - 1e-13 and their complements.
+SATURATED = (0.0, 16.118, -16.118, 27.631, -27.631, 30.0, -30.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 9999), st.sampled_from([1.0, 4.0, 12.0, None]))
+def test_costs_and_gradients_are_those_of_float64(compared, seed, scale):
+    rng = np.random.default_rng(seed)
+    logits = rng.choice(SATURATED, (32, N)) if scale is None else scale * rng.normal(size=(32, N))
+    for name, (cost, slope), (true_cost, true_slope) in compared(logits):
+        # Relative: a rule broken by 1e-20 costs 1e-20, one kept by 1e-20 costs 46.
+        np.testing.assert_allclose(cost, true_cost, rtol=2e-5, atol=1e-37, err_msg=name)
+        # Of logits, so at most about one: a few units in the last place of that.
+        np.testing.assert_allclose(slope, true_slope, rtol=2e-5, atol=3e-7, err_msg=name)
+
+
+def test_a_certain_breach_still_pulls():
+    """Where sigmoid has rounded to one, the gradient is that of the logits."""
+    table = compile_rules(RULES[:1], VOCAB)
+    logits = jnp.full((1, N), -30.0).at[0, 0].set(30.0)
+    cost, slope = costs_and_slopes(lambda s: logic.logic_loss(chances(s), jnp.ones((1, N), bool), table)[0], logits)
+    np.testing.assert_allclose(cost, 30 - np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(slope[0, :4], [0, -1 / 3, -1 / 3, 0], rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)

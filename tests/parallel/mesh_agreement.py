@@ -22,7 +22,7 @@ def main() -> int:
 
     from fi_jax.cli.configs import load_config
     from fi_jax.config import MeshConfig
-    from fi_jax.knowledge.logic import RuleTable, compile_rules
+    from fi_jax.knowledge.logic import compile_rules
     from fi_jax.labels.registry import vocabulary
     from fi_jax.labels.rule_tables import rules_for
     from fi_jax.models.face_insight import Constants
@@ -50,7 +50,7 @@ def main() -> int:
     constants = Constants(
         rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32), np.eye(n, dtype=np.float32)
     )
-    rules = RuleTable(*map(np.asarray, compile_rules(rules_for(labels), labels)))
+    rules = compile_rules(rules_for(labels), labels)
     batch = {}
     for key, leaf in batch_shapes(config).items():
         if leaf.dtype == bool:
