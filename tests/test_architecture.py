@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "sweeps",
     },
     "demo": {"labels", "data", "inference", "evaluation"},
-    "benchmarks": {"labels", "knowledge", "models", "training", "inference", "weights"},
+    "benchmarks": {"labels", "knowledge", "models", "parallel", "training", "inference", "weights"},
     "__main__": {"cli"},
 }
 

@@ -1,17 +1,21 @@
 """One thing to measure, and the arrays it needs: random weights made on the device, a batch of the right shapes."""
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, Sharding
 
-from fi_jax.config import Experiment, VitConfig
+from fi_jax.config import Experiment, MeshConfig, VitConfig
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
+from fi_jax.parallel.mesh import make_mesh
 from fi_jax.training.material import slots_of
 from fi_jax.weights.assemble import param_shapes
 
@@ -23,13 +27,32 @@ ANSWER_TOKENS = 8
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a config, faces at once, and how often the timed call is repeated."""
+    """What is measured: a config, faces at once (of all devices together), and how often the timed call is repeated."""
 
     config: Experiment
     batch: int
     repeats: int = 5
     new_tokens: int = 64
     questions: int = 40
+
+
+def named_mesh(config: MeshConfig) -> MeshConfig:
+    """The mesh that a benchmark runs on: an axis of -1 ("what is left") counts as 1.
+
+    So a figure does not change with the number of devices that happen to be there.
+    """
+    return MeshConfig(*(max(size, 1) for size in (config.data, config.fsdp, config.tensor)))
+
+
+def num_devices(config: MeshConfig) -> int:
+    """Devices of `named_mesh(config)`; nothing is asked of JAX."""
+    named = named_mesh(config)
+    return math.prod((named.data, named.fsdp, named.tensor))
+
+
+def mesh_of(config: Experiment) -> Mesh:
+    """Lays the first devices out as `named_mesh`. Raises `UserError` when there are fewer."""
+    return make_mesh(named_mesh(config.mesh), jax.devices()[: num_devices(config.mesh)])
 
 
 def counted_tokens(config: Experiment) -> int:
@@ -79,23 +102,32 @@ def model_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     return param_shapes(replace(config.model, attention="xla"))
 
 
-def random_leaves(shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: str, seed: int = 0) -> dict[str, jax.Array]:
-    """Random values of the size that training leaves behind, made on the device in `dtype`, leaf by leaf.
+def random_leaves(
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    dtype: str,
+    shardings: Mapping[str, Sharding] | None = None,
+    seed: int = 0,
+) -> dict[str, jax.Array]:
+    """Random values of the size that training leaves behind, made in `dtype`, leaf by leaf, where they belong.
 
     Not zeros: matrix products of zeros run measurably faster. Norm scales are one, so that activations stay bounded.
+
+    Args:
+      shardings: of every leaf by path, so that no device ever holds the whole model; None for the default device.
     """
     leaves = {}
     for number, (path, shape) in enumerate(shapes.items()):
+        sharding = None if shardings is None else shardings[path]
         if path.endswith("scale") and "norm" in path:
-            leaves[path] = jnp.ones(shape.shape, dtype)
+            leaves[path] = jnp.ones(shape.shape, dtype, device=sharding)
         else:
-            leaves[path] = _random(jax.random.key(seed + number, impl="rbg"), shape.shape, dtype)
+            leaves[path] = _generator(shape.shape, dtype, sharding)(jax.random.key(seed + number, impl="rbg"))
     return leaves
 
 
-@jax.jit(static_argnums=(1, 2))
-def _random(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -0.02, 0.02)
+@functools.cache
+def _generator(shape, dtype, sharding):
+    return jax.jit(lambda key: jax.random.uniform(key, shape, dtype, -0.02, 0.02), out_shardings=sharding)
 
 
 def random_constants(config: Experiment, seed: int = 0) -> Constants:

@@ -14,6 +14,8 @@ from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.models.attention import Layout
 from fi_jax.models.llama import Llama
+from fi_jax.parallel.mesh import check_batch
+from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.losses import option_probabilities
 from fi_jax.training.optimizer import flatten, unflatten
 
@@ -30,20 +32,25 @@ _QUESTION_KEYS = (
 def score40(case: Case) -> dict:
     """Encodes faces and answers `case.questions` closed questions about each in one forward pass."""
     config = cases.without_adapters(case.config)
-    params = unflatten(cases.random_leaves(cases.model_shapes(config), config.model.dtype))
+    mesh = cases.mesh_of(config)
+    check_batch(case.batch, 1, mesh)
+    shapes = cases.model_shapes(config)
+    params = unflatten(cases.random_leaves(shapes, config.model.dtype, state_shardings(shapes, mesh)))
+    constants = place(cases.random_constants(config), replicated(mesh))
     # The benchmark has token arrays already, so no tokenizer.
-    answerer = Answerer(config, params, cases.random_constants(config), None, {})
-    batch = cases.random_batch(config, case.batch, case.questions)
+    answerer = Answerer(config, params, constants, None, {})
+    batch = place_batch(cases.random_batch(config, case.batch, case.questions), mesh)
     asked = {key: batch[key] for key in _QUESTION_KEYS}
 
     def call():
         faces, alignment = answerer.faces(batch["image"], batch["mask"])
         return option_probabilities(answerer._score(params, faces, alignment, asked))
 
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    compile_s = time.perf_counter() - start
-    timing = timed(call, case.repeats)
+    with activation_scope(mesh, config.model):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        compile_s = time.perf_counter() - start
+        timing = timed(call, case.repeats)
     pairs = case.questions * case.batch
     return {
         "batch": case.batch,

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from fi_jax.parallel.collectives import collectives
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -45,9 +47,17 @@ def compiled(jitted, *arguments) -> tuple[Any, dict[str, float]]:
 
 
 def peak_gib() -> float | None:
-    """Most device memory that was ever in use in this process, GiB; None where the backend does not say."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return _gib(stats["peak_bytes_in_use"]) if "peak_bytes_in_use" in stats else None
+    """Most memory of one device that was ever in use in this process, GiB; None where the backend does not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return _gib(max(peaks)) if peaks else None
+
+
+def sent(program: Any) -> dict[str, dict[str, float]]:
+    """What a compiled program sends between devices a call: `{kind: {"count": …, "mib": …}}`, results on one device."""
+    return {
+        one.kind: {"count": one.count, "mib": round(one.bytes / 2**20, 2)} for one in collectives(program.as_text())
+    }
 
 
 def machine() -> dict[str, str]:

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-import jax
-
 from fi_jax.benchmarks import case as cases
 from fi_jax.benchmarks.case import Case
-from fi_jax.benchmarks.measure import compiled, peak_gib, timed
+from fi_jax.benchmarks.measure import compiled, peak_gib, sent, timed
+from fi_jax.parallel.mesh import check_batch
+from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
+from fi_jax.training.abstract import jit_step
 from fi_jax.training.optimizer import make_optimizer, split_params, unflatten
 from fi_jax.training.state import init_state
-from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.training.step import StepInputs
 
 FLOPS = "4 N a token (forward 2 N, backward 2 N), N = parameters of the LLM without its embedding; no attention, vision, adapters or recomputation"
 
@@ -39,20 +40,25 @@ def train40(case: Case) -> dict:
 
 def _step(case: Case, questions: int) -> dict:
     config = replace(case.config, train=replace(case.config.train, accumulate=1))
+    mesh = cases.mesh_of(config)
+    check_batch(case.batch, 1, mesh)
     shapes = cases.model_shapes(config)
     trained, frozen = split_params(unflatten(shapes), config.train.trainable)
-    optimizer = make_optimizer(config.train)
-    state = init_state(cases.random_leaves(trained, "float32"), optimizer, config.train)
+    leaves = cases.random_leaves(trained, "float32", state_shardings(trained, mesh))
+    state = init_state(leaves, make_optimizer(config.train), config.train)
+    state = place(state, state_shardings(state, mesh))
     inputs = StepInputs(
-        cases.random_leaves(frozen, config.train.frozen_dtype),
-        cases.random_constants(config),
-        cases.rule_table(config),
+        cases.random_leaves(frozen, config.train.frozen_dtype, state_shardings(frozen, mesh)),
+        place(cases.random_constants(config), replicated(mesh)),
+        place(cases.rule_table(config), replicated(mesh)),
     )
-    batch = cases.random_batch(config, case.batch, questions)
-    # As in the trainer: the old state's memory becomes the new one's.
-    program, spent = compiled(jax.jit(make_train_step(config, optimizer), donate_argnums=0), state, inputs, batch)
+    batch = place_batch(cases.random_batch(config, case.batch, questions), mesh)
+    with activation_scope(mesh, config.model):
+        program, spent = compiled(jit_step(config, state, mesh), state, inputs, batch)
+    if mesh.size > 1:
+        spent["collectives"] = sent(program)
     box, losses = [state], []
-    del state
+    del leaves, state
 
     def call():
         new, metrics = program(box.pop(), inputs, batch)

@@ -2,6 +2,9 @@
 
 Prints one JSON line a measurement. Each runs in a process of its own, so that its peak memory is its own.
 `fi-jax bench 7b --what train --batch 16 --remat dots`; `fi-jax bench 7b --small` takes seconds anywhere.
+
+One device is measured, however many there are: an axis of the config's mesh that is -1 counts as 1. `--mesh.data 2` or
+`--mesh.fsdp 2` runs training and scoring on the first two devices, --batch being the batch of all devices together.
 """
 
 import argparse
@@ -25,6 +28,9 @@ WHAT = {
     "decode_shared": 32,
     "compile": 16,
 }
+
+# What runs on a mesh; decoding runs on one device.
+ON_MESH = ("train", "train40", "score40", "compile")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
         require_choice("--what", what, WHAT)
     from fi_jax.cli.configs import load_config
 
-    load_config(args.config, args.overrides)
+    config = load_config(args.config, args.overrides)
+    alone = [what for what in wanted if what not in ON_MESH]
+    if alone and max(1, config.mesh.data) * config.mesh.fsdp * config.mesh.tensor > 1:
+        raise UserError(f"{alone[0]} runs on one device; leave --mesh.* out, or measure --what {','.join(ON_MESH)}")
     if args.repeats < 1:
         raise UserError(f"--repeats is {args.repeats}; it must be at least 1")
     points = [
@@ -110,7 +119,7 @@ def _compile(args: argparse.Namespace, batch: int, remat: str) -> bool:
                 return _say({"what": "compile", "batch": batch, "error": line["error"]})
             seconds.append(line["compile_s"])
     cold, cached = seconds
-    kept = {key: line[key] for key in ("config", "batch", "remat", "attention", "device", "jax")}
+    kept = {key: line[key] for key in ("config", "batch", "remat", "attention", "devices", "mesh", "device", "jax")}
     return _say({"what": "compile", **kept, "cold_s": cold, "cached_s": cached})
 
 
@@ -134,7 +143,7 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
     import jax
 
     from fi_jax.benchmarks import inference, training
-    from fi_jax.benchmarks.case import Case, small
+    from fi_jax.benchmarks.case import Case, mesh_of, small
     from fi_jax.benchmarks.measure import machine
 
     attention = args.attention or ("flash" if jax.default_backend() == "gpu" else "xla")
@@ -151,7 +160,9 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
     else:
         decode = inference.decode_shared if what == "decode_shared" else inference.decode_faces
         measured = decode(case, args.scan_layers)
-    return measured | {"dtype": config.model.dtype} | machine()
+    mesh = mesh_of(config)
+    shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    return measured | {"dtype": config.model.dtype, "devices": mesh.size, "mesh": shape} | machine()
 
 
 def _say(line: dict) -> bool:

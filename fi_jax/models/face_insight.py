@@ -189,11 +189,15 @@ class FaceInsight(nn.Module):
 def _fill(x: Float[Array, "b p d"], slots: Bool[Array, "b p"], tokens: Float[Array, "b i d"]) -> Float[Array, "b p d"]:
     """Writes the k-th token into the k-th slot of each row; tokens beyond the last slot are dropped.
 
-    A scatter without repeated rows: its gradient is a gather, where that of a gather would add atomically.
+    A scatter without repeated rows: its gradient is a gather, where that of a gather would add atomically. Under vmap,
+    so that the partitioner sees that faces do not mix; else it gathers the tokens of all devices on each.
     """
-    (b, p), i = slots.shape, tokens.shape[1]
+    p, i = slots.shape[1], tokens.shape[1]
     k = jnp.arange(i)
     at = jnp.sum(jnp.cumsum(slots, axis=1)[:, None, :] <= k[:, None], axis=-1)
     at = jnp.where(at < p, at, p + k)
-    rows = jnp.arange(b)[:, None]
-    return x.at[rows, at].set(tokens.astype(x.dtype), mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    def row(x, at, tokens):
+        return x.at[at].set(tokens, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    return jax.vmap(row)(x, at, tokens.astype(x.dtype))

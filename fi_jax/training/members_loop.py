@@ -41,11 +41,15 @@ from fi_jax.training.members import (
 from fi_jax.training.optimizer import cast, make_optimizer, split_params, unflatten
 from fi_jax.training.run_folder import RunLog
 from fi_jax.training.state import TrainState, init_state
+from fi_jax.training.warm_start import word_connector
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
 from fi_jax.weights.tokenizers import load_tokenizer
 
 Say = Callable[[str], None]
+
+# Whether an earlier run has trained the connector shows in this leaf.
+_CONNECTOR = "knowledge_connector/fc1/kernel"
 
 
 def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts, say: Say = print) -> int:
@@ -79,8 +83,15 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     )
 
     fresh = [path for path in trained if path not in loaded]
-    states = [_first_state(one, trained, fresh, mesh) for one in configs]
     constants = _constants(configs, initial, leaves, mixture, vocabulary, tokenizer)
+    starts = [{**trained, **init_leaves(one.model, fresh, one.train.seed, mesh)} for one in configs]
+    if config.weights.knowledge_connector == "words" and not (initial and _CONNECTOR in initial.leaves):
+        if config.train.stage == "instruct" and _CONNECTOR not in trained:
+            raise UserError("members that start the knowledge connector from words train it; add it to train.trainable")
+        for one, start_of, own in zip(configs, starts, constants):
+            words = word_connector(one, {**leaves, **start_of}, own, vocabulary, tokenizer)
+            start_of |= {path: words[path] for path in words.keys() & trained.keys()}
+    states = [_first_state(one, start_of, mesh) for one, start_of in zip(configs, starts)]
     frozen = cast(frozen, config.train.frozen_dtype)
     carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
@@ -166,10 +177,8 @@ def _check_frozen(fresh: set[str]) -> None:
         )
 
 
-def _first_state(config: Experiment, trained: dict, fresh: list[str], mesh) -> TrainState:
-    """A member's state at step 0: loaded leaves as they are, fresh ones from its own seed."""
-    own = init_leaves(config.model, fresh, config.train.seed, mesh)
-    start = {path: own.get(path, leaf) for path, leaf in trained.items()}
+def _first_state(config: Experiment, start: dict, mesh) -> TrainState:
+    """A member's state at step 0."""
     state = init_state(start, make_optimizer(config.train), config.train)
     return place(state, state_shardings(state, mesh))
 

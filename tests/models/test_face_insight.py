@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fi_jax.config import MeshConfig
 from fi_jax.models.face_insight import KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Alignment, FaceInsight, _fill
+from fi_jax.parallel.collectives import collectives
+from fi_jax.parallel.mesh import make_mesh
+from fi_jax.parallel.rules import batch_sharding
 from fi_jax.training.material import slots_of
 from fi_jax.training.optimizer import unflatten
 from fi_jax.training.step import add_pixels
@@ -166,3 +170,21 @@ def test_scores_are_scaled_cosines(small, said):
     scale, bias = np.exp(small.leaves["head/log_scale"]), np.asarray(small.leaves["head/bias"])
     cosine = (np.asarray(said[0]) - bias) / scale
     assert np.abs(cosine).max() <= 1 + 1e-5 and cosine.std() > 1e-3
+
+
+def test_filling_slots_sends_nothing_between_devices():
+    """Faces do not mix, and the partitioner sees it: neither tokens nor their gradients cross."""
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+
+    def shape(size, dtype):
+        return jax.ShapeDtypeStruct(size, dtype, sharding=batch_sharding(mesh))
+
+    def loss(x, slots, tokens):
+        return jnp.square(_fill(x, slots, tokens)).sum(axis=(1, 2))
+
+    def grads(*arguments):
+        return jax.vjp(lambda x, tokens: loss(x, arguments[1], tokens), arguments[0], arguments[2])[1](jnp.ones(4))
+
+    arguments = shape((4, 9, 8), jnp.float32), shape((4, 9), bool), shape((4, 3, 8), jnp.float32)
+    text = jax.jit(grads, out_shardings=batch_sharding(mesh)).lower(*arguments).compile().as_text()
+    assert collectives(text) == []

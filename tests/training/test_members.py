@@ -132,6 +132,8 @@ def test_adapters_of_another_alpha_and_trained_encoders(tmp_path):
     encoders = r".*_encoder/(?!.*k_proj/bias).*"
     trainable = (r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*", encoders)
     start = tiny(stage="instruct", steps=3, checkpoint_every=3, trainable=trainable)
+    # Each member's connector starts from its own refined prompts.
+    start = replace(start, weights=replace(start.weights, knowledge_connector="words"))
     configs = [apply(start, {}), apply(start, {"model.llm.lora.alpha": 32.0, "train.learning_rate": 5e-4})]
     folders = [tmp_path / "m0", tmp_path / "m1"]
     assert train_members(configs, folders, Hosts(), lambda _: None) == 0
