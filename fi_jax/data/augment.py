@@ -68,7 +68,7 @@ def augment(
     # One draw for everything: many small draws would each be compiled.
     u = jax.random.uniform(key, (image.shape[0], _DRAWS))
     # Source places and packed pixels are kept: fused with their readers, a CPU would compute them again for each of
-    # the four gathers, twice as slow in all.
+    # the four gathers; the augmentation then takes 1.7 times as long.
     place = jax.vmap(lambda u: _affine(u, strength))(u)
     at_y, at_x = jax.vmap(lambda m: _coordinates(m, *mask.shape[1:]))(place)
     packed, at_y, at_x = _keep(u[0, 0], (_packed(image, mask), at_y, at_x))
@@ -138,7 +138,7 @@ def _corners(packed: UInt32[Array, "y x"], at_y, at_x) -> tuple[Array, Array, Ar
     y0, x0 = jnp.floor(at_y).astype(jnp.int32), jnp.floor(at_x).astype(jnp.int32)
     top, bottom, x1 = y0 * width, jnp.minimum(y0 + 1, height - 1) * width, jnp.minimum(x0 + 1, width - 1)
     pixels = packed.reshape(-1).at
-    # `_coordinates` keeps places inside; checking again would cost as much as the gathers.
+    # `_coordinates` keeps places inside.
     return tuple(pixels[at].get(mode="promise_in_bounds") for at in (top + x0, top + x1, bottom + x0, bottom + x1))
 
 
