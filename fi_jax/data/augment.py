@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from fi_jax.data.masks import FLIPPED, PALETTE
 
@@ -67,21 +67,39 @@ def augment(
     """
     # One draw for everything: many small draws would each be compiled.
     u = jax.random.uniform(key, (image.shape[0], _DRAWS))
-    # Each stage is held before the next reads it: fused into one, a CPU computes every pixel's sines and
-    # gathers again for each of its readers, twenty times slower.
-    place = _hold(jax.vmap(lambda u: _affine(u, strength))(u))
-    at_y, at_x = _hold(jax.vmap(lambda m: _coordinates(m, *mask.shape[1:]))(place))
-    planes, classes = _hold(jax.vmap(_sample)(*_hold(jax.vmap(_corners)(image, mask, at_y, at_x)), at_y, at_x))
+    # Source places and packed pixels are kept: fused with their readers, a CPU would compute them again for each of
+    # the four gathers; the augmentation then takes 1.7 times as long.
+    place = jax.vmap(lambda u: _affine(u, strength))(u)
+    at_y, at_x = jax.vmap(lambda m: _coordinates(m, *mask.shape[1:]))(place)
+    packed, at_y, at_x = _keep(u[0, 0], (_packed(image, mask), at_y, at_x))
+    planes, classes = _hold(jax.vmap(_sample)(*_hold(jax.vmap(_corners)(packed, at_y, at_x)), at_y, at_x))
     flip = u[:, 5] < strength.flip
     classes = jnp.where(flip[:, None, None], jnp.asarray(FLIPPED, jnp.int32)[classes], classes)
-    matrix, offset = _hold(jax.vmap(lambda u, mean: _colour(u, mean, strength))(u, planes.mean((2, 3))))
+    means = jnp.stack([plane.mean((1, 2)) for plane in planes], -1)
+    matrix, offset = _hold(jax.vmap(lambda u, mean: _colour(u, mean, strength))(u, means))
     planes = _hold(jax.vmap(_recolour)(planes, matrix, offset))
     return jax.vmap(lambda u, p: _soften_and_erase(u, p, strength))(u, planes), classes
 
 
+# Red, green and blue apart: planes vectorise, triples do not, and stacking them is a pass of its own.
+Planes = tuple[Float[Array, "y x"], Float[Array, "y x"], Float[Array, "y x"]]
+
 _DRAWS = 19
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _hold = jax.lax.optimization_barrier
+
+
+def _keep(draw: Float[Array, ""], values: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Holds values in memory on a CPU too, whose compiler drops barriers before it fuses; `draw` is any in [0, 1).
+
+    It cannot know that a draw is below 1, and does not fuse across a branch.
+    """
+    return jax.lax.platform_dependent(
+        draw,
+        values,
+        cpu=lambda draw, values: jax.lax.cond(draw < 1, lambda v: v, lambda v: jax.tree.map(jnp.zeros_like, v), values),
+        default=lambda draw, values: _hold(values),
+    )
 
 
 def _affine(u: Float[Array, "19"], strength: Augmentation) -> Float[Array, "2 3"]:
@@ -108,20 +126,24 @@ def _coordinates(
     return _snap(jnp.clip(at_y, 0, height - 1)), _snap(jnp.clip(at_x, 0, width - 1))
 
 
-def _corners(image: UInt8[Array, "y x 3"], mask: UInt8[Array, "y x"], at_y, at_x) -> tuple[Array, Array, Array, Array]:
-    """The four pixels around each source place, colour and class packed in one uint32: one gather for all four."""
-    height, width = mask.shape
+def _packed(image: UInt8[Array, "b y x 3"], mask: UInt8[Array, "b y x"]) -> UInt32[Array, "b y x"]:
+    """Colour and class of every pixel in one number: one gather for all four."""
     red, green, blue = (image[..., c].astype(jnp.uint32) << (8 * c) for c in range(3))
-    packed = (red | green | blue | mask.astype(jnp.uint32) << 24).reshape(-1)
+    return red | green | blue | mask.astype(jnp.uint32) << 24
+
+
+def _corners(packed: UInt32[Array, "y x"], at_y, at_x) -> tuple[Array, Array, Array, Array]:
+    """The four pixels around each source place."""
+    height, width = packed.shape
     y0, x0 = jnp.floor(at_y).astype(jnp.int32), jnp.floor(at_x).astype(jnp.int32)
-    y1, x1 = jnp.minimum(y0 + 1, height - 1), jnp.minimum(x0 + 1, width - 1)
-    return packed[y0 * width + x0], packed[y0 * width + x1], packed[y1 * width + x0], packed[y1 * width + x1]
+    top, bottom, x1 = y0 * width, jnp.minimum(y0 + 1, height - 1) * width, jnp.minimum(x0 + 1, width - 1)
+    pixels = packed.reshape(-1).at
+    # `_coordinates` keeps places inside.
+    return tuple(pixels[at].get(mode="promise_in_bounds") for at in (top + x0, top + x1, bottom + x0, bottom + x1))
 
 
-def _sample(
-    top_left, top_right, bottom_left, bottom_right, at_y, at_x
-) -> tuple[Float[Array, "3 y x"], Int[Array, "y x"]]:
-    """Bilinear colour planes (they vectorise; triples do not) and the nearest class."""
+def _sample(top_left, top_right, bottom_left, bottom_right, at_y, at_x) -> tuple[Planes, Int[Array, "y x"]]:
+    """Bilinear colours and the nearest class."""
     wy, wx = at_y - jnp.floor(at_y), at_x - jnp.floor(at_x)
 
     def plane(c):
@@ -132,7 +154,7 @@ def _sample(
 
     top = jnp.where(wx < 0.5, top_left, top_right)
     nearest = jnp.where(wy < 0.5, top, jnp.where(wx < 0.5, bottom_left, bottom_right))
-    return jnp.stack([plane(c) for c in range(3)]), (nearest >> 24).astype(jnp.int32)
+    return tuple(plane(c) for c in range(3)), (nearest >> 24).astype(jnp.int32)
 
 
 def _colour(u: Float[Array, "19"], mean: Float[Array, "3"], strength: Augmentation):
@@ -144,7 +166,7 @@ def _colour(u: Float[Array, "19"], mean: Float[Array, "3"], strength: Augmentati
     return bright * contrast * saturate, (saturate * mean).sum(1) * (bright * (1 - contrast))
 
 
-def _recolour(planes: Float[Array, "3 y x"], matrix: Float[Array, "3 3"], offset: Float[Array, "3"]):
+def _recolour(planes: Planes, matrix: Float[Array, "3 3"], offset: Float[Array, "3"]) -> Float[Array, "3 y x"]:
     # Written out: a product with a 3x3 matrix is no work for a matrix unit.
     return jnp.stack([sum(planes[c] * matrix[d, c] for c in range(3)) + offset[d] for d in range(3)])
 
