@@ -65,8 +65,8 @@ MODEL = ModelConfig(
 
 SOURCES = (
     SourceConfig("utkface", root="data/utkface"),
-    SourceConfig("celeba", root="data/celeba", repeat=2),
-    SourceConfig("expw", root="data/expw", repeat=2),
+    SourceConfig("celeba", root="data/celeba"),
+    SourceConfig("expw", root="data/expw"),
 )
 
 
@@ -82,12 +82,12 @@ def config() -> Experiment:
             questions_per_face=12,
             segment_length=40,
             short_segment=19,
-            augment_strength=0.6,
+            augment_strength=0.8,
             cache_in_memory=True,
         ),
         train=TrainConfig(
             stage="instruct",
-            steps=3000,
+            steps=1600,
             learning_rate=1e-3,
             warmup_steps=100,
             learning_rate_scales=((r".*_encoder/.*|head/.*|knowledge/.*", 0.1),),

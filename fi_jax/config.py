@@ -164,6 +164,26 @@ class KnowledgeConfig:
 
 
 @dataclass(frozen=True)
+class DecoderConfig:
+    """What paints hidden patches in stage `pretrain` (a masked autoencoder, He et al. 2022); no other stage has it."""
+
+    # 0: no decoder.
+    num_layers: int = 0
+    hidden_size: int = 192
+    num_heads: int = 3
+    # Share of the patches that the encoder does not see.
+    mask_ratio: float = 0.75
+
+    def __post_init__(self):
+        _check(self.num_layers >= 0, f"model.decoder.num_layers is {self.num_layers}; it must be 0 (none) or more")
+        _check(
+            self.hidden_size % (4 * self.num_heads) == 0,
+            f"model.decoder.hidden_size {self.hidden_size} is not a multiple of 4 * num_heads {self.num_heads}",
+        )
+        _check(0 < self.mask_ratio < 1, f"model.decoder.mask_ratio is {self.mask_ratio}; it lies between 0 and 1")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """FaceInsight: two encoders, three connectors, one LLM, one knowledge module."""
 
@@ -173,6 +193,7 @@ class ModelConfig:
     knowledge: KnowledgeConfig = KnowledgeConfig()
     # False: "without segmentation"; the map's tokens leave the sequence and the alignment head.
     use_segmentation: bool = True
+    decoder: DecoderConfig = DecoderConfig()
     dtype: Dtype = "bfloat16"
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
     remat: Literal["none", "dots", "full"] = "full"
@@ -276,6 +297,8 @@ class LossConfig:
     logic: float = 1.0
     head_bce: float = 1.0
     head_logic: float = 1.0
+    # Error of painted patches; stage `pretrain` has this term alone.
+    pixels: float = 1.0
     # Weights of labels in head_bce, by pattern of their names (a full match; the first that fits), 1 for the others:
     # 40 attributes of one set outweigh the one gender of another. E.g. (("race:.*", 3.0),).
     label_weights: tuple[tuple[str, float], ...] = ()
@@ -285,7 +308,7 @@ class LossConfig:
 
     def __post_init__(self):
         _check_words(self, "loss.")
-        for name in ("lm", "bce", "logic", "head_bce", "head_logic", "logic_alpha"):
+        for name in ("lm", "bce", "logic", "head_bce", "head_logic", "pixels", "logic_alpha"):
             _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it must not be negative")
 
 
@@ -293,10 +316,11 @@ class LossConfig:
 class TrainConfig:
     """Optimisation and bookkeeping of one stage.
 
-    Stage `align` runs the encoders and the alignment head alone (no LLM); stage `instruct` runs everything.
+    Stage `pretrain` teaches the image encoder to paint hidden patches, without labels; stage `align` runs the encoders
+    and the alignment head alone (no LLM); stage `instruct` runs everything.
     """
 
-    stage: Literal["align", "instruct"] = "instruct"
+    stage: Literal["pretrain", "align", "instruct"] = "instruct"
     steps: int = 1000
     learning_rate: float = 1e-4
     # Multipliers of the learning rate by pattern, e.g. (("image_encoder/.*", 0.1),).
@@ -363,10 +387,16 @@ class Experiment:
             self.data.batch_size % self.train.accumulate == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",
         )
+        pretrain = self.train.stage == "pretrain"
+        _check(
+            pretrain == (self.model.decoder.num_layers > 0),
+            "stage pretrain, and it alone, needs a decoder: set model.decoder.num_layers (configs/nano_pretrain.py)",
+        )
+        _check(not pretrain or self.train.accumulate == 1, "stage pretrain needs train.accumulate 1")
         if self.data.mixup:
             _check(
                 self.train.stage == "align",
-                "data.mixup blends faces, and no question can be asked about a blend; set it to 0 in stage instruct",
+                f"data.mixup blends faces and their labels, which stage {self.train.stage} cannot use; set it to 0",
             )
             _check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
 

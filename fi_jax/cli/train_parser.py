@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cross-validate as the parser in --out was trained, and add the scores to it; its weights stay",
     )
     parser.add_argument("--folds", type=int, default=5, help="cross-validation folds; 0 for none (default: 5)")
-    parser.add_argument("--steps", type=int, default=5000, help="steps of every training (default: 5000)")
+    parser.add_argument("--steps", type=int, help="steps of every training (default: 5000, or as the parser in --out)")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures a step (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -37,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.inference.parser import describe, load_parser, save_parser
     from fi_jax.training.parser_crossval import cross_validate, read_pairs, report, score, settings_of, train
 
-    training = settings_of(args.steps, args.batch_size, args.seed)
+    training = settings_of(5000 if args.steps is None else args.steps, args.batch_size, args.seed)
     trained = None
     if args.only_validate:
         trained = load_parser(args.out)
-        training = settings_of(**{name: trained.info["training"][name] for name in ("steps", "batch_size", "seed")})
+        as_trained = {name: trained.info["training"][name] for name in ("steps", "batch_size", "seed")}
+        training = settings_of(**as_trained | ({} if args.steps is None else {"steps": args.steps}))
     pairs = read_pairs(records, training.source_size)
     scores = cross_validate(pairs, training, args.folds, _say) if args.folds else {}
     parser = trained or train(pairs, training, _say)

@@ -180,7 +180,14 @@ def head_probabilities(
 
 def load_answerer(model: TrainedModel) -> Answerer:
     """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype."""
+    if model.config.train.stage == "pretrain":
+        raise UserError(
+            "the model was only pre-trained (train.stage pretrain) and answers nothing; train it with stage align"
+        )
     config = replace(model.config, train=replace(model.config.train, frozen_dtype=model.config.model.dtype))
+    if jax.default_backend() != "gpu" or config.model.dtype != "bfloat16":
+        # A kernel of the machine that trained the model is no part of the model.
+        config = replace(config, model=replace(config.model, attention="xla"))
     leaves, base = assemble(config, model.leaves)
     check_base(model, base)
     params = unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fi_jax.errors import UserError
-from fi_jax.models.flash import require_cudnn, segment_attention_flash
+from fi_jax.models.flash import even, require_cudnn, segment_attention_flash
 
 Implementation = Literal["xla", "flash"]
 
@@ -124,7 +124,8 @@ def _causal(q, k, v, valid, *, implementation):
     if implementation == "flash":
         require_cudnn(q)
         # Padding stands on the right, so causality alone hides it from every valid row.
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        out = jax.nn.dot_product_attention(even(q), even(k), even(v), is_causal=True, implementation="cudnn")
+        return out[:, : q.shape[1]]
     b, t, h, d = q.shape
     g = k.shape[2]
     logits = jnp.einsum(

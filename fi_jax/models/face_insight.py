@@ -17,6 +17,7 @@ from fi_jax.models.attention import Layout
 from fi_jax.models.connector import Connector
 from fi_jax.models.llama import Llama
 from fi_jax.models.lora import Linear
+from fi_jax.models.masked import PatchDecoder
 from fi_jax.models.vit import Vit
 
 # Negative token ids of a prefix are slots, filled in order by these tokens.
@@ -96,6 +97,8 @@ class FaceInsight(nn.Module):
         self.knowledge = PromptGcn(config.knowledge, dtype=dtype)
         self.knowledge_connector = Connector(config.llm.hidden_size, dtype=dtype)
         self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
+        if config.decoder.num_layers:
+            self.decoder = PatchDecoder(config.decoder, config.image_encoder, dtype=dtype, flash=flash)
         self.llm = Llama(config.llm, dtype=dtype, remat=config.remat, attention=config.attention)
 
     def encode(
@@ -107,6 +110,12 @@ class FaceInsight(nn.Module):
             return Faces(image.tokens, image.pooled, None, None)
         segmentation = self.segmentation_encoder(map_pixels, train=train)
         return Faces(image.tokens, image.pooled, segmentation.tokens, segmentation.pooled)
+
+    def paint(
+        self, pixels: Float[Array, "b y x 3"], keep: Int[Array, "b k"], train: bool = False
+    ) -> Float[Array, "b i c"]:
+        """Paints all patches from the visible ones (stage `pretrain`; see `models.masked`)."""
+        return self.decoder(self.image_encoder(pixels, train=train, keep=keep).tokens, keep)
 
     def align(self, faces: Faces, constants: Constants) -> Alignment:
         """Scores every label by the alignment head over the refined prompts."""
@@ -178,6 +187,8 @@ class FaceInsight(nn.Module):
 
     def __call__(self, batch: dict[str, Array], constants: Constants, train: bool = False):
         """Touches every parameter once (for `init`): returns scores, option logits and answer logits."""
+        if self.config.decoder.num_layers:
+            self.paint(batch["pixels"], jnp.zeros((batch["pixels"].shape[0], 1), jnp.int32), train)
         faces = self.encode(batch["pixels"], batch["map_pixels"], train)
         alignment = self.align(faces, constants)
         sequence = self.sequence(faces, alignment, batch)

@@ -43,7 +43,7 @@ def full_attention_flash(
 ) -> Float[Array, "b t h d"]:
     """Every token attends to every token (`causal`: to none behind it), by cuDNN's kernel.
 
-    Its backward pass wants an even number of tokens, and a ViT has one class token more: an odd sequence is padded.
+    An odd sequence is padded: a ViT has one class token more than patches, which are often an even number.
 
     Raises `UserError` where the backend or the dtype has no such kernel.
     """
@@ -202,6 +202,11 @@ def require_cudnn(q: Float[Array, "b t h d"]):
     return cudnn
 
 
+def even(x: Float[Array, "b t *rest"]) -> Float[Array, "b t2 *rest"]:
+    """Pads axis 1 to an even length with zeros: cuDNN's kernels refuse odd ones."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)))
+
+
 def _cudnn_lengths(q, lengths):
     return jnp.full(q.shape[0], q.shape[1], jnp.int32), lengths
 
@@ -215,19 +220,24 @@ def _cudnn_mask(cudnn, lengths, causal):
 def _cudnn_forward(q, k, v, lengths, causal):
     cudnn = require_cudnn(q)
     q_lengths, kv_lengths = (None, None) if lengths is None else _cudnn_lengths(q, lengths)
-    return cudnn.dot_product_attention(
-        q, k, v, None, None, q_lengths, kv_lengths,
+    out, lse = cudnn.dot_product_attention(
+        even(q), even(k), even(v), None, None, q_lengths, kv_lengths,
         scale=q.shape[-1] ** -0.5, mask_type=_cudnn_mask(cudnn, lengths, causal), return_residual=True,
     )  # fmt: skip
+    return out[:, : q.shape[1]], lse[..., : q.shape[1]]
 
 
 def _cudnn_backward(q, k, v, lengths, out, lse, cotangent, causal):
     cudnn = require_cudnn(q)
     unused = jnp.zeros(0, q.dtype)
     q_lengths, kv_lengths = (unused, unused) if lengths is None else _cudnn_lengths(q, lengths)
-    return cudnn._dot_product_attention_bwd_p_wrapper.bind(
-        q, k, v, unused, q_lengths, kv_lengths, unused, unused, unused, unused, lse, out, cotangent,
+    # A row of padding has no cotangent, so it adds nothing to any gradient.
+    padded_lse = jnp.pad(lse, ((0, 0), (0, 0), (0, q.shape[1] % 2)))
+    dq, dk, dv = cudnn._dot_product_attention_bwd_p_wrapper.bind(
+        even(q), even(k), even(v), unused, q_lengths, kv_lengths, unused, unused, unused, unused,
+        padded_lse, even(out), even(cotangent),
         scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, variadic_args=(False, False),
         mask_type=_cudnn_mask(cudnn, lengths, causal), layout=cudnn.AttentionLayout.BTNH.value,
         sliding_window_length=None,
     )  # fmt: skip
+    return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : v.shape[1]]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fi_jax.config import LoraConfig, VitConfig
 from fi_jax.models.flash import full_attention_flash
@@ -116,8 +116,13 @@ class Vit(nn.Module):
     flash: bool = False
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "b y x 3"], *, train: bool = False) -> VitOutput:
-        """Encodes normalised pictures of `image_size` pixels; `train` needs the rng "dropout" where drop_path > 0."""
+    def __call__(
+        self, pixels: Float[Array, "b y x 3"], *, train: bool = False, keep: Int[Array, "b k"] | None = None
+    ) -> VitOutput:
+        """Encodes normalised pictures of `image_size` pixels; `train` needs the rng "dropout" where drop_path > 0.
+
+        With `keep` only these patches of each picture are seen; `tokens` are then the last layer's, one a patch (`b k d`).
+        """
         cfg = self.config
         if pixels.shape[1:] != (cfg.image_size, cfg.image_size, 3):
             raise ValueError(f"pictures of shape {pixels.shape} given to an encoder of image_size {cfg.image_size}")
@@ -129,9 +134,12 @@ class Vit(nn.Module):
         x = patches @ kernel.reshape(-1, d).astype(self.dtype)
 
         cls = self.param("class_embedding", nn.initializers.normal(0.02), (d,))
-        positions = self.param("position_embedding", _sines_and_cosines, (cfg.grid**2 + 1, d))
-        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, d))
-        x = jnp.concatenate([cls, x], axis=1) + positions.astype(self.dtype)
+        positions = self.param("position_embedding", sines_and_cosines, (cfg.grid**2 + 1, d))
+        x = x + positions[1:].astype(self.dtype)
+        if keep is not None:
+            x = jnp.take_along_axis(x, keep[..., None], axis=1)
+        cls = jnp.broadcast_to((cls + positions[0]).astype(self.dtype), (x.shape[0], 1, d))
+        x = jnp.concatenate([cls, x], axis=1)
         x = layer_norm(cfg.layer_norm_eps, "pre_norm", self.dtype)(x)
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
@@ -154,6 +162,8 @@ class Vit(nn.Module):
 
         pooled = x[:, 0] if cfg.pool == "class" else x[:, 1:].mean(1)
         pooled = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)(pooled)
+        if keep is not None:
+            return VitOutput(x[:, 1:], pooled)
         tokens = rearrange(
             selected[:, 1:], "b (y m x n) d -> b (y x) (m n d)", m=cfg.merge, n=cfg.merge, x=cfg.grid // cfg.merge
         )
@@ -172,7 +182,7 @@ class PatchEmbed(nn.Module):
         return self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.features))
 
 
-def _sines_and_cosines(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "n d"]:
+def sines_and_cosines(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "n d"]:
     """Fresh position embeddings: two-dimensional sines and cosines (MoCo v3; Beyer et al. 2022), the class token's zero.
 
     Their size is that of the patches they are added to. CLIP's own start, normal(0.02), is invisible beside those:

@@ -85,7 +85,7 @@ def plan_memory(config: Experiment, mesh: Mapping[str, int], trained: Any, froze
     `trained` and `frozen` are flat trees of shapes ({path: ShapeDtypeStruct}); `mesh` is sizes by axis name.
     """
     model = config.model
-    align = config.train.stage == "align"
+    align = config.train.stage != "instruct"
     floats = bytes_per_device(_as(trained, np.float32), mesh)
     frozen_dtype = _dtype(config.train.frozen_dtype)
     size = _dtype(model.dtype).itemsize

@@ -77,6 +77,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Token embedding and head.
     (r".*embed/embedding", ("vocab", "embed")),
     (r".*lm_head/kernel", ("embed", "vocab")),
+    # The decoder of masked pre-training: small, and gone afterwards.
+    (r"decoder/.*kernel", ("embed", None)),
+    (r"decoder/.*(bias|mask_token)", ("norm",)),
     # Connectors: two layers, column then row.
     (r"\w+_connector/fc1/kernel", ("embed", "mlp")),
     (r"\w+_connector/fc1/bias", ("mlp",)),

@@ -157,9 +157,14 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
 def finished_model(
     config: Experiment, state: TrainState, carried: dict, constants: Constants, info: dict
 ) -> TrainedModel:
-    """Everything ever trained, on the host (the running average where there is one). All processes must call it."""
+    """Everything ever trained, on the host (the running average where there is one). All processes must call it.
+
+    The decoder of stage `pretrain` has done its work and is not part of it.
+    """
     everything = fetch({**carried, **final_leaves(state)})
-    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in everything.items()}
+    leaves = {
+        path: np.asarray(leaf, np.float32) for path, leaf in everything.items() if not path.startswith("decoder/")
+    }
     return TrainedModel(config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), info)
 
 

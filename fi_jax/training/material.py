@@ -76,7 +76,7 @@ def training_builders(config: Experiment, vocabulary: Vocabulary, tokenizer) -> 
 
 def make_transform(config: Experiment, vocabulary: Vocabulary, tokenizer) -> Callable | None:
     """Returns `transform(batch, step) -> batch` that adds token arrays, or None where the stage needs none."""
-    if config.train.stage == "align":
+    if config.train.stage != "instruct":
         return None
     builders = training_builders(config, vocabulary, tokenizer)
 

@@ -78,6 +78,8 @@ def check_members(configs: Sequence[Experiment]) -> None:
             f"members may differ in numbers only, not in {', '.join(others)}; train those apart (fi-jax sweep --where here)"
         )
     config = configs[0]
+    if config.train.stage == "pretrain":
+        raise UserError("members answer questions about labels, which stage pretrain has none of; train those apart")
     if config.train.accumulate != 1:
         raise UserError("members cannot accumulate; set train.accumulate to 1 and lower data.batch_size")
 

@@ -86,7 +86,7 @@ def cross_validate(
         pooled += counts
         mean, seconds = np.nanmean(intersection_over_union(counts)), time.perf_counter() - start
         say(f"fold {number}: {held_out.sum()} pictures, mean IoU {mean:.4f}, {seconds:.0f} s")
-    return {"cross_validation": {"folds": num_folds, **summary(pooled, _shown(pairs))}}
+    return {"cross_validation": {"folds": num_folds, "steps": training.steps, **summary(pooled, _shown(pairs))}}
 
 
 def train(pairs: Pairs, training: ParserTraining, say: Callable[[str], None] = lambda text: None) -> FaceParser:

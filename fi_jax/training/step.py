@@ -15,7 +15,8 @@ from fi_jax.data.mixup import mixup
 from fi_jax.knowledge.logic import RuleTable
 from fi_jax.labels.registry import vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
-from fi_jax.training.losses import Answers, label_weights, loss_terms, total
+from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
+from fi_jax.training.losses import Answers, label_weights, loss_terms, painting_error, total
 from fi_jax.training.optimizer import merge_params
 from fi_jax.training.state import Leaves, TrainState
 
@@ -100,9 +101,20 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
     batch = add_pixels(batch, config, pixel_key)
     params = merge_params(trained, inputs.frozen)
     model = FaceInsight(config.model)
+    if config.train.stage == "pretrain":
+        terms = {"pixels": _painted(model, params, batch["pixels"], model_key)}
+        return total(terms, {"pixels": terms["pixels"][1]}, config.loss), terms
     answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
     terms = loss_terms(answers, batch, inputs.rules, config.loss, weights_of_labels(config))
     return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
+
+
+def _painted(model: FaceInsight, params: dict, pixels: Array, key: Array) -> tuple[Array, Array]:
+    encoder, decoder = model.config.image_encoder, model.config.decoder
+    keep = visible_patches(key, pixels.shape[0], encoder.grid**2, decoder.mask_ratio)
+    painted = model.apply({"params": params}, pixels, keep, True, rngs={"dropout": key}, method="paint")
+    hidden = hidden_patches(keep, encoder.grid**2)
+    return painting_error(painted, patch_targets(pixels, encoder.patch_size), hidden)
 
 
 def make_train_step(config: Experiment, optimizer: optax.GradientTransformation) -> Callable:

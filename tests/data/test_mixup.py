@@ -62,7 +62,7 @@ def test_the_loss_on_a_blend_is_the_blend_of_both_losses():
 
 
 def test_blends_are_for_stage_align_alone():
-    with pytest.raises(UserError, match="no question can be asked about a blend"):
+    with pytest.raises(UserError, match="stage instruct cannot use"):
         Experiment(data=DataConfig(mixup=0.5))
     with pytest.raises(UserError, match="does not go with train.accumulate"):
         Experiment(data=DataConfig(mixup=0.5), train=TrainConfig(stage="align", accumulate=2))
