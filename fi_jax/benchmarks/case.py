@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
+from fi_jax.models.int8 import quantize_llm
+from fi_jax.models.lora import NO_LORA, Kernel, is_int8
 from fi_jax.training.material import slots_of
 from fi_jax.weights.assemble import param_shapes
 
@@ -19,6 +22,8 @@ from fi_jax.weights.assemble import param_shapes
 PREFIX_TEXT, QUESTION_TEXT = 40, 24
 # Tokens of a free-form answer that the token loss acts on.
 ANSWER_TOKENS = 8
+# Random weights lie between this and its opposite.
+_LARGEST = 0.02
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Case:
     repeats: int = 5
     new_tokens: int = 64
     questions: int = 40
+    # The LLM's kernels, for inference.
+    int8: bool = False
 
 
 def counted_tokens(config: Experiment) -> int:
@@ -79,23 +86,38 @@ def model_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     return param_shapes(replace(config.model, attention="xla"))
 
 
-def random_leaves(shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: str, seed: int = 0) -> dict[str, jax.Array]:
+def int8_shapes(llm: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a language model's shapes as it is after quantising: nothing is made, so 7B need not fit twice."""
+    return jax.eval_shape(lambda params: quantize_llm(params, NO_LORA), llm)
+
+
+def random_leaves(shapes: Mapping[str, Any], dtype: str, seed: int = 0) -> dict[str, Kernel]:
     """Random values of the size that training leaves behind, made on the device in `dtype`, leaf by leaf.
 
     Not zeros: matrix products of zeros run measurably faster. Norm scales are one, so that activations stay bounded.
+    Int8 kernels (see `int8_shapes`) are made as int8.
     """
     leaves = {}
     for number, (path, shape) in enumerate(shapes.items()):
-        if path.endswith("scale") and "norm" in path:
+        key = jax.random.key(seed + number, impl="rbg")
+        if is_int8(shape):
+            values = _random_int8(key, shape.qvalue.shape)
+            leaves[path] = shape.replace(qvalue=values, scale=jnp.full(shape.scale.shape, _LARGEST / 127, jnp.float32))
+        elif path.endswith("scale") and "norm" in path:
             leaves[path] = jnp.ones(shape.shape, dtype)
         else:
-            leaves[path] = _random(jax.random.key(seed + number, impl="rbg"), shape.shape, dtype)
+            leaves[path] = _random(key, shape.shape, dtype)
     return leaves
 
 
 @jax.jit(static_argnums=(1, 2))
 def _random(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -0.02, 0.02)
+    return jax.random.uniform(key, shape, dtype, -_LARGEST, _LARGEST)
+
+
+@jax.jit(static_argnums=1)
+def _random_int8(key, shape):
+    return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, jnp.uint8), jnp.int8)
 
 
 def random_constants(config: Experiment, seed: int = 0) -> Constants:

@@ -30,7 +30,10 @@ _QUESTION_KEYS = (
 def score40(case: Case) -> dict:
     """Encodes faces and answers `case.questions` closed questions about each in one forward pass."""
     config = cases.without_adapters(case.config)
-    params = unflatten(cases.random_leaves(cases.model_shapes(config), config.model.dtype))
+    shapes = unflatten(cases.model_shapes(config))
+    if case.int8:
+        shapes["llm"] = cases.int8_shapes(shapes["llm"])
+    params = unflatten(cases.random_leaves(flatten(shapes), config.model.dtype))
     # The benchmark has token arrays already, so no tokenizer.
     answerer = Answerer(config, params, cases.random_constants(config), None, {})
     batch = cases.random_batch(config, case.batch, case.questions)
@@ -69,7 +72,9 @@ def decode_shared(case: Case, scan_layers: bool = False) -> dict:
 def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
     config = cases.without_adapters(case.config).model
     llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=scan_layers)
-    params = unflatten(cases.random_leaves(_llm_shapes(llm), config.dtype))
+    shapes = _llm_shapes(llm)
+    shapes = cases.int8_shapes(shapes) if case.int8 else shapes
+    params = unflatten(cases.random_leaves(flatten(shapes), config.dtype))
     p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
     rng = np.random.default_rng(0)
     arguments = (
@@ -105,7 +110,7 @@ def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
     }
 
 
-def _llm_shapes(llm: Llama) -> dict[str, jax.ShapeDtypeStruct]:
+def _llm_shapes(llm: Llama) -> dict:
     plain = replace(llm, attention="xla")
 
     def touch(model: Llama):
@@ -113,4 +118,4 @@ def _llm_shapes(llm: Llama) -> dict[str, jax.ShapeDtypeStruct]:
         hidden = model(model.embed(tokens), tokens, Layout(2), jnp.ones((1, 2), bool))
         return model.logits(hidden)
 
-    return flatten(jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"])
+    return jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"]
