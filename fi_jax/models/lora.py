@@ -12,12 +12,16 @@ from fi_jax.config import LoraConfig
 
 NO_LORA = LoraConfig()
 
+# `[..., in, out]`: an array, or a qwix.QArray, whose `qvalue` is int8 `[..., in, out]` and `scale` `[..., 1, out]`.
+Kernel = Any
+
 
 class Linear(nn.Module):
     """`y = x W + b + (alpha / rank) (x A) B`; the adapter exists when this layer's name is a target of `lora`.
 
     Parameters: kernel `[in, out]`, bias `[out]`, lora_a `[in, rank]` (random), lora_b `[rank, out]` (zero, so
-    that step 0 equals the base model). All arithmetic is in `dtype`, whatever the parameters' dtype.
+    that step 0 equals the base model). All arithmetic is in `dtype`, whatever the parameters' dtype. For inference a
+    kernel may be int8 (`models.int8`).
     """
 
     features: int
@@ -31,7 +35,7 @@ class Linear(nn.Module):
         """Maps the last axis; returns `dtype`."""
         size = x.shape[-1]
         x = x.astype(self.dtype)
-        y = x @ self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
+        y = times_kernel(x, self.param("kernel", self.kernel_init, (size, self.features)))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora.rank and self.name in self.lora.targets:
@@ -42,6 +46,25 @@ class Linear(nn.Module):
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
             y += (x @ a.astype(self.dtype)) @ (lora_scale(self.lora) * b).astype(self.dtype)
         return y
+
+
+def is_int8(kernel: Kernel) -> bool:
+    """Whether a kernel is quantised; asks the object, because qwix is an extra."""
+    return hasattr(kernel, "qvalue")
+
+
+def times_kernel(x: Float[Array, "... i"], kernel: Kernel) -> Float[Array, "... o"]:
+    """Returns `x W` in the type of `x`.
+
+    Int8 values are exact in bfloat16 and the scale multiplies the float32 sum: beside the quantisation, nothing is
+    rounded that a kernel in the type of `x` would not round.
+    """
+    if not is_int8(kernel):
+        return x @ kernel.astype(x.dtype)
+    # Tied to x, which changes each step: XLA moves a kernel's cast out of a decoding loop, and reads the wide copy.
+    x, values = jax.lax.optimization_barrier((x, kernel.qvalue))
+    y = jnp.matmul(x, values.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y * kernel.scale[0]).astype(x.dtype)
 
 
 def lora_scale(lora: LoraConfig) -> float:
