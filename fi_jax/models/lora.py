@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from fi_jax.config import LoraConfig
@@ -40,7 +41,9 @@ class Linear(nn.Module):
                 "lora_a", nn.initializers.variance_scaling(1 / 3, "fan_in", "normal"), (size, self.lora.rank)
             )
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
-            y += (x @ a.astype(self.dtype)) @ (lora_scale(self.lora) * b).astype(self.dtype)
+            # Kept by `models.llama`'s remat "dots": narrow to store, and as slow to compute again as x is wide to read.
+            low = checkpoint_name(x @ a.astype(self.dtype), "lora_low")
+            y += low @ (lora_scale(self.lora) * b).astype(self.dtype)
         return y
 
 

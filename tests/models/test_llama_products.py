@@ -1,0 +1,47 @@
+"""Which products a compiled training step of the LLM computes: forward, backward, and again."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.models.attention import Layout
+from fi_jax.models.llama import Llama
+
+CONFIG = LlamaConfig(97, 24, 56, 4, 4, 2, 10, lora=LoraConfig(rank=3))
+LENGTH = 16
+ATTENTION = 2
+
+
+def _run(model, x, positions):
+    return model(x, positions, Layout(LENGTH), positions >= 0)
+
+
+def compiled_step(model: Llama):
+    """The compiled gradient of adapters and input; a layer is in it once forward and once backward where it loops."""
+    x = jnp.zeros((2, LENGTH, model.config.hidden_size), model.dtype)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, positions, method=_run))["params"]
+    leaves = traverse_util.flatten_dict(shapes, sep="/")
+    trained = {path: leaf for path, leaf in leaves.items() if "lora" in path}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
+
+    def loss(trained, frozen, x):
+        params = traverse_util.unflatten_dict({**trained, **frozen}, sep="/")
+        return (model.apply({"params": params}, x, positions, method=_run) ** 2).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 2))).lower(trained, frozen, x).compile()
+
+
+def count(operation: str, program) -> int:
+    """How often an HLO operation stands in a compiled program."""
+    return len(re.findall(rf" {operation}\(", program.as_text()))
+
+
+def test_dots_policy_computes_no_product_twice_but_those_of_attention():
+    # Forward x W, x A, low B; backward the gradients of x (twice), low, A and B.
+    linear = 7 * (3 + 5)
+    assert count("dot", compiled_step(Llama(CONFIG))) == linear + ATTENTION + 2 * ATTENTION
+    assert count("dot", compiled_step(Llama(CONFIG, remat="dots"))) == linear + 2 * ATTENTION + 2 * ATTENTION
