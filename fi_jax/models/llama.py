@@ -210,18 +210,24 @@ class Llama(nn.Module):
     # False: layers are written out, with parameters `layers_0/…` (see `unstack_layers`). Slower to compile; a decoding
     # step then reads every kernel where it lies, where a scan may first copy each layer's slice of the stack.
     scan_layers: bool = True
+    # Layers in one turn of the scan; must divide their number. All of them: no loop is left, parameters stay stacked.
+    unroll: int = 1
 
     def setup(self):
         c = self.config
         layer = Layer
         if self.remat != "none":
-            layer = nn.remat(layer, policy=_remat_policy(self.remat), prevent_cse=False, methods=["__call__"])
+            # Without a loop nothing but a barrier keeps XLA from merging what is computed again with its first time,
+            # which would keep everything.
+            loops = self.scan_layers and (self.unroll == 1 or self.unroll < c.num_layers)
+            layer = nn.remat(layer, policy=_remat_policy(self.remat), prevent_cse=not loops, methods=["__call__"])
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=c.num_layers,
+            unroll=self.unroll,
             methods=["__call__", "extend"],
         )
         # Named embed_tokens as an attribute because `embed` is the method; the parameter path is `embed`.

@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import traverse_util
 
 from fi_jax.config import LlamaConfig, LoraConfig
@@ -45,3 +46,26 @@ def test_dots_policy_computes_no_product_twice_but_those_of_attention():
     linear = 7 * (3 + 5)
     assert count("dot", compiled_step(Llama(CONFIG))) == linear + ATTENTION + 2 * ATTENTION
     assert count("dot", compiled_step(Llama(CONFIG, remat="dots"))) == linear + 2 * ATTENTION + 2 * ATTENTION
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_layers_unrolled_completely_leave_no_loop_and_no_copy_into_a_stack(remat):
+    looping = compiled_step(Llama(CONFIG, remat=remat, unroll=2))
+    straight = compiled_step(Llama(CONFIG, remat=remat, unroll=4))
+    assert count("while", looping) == 2 and count("dynamic-update-slice", looping) > 0
+    assert count("while", straight) == count("dynamic-update-slice", straight) == 0
+    # What is computed again is not merged with its first time (all of it: that is up to the backend).
+    once = count("dot", compiled_step(Llama(CONFIG))) * CONFIG.num_layers
+    assert (count("dot", straight) > once) == (remat == "dots")
+
+
+def test_prefill_unrolls_too():
+    model = Llama(CONFIG, unroll=4)
+    x, positions = jnp.zeros((1, 4, 24)), jnp.arange(4)[None]
+
+    def run(model, x, positions):
+        return model.prefill(x, positions, positions >= 0, 2)
+
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, positions, method=run))["params"]
+    apply = jax.jit(lambda params: model.apply({"params": params}, x, positions, method=run))
+    assert count("while", apply.lower(params).compile()) == 0
