@@ -97,7 +97,12 @@ class FaceInsight(nn.Module):
         self.knowledge_connector = Connector(config.llm.hidden_size, dtype=dtype)
         self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
         self.llm = Llama(
-            config.llm, dtype=dtype, remat=config.remat, attention=config.attention, unroll=config.scan_unroll
+            config.llm,
+            dtype=dtype,
+            remat=config.remat,
+            attention=config.attention,
+            unroll=config.scan_unroll,
+            join="all" if config.fuse_projections else "adapters" if config.fuse_adapters else "none",
         )
 
     def encode(
