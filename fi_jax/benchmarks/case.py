@@ -90,6 +90,7 @@ def small(config: Experiment) -> Experiment:
         segmentation_encoder=vit,
         llm=llm,
         knowledge=knowledge,
+        scan_unroll=min(config.model.scan_unroll, llm.num_layers),
     )
     return replace(config, model=model, data=replace(config.data, image_size=28))
 

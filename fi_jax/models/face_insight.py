@@ -96,7 +96,14 @@ class FaceInsight(nn.Module):
         self.knowledge = PromptGcn(config.knowledge, dtype=dtype)
         self.knowledge_connector = Connector(config.llm.hidden_size, dtype=dtype)
         self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
-        self.llm = Llama(config.llm, dtype=dtype, remat=config.remat, attention=config.attention)
+        self.llm = Llama(
+            config.llm,
+            dtype=dtype,
+            remat=config.remat,
+            attention=config.attention,
+            unroll=config.scan_unroll,
+            join="all" if config.fuse_projections else "adapters" if config.fuse_adapters else "none",
+        )
 
     def encode(
         self, pixels: Float[Array, "b y x 3"], map_pixels: Float[Array, "b y2 x2 3"], train: bool = False

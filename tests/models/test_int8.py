@@ -12,6 +12,7 @@ from fi_jax.models.attention import Layout
 from fi_jax.models.int8 import quantize_llm
 from fi_jax.models.llama import Llama, unstack_layers
 from fi_jax.models.lora import NO_LORA, is_int8, merge_lora, times_kernel
+from fi_jax.training.optimizer import flatten, unflatten
 
 qwix = pytest.importorskip("qwix")
 
@@ -54,6 +55,19 @@ def test_logits_equal_those_of_the_dequantised_kernels(params, scan_layers):
     merged = merge_lora(params, LORA)
     whole = _logits(model, merged if scan_layers else unstack_layers(merged))
     assert 1e-3 < np.abs(got - whole).max() < 0.05 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("join", ["adapters", "all"])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_joined_projections_of_int8_kernels_equal_plain_ones(params, join, adapters):
+    lora = LORA if adapters else NO_LORA
+    config = LlamaConfig(*SIZES, attention_bias=True, lora=lora)
+    quantized = quantize_llm(params, LORA)
+    if adapters:
+        # Any do; these are folded in too.
+        quantized = unflatten({**flatten(params), **flatten(quantized)})
+    want = _logits(Llama(config), quantized)
+    np.testing.assert_allclose(_logits(Llama(config, join=join), quantized), want, rtol=0, atol=2e-5)
 
 
 def test_every_kernel_of_the_layers_is_within_half_a_step_and_nothing_else_changes(params):
