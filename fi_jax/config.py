@@ -198,9 +198,20 @@ class ModelConfig:
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["xla", "flash"] = "xla"
+    # Layers of the LLM in one turn of the loop over them. All of them: no loop, nothing is copied in and out of it,
+    # and compiling takes several times as long.
+    scan_unroll: int = 1
+    # The LLM's projections of one input (q, k, v; gate, up) share one product for their adapters' A, or for kernels and
+    # A together; parameters stay apart. The second is for meshes that do not cut kernels over `tensor`.
+    fuse_adapters: bool = False
+    fuse_projections: bool = False
 
     def __post_init__(self):
         _check_words(self, "model.")
+        _check(
+            self.scan_unroll >= 1 and self.llm.num_layers % self.scan_unroll == 0,
+            f"model.scan_unroll is {self.scan_unroll}; it must divide the LLM's {self.llm.num_layers} layers",
+        )
 
 
 @dataclass(frozen=True)
@@ -399,6 +410,11 @@ class Experiment:
                 f"data.mixup blends faces and their labels, which stage {self.train.stage} cannot use; set it to 0",
             )
             _check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
+        # Joined columns would be dealt anew to the devices in every layer.
+        _check(
+            self.mesh.tensor == 1 or not self.model.fuse_projections,
+            f"model.fuse_projections needs mesh.tensor 1, which is {self.mesh.tensor}; model.fuse_adapters works with any",
+        )
 
 
 def to_dict(config) -> dict:

@@ -99,7 +99,14 @@ class FaceInsight(nn.Module):
         self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
         if config.decoder.num_layers:
             self.decoder = PatchDecoder(config.decoder, config.image_encoder, dtype=dtype, flash=flash)
-        self.llm = Llama(config.llm, dtype=dtype, remat=config.remat, attention=config.attention)
+        self.llm = Llama(
+            config.llm,
+            dtype=dtype,
+            remat=config.remat,
+            attention=config.attention,
+            unroll=config.scan_unroll,
+            join="all" if config.fuse_projections else "adapters" if config.fuse_adapters else "none",
+        )
 
     def encode(
         self, pixels: Float[Array, "b y x 3"], map_pixels: Float[Array, "b y2 x2 3"], train: bool = False

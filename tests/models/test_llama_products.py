@@ -1,0 +1,83 @@
+"""Which products a compiled training step of the LLM computes: forward, backward, and again."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import traverse_util
+
+from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.models.attention import Layout
+from fi_jax.models.llama import Llama
+
+CONFIG = LlamaConfig(97, 24, 56, 4, 4, 2, 10, lora=LoraConfig(rank=3))
+LENGTH = 16
+ATTENTION = 2
+
+
+def _run(model, x, positions):
+    return model(x, positions, Layout(LENGTH), positions >= 0)
+
+
+def compiled_step(model: Llama):
+    """The compiled gradient of adapters and input; a layer is in it once forward and once backward where it loops."""
+    x = jnp.zeros((2, LENGTH, model.config.hidden_size), model.dtype)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, positions, method=_run))["params"]
+    leaves = traverse_util.flatten_dict(shapes, sep="/")
+    trained = {path: leaf for path, leaf in leaves.items() if "lora" in path}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
+
+    def loss(trained, frozen, x):
+        params = traverse_util.unflatten_dict({**trained, **frozen}, sep="/")
+        return (model.apply({"params": params}, x, positions, method=_run) ** 2).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 2))).lower(trained, frozen, x).compile()
+
+
+def count(operation: str, program) -> int:
+    """How often an HLO operation stands in a compiled program."""
+    return len(re.findall(rf" {operation}\(", program.as_text()))
+
+
+def test_dots_policy_computes_no_product_twice_but_those_of_attention():
+    # Forward x W, x A, low B; backward the gradients of x (twice), low, A and B.
+    linear = 7 * (3 + 5)
+    assert count("dot", compiled_step(Llama(CONFIG))) == linear + ATTENTION + 2 * ATTENTION
+    assert count("dot", compiled_step(Llama(CONFIG, remat="dots"))) == linear + 2 * ATTENTION + 2 * ATTENTION
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_joined_projections_are_fewer_products_and_none_is_computed_twice(remat):
+    attention = {"none": 3, "dots": 4}[remat] * ATTENTION
+    # Of q, k, v and of gate, up: one x A, one gradient of A, one of x.
+    adapters = count("dot", compiled_step(Llama(CONFIG, remat=remat, join="adapters")))
+    assert adapters == 7 * 2 + 4 * 2 + 7 * 3 + 4 + attention
+    # Forward four products and seven low B; backward four of x, seven of low, seven of B, four of A. No gradient of a
+    # frozen kernel is among them.
+    everything = count("dot", compiled_step(Llama(CONFIG, remat=remat, join="all")))
+    assert everything == 4 + 7 + 4 + 7 + 7 + 4 + attention
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_layers_unrolled_completely_leave_no_loop_and_no_copy_into_a_stack(remat):
+    looping = compiled_step(Llama(CONFIG, remat=remat, unroll=2))
+    straight = compiled_step(Llama(CONFIG, remat=remat, unroll=4))
+    assert count("while", looping) == 2 and count("dynamic-update-slice", looping) > 0
+    assert count("while", straight) == count("dynamic-update-slice", straight) == 0
+    # What is computed again is not merged with its first time (all of it: that is up to the backend).
+    once = count("dot", compiled_step(Llama(CONFIG))) * CONFIG.num_layers
+    assert (count("dot", straight) > once) == (remat == "dots")
+
+
+def test_prefill_unrolls_too():
+    model = Llama(CONFIG, unroll=4)
+    x, positions = jnp.zeros((1, 4, 24)), jnp.arange(4)[None]
+
+    def run(model, x, positions):
+        return model.prefill(x, positions, positions >= 0, 2)
+
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, positions, method=run))["params"]
+    apply = jax.jit(lambda params: model.apply({"params": params}, x, positions, method=run))
+    assert count("while", apply.lower(params).compile()) == 0
