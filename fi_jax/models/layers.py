@@ -26,9 +26,13 @@ def layer_norm(eps: float, name: str, dtype: jnp.dtype) -> nn.LayerNorm:
     return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def rematerialise(layer: type[nn.Module], remat: str) -> type[nn.Module]:
-    """Wraps a layer class of a scan so that the backward pass keeps what `ModelConfig.remat` says."""
+def rematerialise(layer: type[nn.Module], remat: str, loops: bool = True) -> type[nn.Module]:
+    """Wraps a layer class of a scan so that the backward pass keeps what `ModelConfig.remat` says.
+
+    `loops` says that a loop is left of the scan; without one only a barrier keeps XLA from merging what is computed
+    again with its first time, which would keep everything.
+    """
     if remat == "none":
         return layer
     policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
-    return nn.remat(layer, policy=policy, prevent_cse=False)
+    return nn.remat(layer, policy=policy, prevent_cse=not loops)

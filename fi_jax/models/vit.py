@@ -14,6 +14,9 @@ from fi_jax.models.flash import full_attention_flash
 from fi_jax.models.layers import activation, drop_branch, layer_norm, rematerialise
 from fi_jax.models.lora import Linear
 
+# Up to so many layers the scan is unrolled: copies in and out of the loop are a third of a small tower's step on a GPU.
+UNROLLED_LAYERS = 12
+
 
 class VitOutput(NamedTuple):
     """What the encoder says of one image.
@@ -136,7 +139,8 @@ class Vit(nn.Module):
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
         drop = train and cfg.drop_path > 0
-        layers = rematerialise(Layer, self.remat)(cfg, self.dtype, drop, flash=self.flash, name="layers")
+        loops = cfg.num_layers > UNROLLED_LAYERS
+        layers = rematerialise(Layer, self.remat, loops)(cfg, self.dtype, drop, flash=self.flash, name="layers")
 
         # Carrying the one wanted hidden state, outside the rematerialised layer, stores neither all of them
         # nor a second residual.
@@ -147,7 +151,11 @@ class Vit(nn.Module):
             return (x, jnp.where(index == wanted, x, selected)), None
 
         scan = nn.scan(
-            step, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=cfg.num_layers
+            step,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=cfg.num_layers,
+            unroll=1 if loops else cfg.num_layers,
         )
         rates = jnp.linspace(0.0, cfg.drop_path, cfg.num_layers)
         (x, selected), _ = scan(layers, (x, x), (jnp.arange(1, cfg.num_layers + 1), rates))
