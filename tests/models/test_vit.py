@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from fi_jax.config import LoraConfig, VitConfig
+from fi_jax.models import vit
 from fi_jax.models.vit import Vit, drop_branch, resize_position_embedding
 from fi_jax.weights.huggingface import load_clip_vision
 
@@ -91,6 +92,39 @@ def test_remat_changes_nothing():
     plain = gradient("none")
     for remat in ("dots", "full"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(remat), plain)
+
+
+def _gradient_of_a_small_tower(remat="none", train=False):
+    """Parameters, and the compiled gradient of their loss."""
+    config = VitConfig(16, 8, 8, 16, 2, 2, feature_layer=-1, drop_path=0.5)
+    pixels = _pixels(16, 8)
+    params = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), pixels)
+
+    def loss(params):
+        out = Vit(config, remat=remat).apply(params, pixels, train=train, rngs={"dropout": jax.random.key(1)})
+        return (out.tokens**2).mean()
+
+    return params, jax.jit(jax.grad(loss)).lower(params).compile()
+
+
+def test_a_small_tower_has_no_loop(monkeypatch):
+    products = {}
+    for remat in ("none", "full"):
+        text = _gradient_of_a_small_tower(remat)[1].as_text()
+        assert " while(" not in text
+        products[remat] = text.count(" dot(")
+    # What is computed again is not merged with its first time (all of it: that is up to the backend).
+    assert products["full"] > products["none"]
+    monkeypatch.setattr(vit, "UNROLLED_LAYERS", 1)
+    assert " while(" in _gradient_of_a_small_tower()[1].as_text()
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_without_a_loop_the_same_is_computed_and_the_same_branches_drop(remat, monkeypatch):
+    params, straight = _gradient_of_a_small_tower(remat, train=True)
+    monkeypatch.setattr(vit, "UNROLLED_LAYERS", 1)
+    _, looping = _gradient_of_a_small_tower(remat, train=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), straight(params), looping(params))
 
 
 def test_the_layer_after_the_features_gets_no_gradient_from_tokens():
