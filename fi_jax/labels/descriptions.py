@@ -11,6 +11,7 @@ import numpy as np
 
 from fi_jax.labels import tasks
 from fi_jax.labels.question_bank import question
+from fi_jax.labels.statements import SURE, SURE_CHOICE
 
 NO_FACE = "There is no face in this picture."
 IDENTITY_REFUSAL = "I do not identify people. I can describe the face instead."
@@ -206,26 +207,29 @@ def describe(labels: Mapping[str, bool], age: float | None = None, rng: np.rando
     return f"{first} {_sentence(f'{subject} {_join(verbs)}')}"
 
 
-def describe_answers(probabilities: Mapping[str, Sequence[float]], sure: float = 0.6) -> str:
+def describe_answers(probabilities: Mapping[str, Sequence[float]]) -> str:
     """Returns a description made of closed answers: question name -> probabilities of its options.
 
-    A yes/no answer counts from `sure` on (no: from 1 - `sure` down), a choice when its best option has at least
-    half; what lies between is left unsaid. The age is the mean of "age_years" where it was asked.
+    A yes/no answer counts from `SURE` on (no: from 1 - `SURE` down), a choice when its best option has at least
+    `SURE_CHOICE`; what lies between is left unsaid. The age is the mean of "age_years" where it was asked.
     """
     labels: dict[str, bool] = {}
+    undecided: set[str | None] = set()
     age = None
     for name, given in probabilities.items():
         asked, p = question(name), np.asarray(given, float)
         if asked.is_binary:
-            if max(p[0], 1 - p[0]) >= sure:
+            if max(p[0], 1 - p[0]) >= SURE:
                 # A choice ("gender") overrules the yes/no question about one of its labels ("Male").
                 labels.setdefault(name, bool(p[0] > 0.5))
         elif asked.family == "age_years":
             age = float(tasks.expected_age(p))
-        elif asked.family != "race" and p.max() >= 0.5:
+        elif asked.family != "race" and p.max() >= SURE_CHOICE:
             best = int(np.argmax(p))
             labels |= {label: i == best for i, label in enumerate(asked.labels) if label}
-    return describe(labels, age)
+        else:
+            undecided |= set(asked.labels)
+    return describe({label: value for label, value in labels.items() if label not in undecided}, age)
 
 
 def cannot_tell(reason: str) -> str:

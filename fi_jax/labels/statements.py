@@ -13,6 +13,10 @@ from fi_jax.labels.question_bank import question
 
 Stated = Mapping[str, bool]
 
+# From these probabilities on a description may state a yes/no answer, and a choice. A choice stands in the first
+# words of a description ("a man"), where a guess does most harm.
+SURE, SURE_CHOICE = 0.6, 0.7
+
 
 class Wording(NamedTuple):
     """Words (a regular expression between word boundaries) and the labels that they state."""
@@ -147,13 +151,15 @@ def statements(text: str) -> set[tuple[str, bool]]:
 
 
 def agrees(text: str, probabilities: Mapping[str, Sequence[float]]) -> bool:
-    """Whether a description states nothing that the closed answers (question name -> probabilities) deny."""
-    holds: dict[str, bool] = {}
+    """Whether a description states nothing that the closed answers (question name -> probabilities) deny or leave open."""
+    # None: asked about, and not answered surely enough to be stated.
+    holds: dict[str, bool | None] = {}
     for name, given in probabilities.items():
         asked, p = question(name), np.asarray(given, float)
         if asked.is_binary:
             # A choice ("gender") overrules the yes/no question about one of its labels ("Male").
-            holds.setdefault(name, bool(p[0] >= 0.5))
+            holds.setdefault(name, bool(p[0] >= 0.5) if max(p[0], 1 - p[0]) >= SURE else None)
         else:
-            holds |= {label: i == int(np.argmax(p)) for i, label in enumerate(asked.labels) if label}
+            best = int(np.argmax(p)) if p.max() >= SURE_CHOICE else None
+            holds |= {label: None if best is None else i == best for i, label in enumerate(asked.labels) if label}
     return all(holds.get(name, value) == value for name, value in statements(text))

@@ -143,3 +143,17 @@ def test_a_contradiction_is_noticed():
     assert not agrees("This is a man. He is smiling.", given)
     assert not agrees("She is not smiling.", given)
     assert not agrees("She looks sad.", given)
+
+
+@pytest.mark.parametrize("male, agreed", [(0.95, True), (0.59, False), (0.05, False)])
+def test_a_guess_at_the_gender_is_not_stated(male, agreed):
+    closed = {"gender": (male, 1 - male), "Male": (male, 1 - male), "Smiling": (0.9, 0.1)}
+    assert agrees("A man who is smiling.", closed) == agreed
+    assert agrees("Somebody who is smiling.", closed)
+    said = describe_answers(closed)
+    assert ("man" in said.split()) == agreed and ("person" in said.split()) == (male == 0.59)
+
+
+def test_an_undecided_yes_or_no_is_not_stated():
+    assert not agrees("A face with glasses.", {"Eyeglasses": (0.55, 0.45)})
+    assert agrees("A face with glasses.", {"Eyeglasses": (0.7, 0.3)})
