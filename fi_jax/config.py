@@ -310,9 +310,6 @@ class LossConfig:
     head_logic: float = 1.0
     # Error of painted patches; stage `pretrain` has this term alone.
     pixels: float = 1.0
-    # Weights of labels in head_bce, by pattern of their names (a full match; the first that fits), 1 for the others:
-    # 40 attributes of one set outweigh the one gender of another. E.g. (("race:.*", 3.0),).
-    label_weights: tuple[tuple[str, float], ...] = ()
     logic_form: Literal["semantic", "lcp"] = "semantic"
     # alpha of the lcp form: weight of the excluded against the implied frequency.
     logic_alpha: float = 1.0

@@ -26,7 +26,7 @@ from fi_jax.training.material import learnt_from, make_transform, training_graph
 from fi_jax.training.optimizer import cast, flatten, make_optimizer, split_params, unflatten
 from fi_jax.training.run_folder import RunLog
 from fi_jax.training.state import TrainState, final_leaves, init_state
-from fi_jax.training.step import StepInputs, make_train_step, weights_of_labels
+from fi_jax.training.step import StepInputs, make_train_step
 from fi_jax.training.warm_start import word_connector
 from fi_jax.weights.assemble import assemble, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
@@ -49,7 +49,6 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
     check_same("config", repr(config), hosts)
     vocabulary = find_vocabulary(config.data.vocabulary)
-    weights_of_labels(config)  # a pattern that fits no label is said now, not when the step is compiled
     mixture = load_mixture(config.data)
     for note in mixture.notes:
         say(note)

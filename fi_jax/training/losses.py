@@ -3,17 +3,13 @@
 Every term is a sum and the count it is divided by, so that micro-batches and hosts weigh by what was counted.
 """
 
-import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import LossConfig
-from fi_jax.errors import UserError
 from fi_jax.knowledge.logic import Chances, RuleTable, chances, logic_loss
 
 TERMS = ("lm", "bce", "logic", "head_bce", "head_logic")
@@ -90,26 +86,9 @@ def _closed(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
     return jnp.sum(loss * known), jnp.sum(known)
 
 
-def label_weights(patterns: Sequence[tuple[str, float]], names: Sequence[str]) -> Float[np.ndarray, "n"]:
-    """Returns the weight of every label: that of the first pattern that matches its whole name, else 1.
-
-    Raises:
-      UserError: a pattern matches no label.
-    """
-    weights = np.ones(len(names), np.float32)
-    for pattern, weight in reversed(patterns):
-        matches = [re.fullmatch(pattern, name) is not None for name in names]
-        if not any(matches):
-            raise UserError(f"loss.label_weights: '{pattern}' matches no label; labels are {', '.join(names[:3])}, ...")
-        weights[matches] = weight
-    return weights
-
-
-def _head(
-    answers: Answers, batch: dict[str, Array], label_weight: Float[np.ndarray, "n"] | float
-) -> tuple[Array, Array]:
-    """L_bce on the alignment head: Bernoulli throughout, unknown labels masked, each label with its weight."""
-    known = batch["known"] * batch["weight"][:, None] * label_weight
+def _head(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
+    """L_bce on the alignment head: Bernoulli throughout, unknown labels masked."""
+    known = batch["known"] * batch["weight"][:, None]
     y, s = batch["labels"], answers.scores.astype(jnp.float32)
     loss = jnp.maximum(s, 0) - s * y + jnp.log1p(jnp.exp(-jnp.abs(s)))
     return jnp.sum(loss * known), jnp.sum(known)
@@ -128,18 +107,17 @@ def loss_terms(
     batch: dict[str, Array],
     rules: RuleTable,
     config: LossConfig,
-    label_weight: Float[np.ndarray, "n"] | float = 1.0,
 ) -> dict[str, tuple[Array, Array]]:
     """Returns `(sum, count)` of every term that has a weight and whose part ran.
 
     L_c on the LLM's answers is in scope where a label was asked about; on the head, for every label, but not for
-    faces that were blended (`data.mixup`). `label_weight` acts on `head_bce`.
+    faces that were blended (`data.mixup`).
     """
     num_labels = batch["labels"].shape[1]
     real = batch["weight"][:, None] > 0
     terms: dict[str, tuple[Array, Array]] = {}
     if config.head_bce:
-        terms["head_bce"] = _head(answers, batch, label_weight)
+        terms["head_bce"] = _head(answers, batch)
     if config.head_logic:
         whole = batch["whole"][:, None] if "whole" in batch else True
         in_scope = jnp.broadcast_to(real & whole, answers.scores.shape)

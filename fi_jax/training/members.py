@@ -24,7 +24,7 @@ from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.training.losses import TERMS, loss_terms, total
 from fi_jax.training.optimizer import make_optimizer, merge_params
 from fi_jax.training.state import Leaves, TrainState
-from fi_jax.training.step import Batch, add_pixels, forward, pixel_and_model_keys, step_key, weights_of_labels
+from fi_jax.training.step import Batch, add_pixels, forward, pixel_and_model_keys, step_key
 
 # Fields whose values are traced, one a member.
 TRACED = (
@@ -131,7 +131,6 @@ def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Cal
     # Which terms are computed is static, their weights are traced.
     on: dict[str, Any] = {name: float(any(getattr(one.loss, name) for one in configs)) for name in TERMS}
     everything = dataclasses.replace(config.loss, **on)
-    label_weight = weights_of_labels(config)
 
     def step(states: TrainState, inputs: MemberInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         seen, faces = batch, batch.get("faces")
@@ -149,7 +148,7 @@ def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Cal
                 constants = Constants(inputs.prompts, graph)
                 model = FaceInsight(config.model)
                 answers = forward(model, params, constants, seen, stage=config.train.stage, key=model_key, faces=faces)
-                terms = loss_terms(answers, seen, inputs.rules, everything, label_weight)
+                terms = loss_terms(answers, seen, inputs.rules, everything)
                 return total(terms, {name: count for name, (_, count) in terms.items()}, own.loss), terms
 
             (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.trained)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -13,10 +12,9 @@ from fi_jax.config import Experiment
 from fi_jax.data.augment import Augmentation, augment, map_to_pixels, to_pixels
 from fi_jax.data.mixup import mixup
 from fi_jax.knowledge.logic import RuleTable
-from fi_jax.labels.registry import vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
-from fi_jax.training.losses import Answers, label_weights, loss_terms, painting_error, total
+from fi_jax.training.losses import Answers, loss_terms, painting_error, total
 from fi_jax.training.optimizer import merge_params
 from fi_jax.training.state import Leaves, TrainState
 
@@ -88,13 +86,6 @@ def pixel_and_model_keys(key: Array, config: Experiment) -> tuple[Array, Array]:
     return pixel_key, jax.random.fold_in(model_key, config.train.seed)
 
 
-def weights_of_labels(config: Experiment) -> np.ndarray | float:
-    """Returns the weight of every label of the config's vocabulary in `head_bce` (`n`, or 1 where all are alike)."""
-    if not config.loss.label_weights:
-        return 1.0
-    return label_weights(config.loss.label_weights, vocabulary(config.data.vocabulary).names)
-
-
 def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment, counts: dict | None):
     """Returns `(loss, {term: (sum, count)})` of a (micro-)batch; `counts` are the whole batch's."""
     pixel_key, model_key = pixel_and_model_keys(key, config)
@@ -105,7 +96,7 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
         terms = {"pixels": _painted(model, params, batch["pixels"], model_key)}
         return total(terms, {"pixels": terms["pixels"][1]}, config.loss), terms
     answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
-    terms = loss_terms(answers, batch, inputs.rules, config.loss, weights_of_labels(config))
+    terms = loss_terms(answers, batch, inputs.rules, config.loss)
     return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
 
 
@@ -181,5 +172,5 @@ def _counts(batch: Batch, inputs: StepInputs, config: Experiment, names: list[st
         None if align_only else jnp.zeros((b, batch["lm_positions"].shape[1], 1)),
     )
     batch = {**batch, "lm_targets": jnp.zeros_like(batch["lm_targets"])} if not align_only else batch
-    terms = loss_terms(answers, batch, inputs.rules, config.loss, weights_of_labels(config))
+    terms = loss_terms(answers, batch, inputs.rules, config.loss)
     return {name: terms[name][1].astype(jnp.float32) for name in names}

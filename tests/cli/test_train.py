@@ -117,6 +117,36 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(finished, utkface_fol
 
 
 @pytest.mark.slow
+def test_pretrained_then_aligned(tmp_path, utkface_folder):
+    stage0 = ("--train.stage", "pretrain", "--model.decoder.num-layers", "1", "--model.decoder.hidden-size", "16")
+    stage0 += ("--model.decoder.num-heads", "2", "--train.trainable", "image_encoder/.*", "decoder/.*")
+    first = command(utkface_folder, "painter", *stage0, "--train.learning-rate", "3e-3", "--train.log-every", "1")
+    # Stopped once, and resumed with the decoder that it had.
+    process = start(tmp_path, first)
+    status, out = stop_after(process, tmp_path / "runs" / "painter", 3, signal.SIGTERM)
+    assert status != 0, out
+    status, out, err = run(tmp_path, first)
+    assert status == 0 and "resumed at step" in out, out + err
+    lines = [json.loads(line) for line in (tmp_path / "runs/painter/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[-1]["pixels"] < lines[0]["pixels"]
+    leaves = load_file(tmp_path / "runs/painter/model/weights.safetensors")
+    parts = {path.split("/")[0] for path in leaves}
+    assert "image_encoder" in parts and "decoder" not in parts
+
+    second = command(utkface_folder, "aligned", "--train.stage", "align", "--data.mixup", "0.5", "--train.steps", "2")
+    second += ["--train.init-from", "runs/painter", "--train.trainable", "image_encoder/.*", "knowledge/.*", "head/.*"]
+    status, out, err = run(tmp_path, second)
+    assert status == 0 and "image_encoder" not in out.split("newly initialised:")[1].splitlines()[0], out + err
+    after = load_file(tmp_path / "runs/aligned/model/weights.safetensors")
+    same = "image_encoder/position_embedding"
+    assert np.abs(after[same] - leaves[same]).max() < 0.01
+    # A model that was only pre-trained answers nothing, and says so.
+    status, _, err = run(tmp_path, [sys.executable, "-m", "fi_jax", "evaluate", "tiny", "--checkpoint", "runs/painter"])
+    assert status == 2 and "only pre-trained" in err
+
+
+@pytest.mark.slow
 def test_another_config_does_not_resume(finished, utkface_folder):
     before = sorted(path.name for path in (finished / "runs" / "whole" / "checkpoints").iterdir())
     status, _, err = run(finished, command(utkface_folder, "whole", "--train.learning-rate", "0.5"))

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.config import LossConfig
-from fi_jax.errors import UserError
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.rules import Rule, excludes
 from fi_jax.labels.vocabulary import Label, Vocabulary
@@ -19,7 +18,6 @@ from fi_jax.training.losses import (
     Answers,
     label_chances,
     label_probabilities,
-    label_weights,
     loss_terms,
     option_probabilities,
     total,
@@ -179,18 +177,11 @@ def test_extreme_logits_stay_finite():
     assert np.isfinite(float(value)) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
-def test_label_weights_are_of_the_first_pattern_that_fits_the_whole_name():
-    names = ("Male", "Smiling", "race:White", "race:Black")
-    np.testing.assert_array_equal(label_weights((("race:.*", 3.0), ("Male|race:White", 2.0)), names), [2, 1, 3, 3])
-    with pytest.raises(UserError, match="'ace' matches no label"):
-        label_weights((("ace", 2.0),), names)
-
-
-def test_weighted_labels_count_as_if_they_stood_there_more_often():
-    scores, labels = jnp.array([[0.3, -2.0]]), jnp.array([[1.0, 1.0]])
-    batch = {"labels": labels, "known": jnp.ones((1, 2), bool), "weight": jnp.ones(1)}
-    twice = {name: jnp.concatenate([x, x[:, 1:]], 1) if x.ndim > 1 else x for name, x in batch.items()}
-    config = LossConfig(head_logic=0.0)
-    one = loss_terms(Answers(scores), batch, None, config, np.array([1.0, 2.0], np.float32))["head_bce"]
-    two = loss_terms(Answers(jnp.concatenate([scores, scores[:, 1:]], 1)), twice, None, config)["head_bce"]
-    np.testing.assert_allclose(one, two, rtol=1e-6)
+def test_rules_say_nothing_about_a_blend():
+    answers, batch = made(0)
+    config = LossConfig()
+    plain = values(answers, batch, config)["head_logic"]
+    assert plain == values(answers, {**batch, "whole": np.ones(B, bool)}, config)["head_logic"]
+    first = values(answers, {**batch, "whole": np.arange(B) == 0}, config)["head_logic"]
+    alone = {**batch, "weight": np.where(np.arange(B) == 0, batch["weight"], 0).astype(np.float32)}
+    assert first == values(answers, alone, config)["head_logic"] != plain
