@@ -4,20 +4,17 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from fi_jax.config import Experiment, MeshConfig, VitConfig
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
-from fi_jax.models.int8 import quantize_llm
-from fi_jax.models.lora import NO_LORA, Kernel, is_int8
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.training.material import slots_of
 from fi_jax.weights.assemble import param_shapes
@@ -26,8 +23,6 @@ from fi_jax.weights.assemble import param_shapes
 PREFIX_TEXT, QUESTION_TEXT = 40, 24
 # Tokens of a free-form answer that the token loss acts on.
 ANSWER_TOKENS = 8
-# Random weights lie between this and its opposite.
-_LARGEST = 0.02
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,6 @@ class Case:
     repeats: int = 5
     new_tokens: int = 64
     questions: int = 40
-    # The LLM's kernels, for inference.
-    int8: bool = False
 
 
 def named_mesh(config: MeshConfig) -> MeshConfig:
@@ -110,54 +103,32 @@ def model_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     return param_shapes(replace(config.model, attention="xla"))
 
 
-def int8_shapes(llm: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a language model's shapes as it is after quantising: nothing is made, so 7B need not fit twice."""
-    return jax.eval_shape(lambda params: quantize_llm(params, NO_LORA), llm)
-
-
 def random_leaves(
-    shapes: Mapping[str, Any],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
     dtype: str,
-    shardings: Mapping[str, Any] | None = None,
+    shardings: Mapping[str, Sharding] | None = None,
     seed: int = 0,
-) -> dict[str, Kernel]:
+) -> dict[str, jax.Array]:
     """Random values of the size that training leaves behind, made in `dtype`, leaf by leaf, where they belong.
 
     Not zeros: matrix products of zeros run measurably faster. Norm scales are one, so that activations stay bounded.
-    Int8 kernels (see `int8_shapes`) are made as int8.
 
     Args:
       shardings: of every leaf by path, so that no device ever holds the whole model; None for the default device.
-        That of an int8 kernel is a pair like the kernel (`state_shardings` gives it).
     """
     leaves = {}
     for number, (path, shape) in enumerate(shapes.items()):
         sharding = None if shardings is None else shardings[path]
-        key = jax.random.key(seed + number, impl="rbg")
-        if is_int8(shape):
-            values, scales = (None, None) if sharding is None else (sharding.qvalue, sharding.scale)
-            leaves[path] = shape.replace(
-                qvalue=_int8_generator(shape.qvalue.shape, values)(key),
-                scale=jnp.full(shape.scale.shape, _LARGEST / 127, jnp.float32, device=scales),
-            )
-        elif path.endswith("scale") and "norm" in path:
+        if path.endswith("scale") and "norm" in path:
             leaves[path] = jnp.ones(shape.shape, dtype, device=sharding)
         else:
-            leaves[path] = _generator(shape.shape, dtype, sharding)(key)
+            leaves[path] = _generator(shape.shape, dtype, sharding)(jax.random.key(seed + number, impl="rbg"))
     return leaves
 
 
 @functools.cache
 def _generator(shape, dtype, sharding):
-    return jax.jit(lambda key: jax.random.uniform(key, shape, dtype, -_LARGEST, _LARGEST), out_shardings=sharding)
-
-
-@functools.cache
-def _int8_generator(shape, sharding):
-    def make(key):
-        return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, jnp.uint8), jnp.int8)
-
-    return jax.jit(make, out_shardings=sharding)
+    return jax.jit(lambda key: jax.random.uniform(key, shape, dtype, -0.02, 0.02), out_shardings=sharding)
 
 
 def random_constants(config: Experiment, seed: int = 0) -> Constants:

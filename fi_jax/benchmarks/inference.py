@@ -34,10 +34,7 @@ def score40(case: Case) -> dict:
     config = cases.without_adapters(case.config)
     mesh = cases.mesh_of(config)
     check_batch(case.batch, 1, mesh)
-    shapes = unflatten(cases.model_shapes(config))
-    if case.int8:
-        shapes["llm"] = cases.int8_shapes(shapes["llm"])
-    shapes = flatten(shapes)
+    shapes = cases.model_shapes(config)
     params = unflatten(cases.random_leaves(shapes, config.model.dtype, state_shardings(shapes, mesh)))
     constants = place(cases.random_constants(config), replicated(mesh))
     # The benchmark has token arrays already, so no tokenizer.
@@ -79,9 +76,7 @@ def decode_shared(case: Case, scan_layers: bool = False) -> dict:
 def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
     config = cases.without_adapters(case.config).model
     llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=scan_layers)
-    shapes = _llm_shapes(llm)
-    shapes = cases.int8_shapes(shapes) if case.int8 else shapes
-    params = unflatten(cases.random_leaves(flatten(shapes), config.dtype))
+    params = unflatten(cases.random_leaves(_llm_shapes(llm), config.dtype))
     p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
     rng = np.random.default_rng(0)
     arguments = (
@@ -117,7 +112,7 @@ def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
     }
 
 
-def _llm_shapes(llm: Llama) -> dict:
+def _llm_shapes(llm: Llama) -> dict[str, jax.ShapeDtypeStruct]:
     plain = replace(llm, attention="xla")
 
     def touch(model: Llama):
@@ -125,4 +120,4 @@ def _llm_shapes(llm: Llama) -> dict:
         hidden = model(model.embed(tokens), tokens, Layout(2), jnp.ones((1, 2), bool))
         return model.logits(hidden)
 
-    return jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"]
+    return flatten(jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"])

@@ -27,9 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--consistent", action="store_true", help="with --all: the most probable answers that break no rule"
     )
     parser.add_argument("--head", action="store_true", help="answer by the alignment head instead of the LLM (faster)")
-    parser.add_argument(
-        "--weights", choices=("full", "int8"), default="full", help="int8: a smaller LLM, nearly the same (needs qwix)"
-    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--figure", metavar="F.png", help="save photo, segmentation map and answers as a picture")
 
@@ -59,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
         faces = faces_in(load_parser(model.config.weights.parser), image)
         box = crop_for_model(choose_face(faces, args.face, args.image))
-    answerer = load_answerer(model, int8=args.weights == "int8")
+    answerer = load_answerer(model)
     wanted = Asked(
         args.question,
         everything=args.all or bool(args.figure),

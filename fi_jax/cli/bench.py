@@ -43,9 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scan-layers", action="store_true", help="decode with the layers in a scan (see models.llama)"
     )
-    parser.add_argument(
-        "--weights", choices=("full", "int8"), default="full", help="scoring and decoding: the LLM's kernels as int8"
-    )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of which the median is taken (default: 5)")
     parser.add_argument("--small", action="store_true", help="the same structure with tiny sizes")
     parser.add_argument(
@@ -74,10 +71,6 @@ def run(args: argparse.Namespace) -> int:
     ]
     # Most of the device's memory is ours: the default share would refuse the largest batches.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    if args.weights == "int8":
-        from fi_jax.models.int8 import require_qwix
-
-        require_qwix()
     here = args.together or len(points) == 1
     failed = False
     for what, batch, remat in points:
@@ -104,7 +97,7 @@ def _numbers(text: str) -> list[int]:
 def _command(args: argparse.Namespace, what: str, batch: int, remat: str, repeats: int = 0) -> list[str]:
     command = [sys.executable, "-m", "fi_jax", "bench", args.config, "--what", what, "--batch", str(batch)]
     command += ["--remat", remat] * bool(remat) + ["--attention", args.attention] * bool(args.attention)
-    command += ["--scan-layers"] * args.scan_layers + ["--small"] * args.small + ["--weights", args.weights]
+    command += ["--scan-layers"] * args.scan_layers + ["--small"] * args.small
     return [*command, "--repeats", str(repeats or args.repeats), *args.overrides]
 
 
@@ -159,7 +152,7 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
     if jax.default_backend() == "cpu":
         # XLA's CPU backend lacks some bfloat16 products and is slow at the others.
         config = replace(config, model=replace(config.model, dtype="float32"))
-    case = Case(config, batch, args.repeats, int8=args.weights == "int8")
+    case = Case(config, batch, args.repeats)
     if what in ("train", "train40"):
         measured = {"train": training.train, "train40": training.train40}[what](case)
     elif what == "score40":
@@ -167,10 +160,9 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
     else:
         decode = inference.decode_shared if what == "decode_shared" else inference.decode_faces
         measured = decode(case, args.scan_layers)
-    weights = {"weights": args.weights} if what not in ("train", "train40") else {}
     mesh = mesh_of(config)
     shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    return measured | {"dtype": config.model.dtype, **weights, "devices": mesh.size, "mesh": shape} | machine()
+    return measured | {"dtype": config.model.dtype, "devices": mesh.size, "mesh": shape} | machine()
 
 
 def _say(line: dict) -> bool:

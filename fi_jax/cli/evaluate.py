@@ -42,12 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="faces at once (default: 8)")
     parser.add_argument("--head-only", action="store_true", help="only the alignment head answers; the LLM is not run")
     parser.add_argument(
-        "--weights",
-        choices=("full", "int8"),
-        default="full",
-        help="int8: our LLM's kernels quantised; with full, what that costs (needs qwix)",
-    )
-    parser.add_argument(
         "--free-form",
         action="store_true",
         help="let the LLM also answer in its own words, and read the answer from them",
@@ -122,12 +116,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--model goes with neither --checkpoint nor --leave-one-out")
     if args.model and args.head_only:
         raise UserError("another model has no alignment head; leave out --head-only")
-    if args.weights == "int8":
-        if args.model or args.head_only:
-            raise UserError("--weights int8 is about our own LLM; it goes with neither --model nor --head-only")
-        from fi_jax.models.int8 import require_qwix
-
-        require_qwix()
     if not args.model and not args.config:
         raise UserError("evaluate needs CONFIG, a file or a name under configs/ (or --model hf:NAME)")
     if not args.config and not (args.dataset and args.data_root):
@@ -162,7 +150,7 @@ def _models(args: argparse.Namespace, config) -> list:
     if args.model:
         return [other_candidate(args.model)]
     default = f"runs/{config.name}" if Path("runs", config.name, "model").is_dir() else config.name
-    return [our_candidate(name, args.weights == "int8") for name in args.checkpoint or [default]]
+    return [our_candidate(name) for name in args.checkpoint or [default]]
 
 
 def _leave_one_out(args: argparse.Namespace, config, names: list[str], settings, models: list, hosts) -> int:
@@ -182,7 +170,7 @@ def _leave_one_out(args: argparse.Namespace, config, names: list[str], settings,
         status = train_without(stages, hosts, print)
         if status:
             return status
-        models.append(our_candidate(str(stages[-1][1]), args.weights == "int8"))
+        models.append(our_candidate(str(stages[-1][1])))
     return 0
 
 
@@ -233,7 +221,6 @@ def _write(args: argparse.Namespace, out: Path, parts, baselines, cells, blank, 
         "trained_on": models[0].sources,
         "cells": filled,
         "limit": args.limit,
-        "weights": args.weights,
         "command": shlex.join(["fi-jax", *sys.argv[1:]]),
         "config": models[0].config,
     }

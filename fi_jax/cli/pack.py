@@ -64,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     config = _elsewhere(model.config)
     if args.dtype:
         config = replace(config, model=replace(config.model, dtype=args.dtype))
+    if config.model.dtype == "float32":
+        # The flash kernel is bfloat16 only.
+        config = replace(config, model=replace(config.model, attention="xla"))
     info["init_from"] = config.train.init_from
     save_model(args.out, replace(model, config=config, info=info), args.precision)
     size = sum(file.stat().st_size for file in args.out.iterdir()) / 2**20

@@ -21,8 +21,6 @@ from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
-from fi_jax.models.int8 import quantize_llm, require_qwix
-from fi_jax.models.lora import NO_LORA
 from fi_jax.training.losses import option_probabilities
 from fi_jax.training.material import slots_of
 from fi_jax.training.optimizer import unflatten
@@ -180,13 +178,8 @@ def head_probabilities(
     return head
 
 
-def load_answerer(model: TrainedModel, int8: bool = False) -> Answerer:
-    """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype.
-
-    With `int8` the LLM's adapters are folded in and the kernels of its layers quantised (`models.int8`).
-    """
-    if int8:
-        require_qwix()
+def load_answerer(model: TrainedModel) -> Answerer:
+    """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype."""
     if model.config.train.stage == "pretrain":
         raise UserError(
             "the model was only pre-trained (train.stage pretrain) and answers nothing; train it with stage align"
@@ -198,10 +191,6 @@ def load_answerer(model: TrainedModel, int8: bool = False) -> Answerer:
     leaves, base = assemble(config, model.leaves)
     check_base(model, base)
     params = unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
-    if int8:
-        llm = config.model.llm
-        params["llm"] = quantize_llm(params["llm"], llm.lora)
-        config = replace(config, model=replace(config.model, llm=replace(llm, lora=NO_LORA)))
     constants = Constants(jnp.asarray(model.prompts), jnp.asarray(model.graph))
     return Answerer(config, params, constants, load_tokenizer(config.weights), model.info)
 

@@ -13,17 +13,11 @@ from fi_jax.config import LoraConfig
 
 NO_LORA = LoraConfig()
 
-# `[..., in, out]`: an array, or a qwix.QArray, whose `qvalue` is int8 `[..., in, out]` and `scale` `[..., 1, out]`.
-Kernel = Any
-
 
 class LinearParts(NamedTuple):
-    """A linear layer's parameters in its `dtype`; `b` has the factor alpha / rank in it. None: the layer has none.
+    """A linear layer's parameters in its `dtype`; `b` has the factor alpha / rank in it. None: the layer has none."""
 
-    An int8 kernel is left as it is.
-    """
-
-    kernel: Kernel
+    kernel: Float[Array, "i o"]
     bias: Float[Array, "o"] | None
     a: Float[Array, "i r"] | None
     b: Float[Array, "r o"] | None
@@ -33,8 +27,7 @@ class Linear(nn.Module):
     """`y = x W + b + (alpha / rank) (x A) B`; the adapter exists when this layer's name is a target of `lora`.
 
     Parameters: kernel `[in, out]`, bias `[out]`, lora_a `[in, rank]` (random), lora_b `[rank, out]` (zero, so
-    that step 0 equals the base model). All arithmetic is in `dtype`, whatever the parameters' dtype. For inference a
-    kernel may be int8 (`models.int8`).
+    that step 0 equals the base model). All arithmetic is in `dtype`, whatever the parameters' dtype.
     """
 
     features: int
@@ -47,7 +40,7 @@ class Linear(nn.Module):
         """Maps the last axis; returns `dtype`."""
         kernel, bias, a, b = self.parts(x.shape[-1])
         x = x.astype(self.dtype)
-        y = times_kernel(x, kernel)
+        y = x @ kernel
         if bias is not None:
             y += bias
         if a is not None:
@@ -59,8 +52,7 @@ class Linear(nn.Module):
     def parts(self, size: int) -> LinearParts:
         """Makes or fetches the parameters for an input of `size`, as they enter the arithmetic."""
         bias = a = b = None
-        kernel = self.param("kernel", self.kernel_init, (size, self.features))
-        kernel = kernel if is_int8(kernel) else kernel.astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora.rank and self.name in self.lora.targets:
@@ -70,25 +62,6 @@ class Linear(nn.Module):
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
             b = (lora_scale(self.lora) * b).astype(self.dtype)
         return LinearParts(kernel, bias, a, b)
-
-
-def is_int8(kernel: Kernel) -> bool:
-    """Whether a kernel is quantised; asks the object, because qwix is an extra."""
-    return hasattr(kernel, "qvalue")
-
-
-def times_kernel(x: Float[Array, "... i"], kernel: Kernel) -> Float[Array, "... o"]:
-    """Returns `x W` in the type of `x`.
-
-    Int8 values are exact in bfloat16 and the scale multiplies the float32 sum: beside the quantisation, nothing is
-    rounded that a kernel in the type of `x` would not round.
-    """
-    if not is_int8(kernel):
-        return x @ kernel.astype(x.dtype)
-    # Tied to x, which changes each step: XLA moves a kernel's cast out of a decoding loop, and reads the wide copy.
-    x, values = jax.lax.optimization_barrier((x, kernel.qvalue))
-    y = jnp.matmul(x, values.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y * kernel.scale[0]).astype(x.dtype)
 
 
 def lora_scale(lora: LoraConfig) -> float:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from fi_jax.models.lora import Kernel, Linear, is_int8, times_kernel
+from fi_jax.models.lora import Linear
 
 # What of the layers is joined: nothing, the adapters' A alone, or kernels and A.
 Join = Literal["none", "adapters", "all"]
@@ -19,7 +19,6 @@ def project(x: Float[Array, "... i"], layers: Sequence[Linear], join: Join) -> t
 
     "adapters" reads `x` once for all low activations, forward and for the gradients of A; "all" makes one product
     `x [W_1 | W_2 | A_1 | A_2]`, whose gradient of `x` is one product too, at the price of cutting its output up.
-    Int8 kernels are joined among themselves.
     """
     if join == "none":
         return tuple(layer(x) for layer in layers)
@@ -27,11 +26,10 @@ def project(x: Float[Array, "... i"], layers: Sequence[Linear], join: Join) -> t
     x = x.astype(layers[0].dtype)
     kernels = tuple(part.kernel for part in parts)
     adapters = tuple(part.a for part in parts if part.a is not None)
-    if join == "all" and not is_int8(kernels[0]):
+    if join == "all":
         made = joint_product(x, kernels, adapters)
     else:
-        made = _joint_int8(x, kernels) if join == "all" else tuple(times_kernel(x, kernel) for kernel in kernels)
-        made += joint_product(x, (), adapters) if adapters else ()
+        made = (*(x @ kernel for kernel in kernels), *(joint_product(x, (), adapters) if adapters else ()))
     # One name for each, as `models.lora` gives it: kept by remat "dots".
     lows = iter([checkpoint_name(low, "lora_low") for low in made[len(kernels) :]])
     outputs = []
@@ -54,11 +52,6 @@ def joint_product(
     included, and it would keep the joined kernels beside the kernels.
     """
     return _split(x @ jnp.concatenate((*kernels, *adapters), axis=-1), (*kernels, *adapters))
-
-
-def _joint_int8(x: Float[Array, "... i"], kernels: tuple[Kernel, ...]) -> tuple[Float[Array, "... o"], ...]:
-    # A scale belongs to an output channel, so values and scales are joined alike.
-    return _split(times_kernel(x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *kernels)), kernels)
 
 
 def _split(y, weights):

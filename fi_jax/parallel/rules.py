@@ -171,11 +171,11 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Like `param_shardings` for a state that holds parameters deeper down (optimiser moments, averages).
 
     A leaf whose path ends in a known parameter path is cut as that parameter; any other (step, counts, keys) is
-    replicated. Both arrays of an int8 kernel are cut as the kernel; its scales, of which a channel has one, by channels.
+    replicated.
     """
 
     def one(path, leaf):
-        keys = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", path_name(path)).split("/")
+        keys = path_name(path).split("/")
         for start in range(len(keys)):
             with contextlib.suppress(KeyError):
                 return NamedSharding(mesh, place_parameter("/".join(keys[start:]), leaf.shape, mesh).spec)

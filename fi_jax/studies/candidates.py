@@ -27,23 +27,18 @@ class Candidate:
     age_estimator: str = "expected"
 
 
-def our_candidate(name: str, int8: bool = False) -> Candidate:
-    """A run folder, a model folder or a bundled model. Raises `UserError` when there is none, or it is unfinished.
-
-    With `int8` its LLM is quantised when it is loaded: another model, with another fingerprint.
-    """
+def our_candidate(name: str) -> Candidate:
+    """A run folder, a model folder or a bundled model. Raises `UserError` when there is none, or it is unfinished."""
     folder = find_model(name)
     digest = hashlib.sha256()
     for file in (WEIGHTS, MODEL, CONFIG):
         digest.update((folder / file).read_bytes())
-    if int8:
-        digest.update(b"int8")
     model = load_model(folder)
     return Candidate(
         name,
         sources_of(name, model.info),
         digest.hexdigest()[:12],
-        cache(lambda: load_answerer(model, int8)),
+        cache(lambda: load_answerer(model)),
         to_dict(model.config),
         model.info.get("age_estimator", "expected"),
     )

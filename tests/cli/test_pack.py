@@ -75,3 +75,21 @@ def test_how_the_model_answers_can_be_set(model_folder, tmp_path):
     assert packed.config.model.dtype == "bfloat16" and packed.info["mirror"]
     assert "mirror" not in load_model(model_folder).info
     assert load_model(model_folder).config.model.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("trained", "flags", "packed"),
+    [
+        ("bfloat16", ["--dtype", "float32"], "xla"),
+        ("float32", [], "xla"),
+        ("bfloat16", [], "flash"),
+        ("float32", ["--dtype", "bfloat16"], "flash"),
+    ],
+)
+def test_a_float32_model_has_no_flash_attention(tmp_path, trained, flags, packed):
+    config = load_config("tiny", ["--model.dtype", trained, "--model.attention", "flash"])
+    leaves = {"head/out/kernel": np.zeros((4, 4), np.float32)}
+    model = TrainedModel(config, leaves, np.zeros((82, 48), np.float32), np.eye(82, dtype=np.float32))
+    save_model(tmp_path / "run" / "model", model)
+    assert main(["pack", str(tmp_path / "run"), "--out", str(tmp_path / "packed"), *flags]) == 0
+    assert load_model(tmp_path / "packed").config.model.attention == packed
