@@ -201,10 +201,6 @@ class ModelConfig:
     # Layers of the LLM in one turn of the loop over them. All of them: no loop, nothing is copied in and out of it,
     # and compiling takes several times as long.
     scan_unroll: int = 1
-    # The LLM's projections of one input (q, k, v; gate, up) share one product for their adapters' A, or for kernels and
-    # A together; parameters stay apart. The second is for meshes that do not cut kernels over `tensor`.
-    fuse_adapters: bool = False
-    fuse_projections: bool = False
 
     def __post_init__(self):
         _check_words(self, "model.")
@@ -407,11 +403,6 @@ class Experiment:
                 f"data.mixup blends faces and their labels, which stage {self.train.stage} cannot use; set it to 0",
             )
             _check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
-        # Joined columns would be dealt anew to the devices in every layer.
-        _check(
-            self.mesh.tensor == 1 or not self.model.fuse_projections,
-            f"model.fuse_projections needs mesh.tensor 1, which is {self.mesh.tensor}; model.fuse_adapters works with any",
-        )
 
 
 def to_dict(config) -> dict:

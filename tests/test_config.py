@@ -49,10 +49,6 @@ from fi_jax.errors import UserError, did_you_mean, require_choice
         (lambda: ModelConfig(remat="some"), "remat.*some"),
         (lambda: ModelConfig(scan_unroll=0), "model.scan_unroll is 0"),
         (lambda: ModelConfig(scan_unroll=3), "scan_unroll is 3; it must divide the LLM's 32 layers"),
-        (
-            lambda: Experiment(model=ModelConfig(fuse_projections=True), mesh=MeshConfig(tensor=2)),
-            "model.fuse_projections needs mesh.tensor 1, which is 2",
-        ),
         (lambda: DataConfig(batch_size=0), "data.batch_size"),
         (lambda: DataConfig(max_unreadable=1.1), "data.max_unreadable"),
         (lambda: DataConfig(questions_per_face=-1), "questions_per_face"),

@@ -7,7 +7,6 @@ alone. No weights, data or accelerators are needed.
 """
 
 import argparse
-from dataclasses import replace
 
 TAKES_OVERRIDES = True
 
@@ -29,12 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the plan; exit 1 when it does not fit."""
     from fi_jax.cli.configs import load_config
-    from fi_jax.config import MeshConfig
 
     config = load_config(args.config, args.overrides)
     mesh = read_mesh(args.mesh)
-    # What does not go with this mesh is refused as a config would be.
-    config = replace(config, mesh=MeshConfig(**mesh))
     import math
     import os
 
@@ -45,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     # Before the first use of JAX: virtual devices, and no accelerator is touched.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", math.prod(mesh.values()))
+    from fi_jax.config import MeshConfig
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.registry import vocabulary
     from fi_jax.parallel.mesh import check_batch, make_mesh

@@ -105,7 +105,6 @@ class FaceInsight(nn.Module):
             remat=config.remat,
             attention=config.attention,
             unroll=config.scan_unroll,
-            join="all" if config.fuse_projections else "adapters" if config.fuse_adapters else "none",
         )
 
     def encode(

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from fi_jax.config import LlamaConfig, RopeScaling
 from fi_jax.models.attention import Implementation, Layout, cached_attention, split_attention
 from fi_jax.models.lora import Linear
-from fi_jax.models.projections import Join, project
 
 Remat = Literal["none", "dots", "full"]
 
@@ -94,7 +93,6 @@ class Attention(nn.Module):
     config: LlamaConfig
     dtype: Any
     implementation: Implementation
-    join: Join = "none"
 
     def setup(self):
         c = self.config
@@ -104,26 +102,26 @@ class Attention(nn.Module):
         self.v_proj = Linear(c.num_kv_heads * c.head_dim, **shared)
         self.o_proj = Linear(c.hidden_size, **shared)
 
-    def _project(self, x, shared: _Pass, join: Join):
-        made = project(x, (self.q_proj, self.k_proj, self.v_proj), join)
+    def _project(self, x, shared: _Pass):
+        made = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (a.reshape(*a.shape[:-1], -1, self.config.head_dim) for a in made)
         q, k = _rotate(q, shared.cos, shared.sin), _rotate(k, shared.cos, shared.sin)
         return checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
 
-    def _output(self, out, join: Join):
-        return project(out.reshape(*out.shape[:-2], -1), (self.o_proj,), join)[0]
+    def _output(self, out):
+        return self.o_proj(out.reshape(*out.shape[:-2], -1))
 
     def __call__(self, x, shared: _Pass):
         """Attends within `shared.layout`; returns the output `b t d` and keys and values `b g t d`."""
-        q, k, v = self._project(x, shared, self.join)
+        q, k, v = self._project(x, shared)
         names = ("batch", "seq", "heads", None)
         q, k, v = (nn.with_logical_constraint(a, names) for a in (q, k, v))
         out = split_attention(q, k, v, shared.layout, shared.valid, self.implementation)
-        return self._output(out, self.join), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
+        return self._output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
 
     def extend(self, x, layer, prefix_kv, tail_kv, shared: _Pass):
         """Appends `b q s d` to layer `layer` of the stacked tails (None: to this layer's own) and attends to both."""
-        q, k, v = self._project(x, shared, "none")
+        q, k, v = self._project(x, shared)
         at = () if layer is None else (layer,)
         start = (*at, 0, 0, 0, shared.used, 0)
         tail_kv = tuple(
@@ -135,7 +133,7 @@ class Attention(nn.Module):
         else:
             tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
         out = cached_attention(q, prefix_kv[0], prefix_kv[1], tail_k, tail_v, shared.prefix_valid, shared.valid)
-        return self._output(out, "none"), tail_kv
+        return self._output(out), tail_kv
 
 
 class MLP(nn.Module):
@@ -151,14 +149,13 @@ class MLP(nn.Module):
         self.up_proj = Linear(c.intermediate_size, **shared)
         self.down_proj = Linear(c.hidden_size, **shared)
 
-    def __call__(self, x: Float[Array, "... d"], join: Join = "none") -> Float[Array, "... d"]:
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Acts on the last axis."""
-        gate, up = project(x, (self.gate_proj, self.up_proj), join)
-        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        gate, up = checkpoint_name(self.gate_proj(x), "gate"), checkpoint_name(self.up_proj(x), "up")
         hidden = nn.silu(gate) * up
         if hidden.ndim == 3:
             hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
-        return project(hidden, (self.down_proj,), join)[0]
+        return self.down_proj(hidden)
 
 
 class Layer(nn.Module):
@@ -167,14 +164,12 @@ class Layer(nn.Module):
     config: LlamaConfig
     dtype: Any
     implementation: Implementation
-    # Holds for whole sequences; a decoding step would read kernels only to join them.
-    join: Join = "none"
 
     def setup(self):
         c = self.config
         self.input_norm = RMSNorm(c.rms_norm_eps, self.dtype)
         self.post_attention_norm = RMSNorm(c.rms_norm_eps, self.dtype)
-        self.attn = Attention(c, self.dtype, self.implementation, self.join)
+        self.attn = Attention(c, self.dtype, self.implementation)
         self.mlp = MLP(c, self.dtype)
 
     def __call__(self, x, _, shared: _Pass):
@@ -182,7 +177,7 @@ class Layer(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         out, kv = self.attn(self.input_norm(x), shared)
         x = checkpoint_name(x + out, "middle")
-        return x + self.mlp(self.post_attention_norm(x), self.join), kv
+        return x + self.mlp(self.post_attention_norm(x)), kv
 
     def extend(self, carry, layer_inputs, shared: _Pass):
         """One step of the scan with a cache; the tails are carried so that they are updated in place."""
@@ -217,8 +212,6 @@ class Llama(nn.Module):
     scan_layers: bool = True
     # Layers in one turn of the scan; must divide their number. All of them: no loop is left, parameters stay stacked.
     unroll: int = 1
-    # Which projections of one input are one product (see `models.projections`).
-    join: Join = "none"
 
     def setup(self):
         c = self.config
@@ -242,9 +235,9 @@ class Llama(nn.Module):
             c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
         if self.scan_layers:
-            self.layers = scanned(c, self.dtype, self.attention, self.join)
+            self.layers = scanned(c, self.dtype, self.attention)
         else:
-            self.layers = [layer(c, self.dtype, self.attention, self.join) for _ in range(c.num_layers)]
+            self.layers = [layer(c, self.dtype, self.attention) for _ in range(c.num_layers)]
         self.norm = RMSNorm(c.rms_norm_eps, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = Linear(c.vocab_size, dtype=self.dtype)

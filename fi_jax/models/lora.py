@@ -1,7 +1,7 @@
 """Linear layers with optional low-rank adapters (Hu et al. 2021, LoRA), and their merging."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,15 +12,6 @@ from jaxtyping import Array, Float
 from fi_jax.config import LoraConfig
 
 NO_LORA = LoraConfig()
-
-
-class LinearParts(NamedTuple):
-    """A linear layer's parameters in its `dtype`; `b` has the factor alpha / rank in it. None: the layer has none."""
-
-    kernel: Float[Array, "i o"]
-    bias: Float[Array, "o"] | None
-    a: Float[Array, "i r"] | None
-    b: Float[Array, "r o"] | None
 
 
 class Linear(nn.Module):
@@ -36,32 +27,24 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
+    @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Maps the last axis; returns `dtype`."""
-        kernel, bias, a, b = self.parts(x.shape[-1])
+        size = x.shape[-1]
         x = x.astype(self.dtype)
-        y = x @ kernel
-        if bias is not None:
-            y += bias
-        if a is not None:
-            # Kept by `models.llama`'s remat "dots": narrow to store, and as slow to compute again as x is wide to read.
-            y += checkpoint_name(x @ a, "lora_low") @ b
-        return y
-
-    @nn.compact
-    def parts(self, size: int) -> LinearParts:
-        """Makes or fetches the parameters for an input of `size`, as they enter the arithmetic."""
-        bias = a = b = None
-        kernel = self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
+        y = x @ self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora.rank and self.name in self.lora.targets:
             # The variance of peft's kaiming_uniform(a=sqrt(5)): 1 / (3 in).
-            init = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
-            a = self.param("lora_a", init, (size, self.lora.rank)).astype(self.dtype)
+            a = self.param(
+                "lora_a", nn.initializers.variance_scaling(1 / 3, "fan_in", "normal"), (size, self.lora.rank)
+            )
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
-            b = (lora_scale(self.lora) * b).astype(self.dtype)
-        return LinearParts(kernel, bias, a, b)
+            # Kept by `models.llama`'s remat "dots": narrow to store, and as slow to compute again as x is wide to read.
+            low = checkpoint_name(x @ a.astype(self.dtype), "lora_low")
+            y += low @ (lora_scale(self.lora) * b).astype(self.dtype)
+        return y
 
 
 def lora_scale(lora: LoraConfig) -> float:

@@ -52,11 +52,6 @@ def test_batch_that_does_not_divide_is_one_line():
     assert status == 2 and "set data.batch_size to a multiple of 3" in err and err.count("\n") == 1
 
 
-def test_joined_kernels_are_not_cut_over_tensor():
-    status, _, err = run(["tiny", "--mesh", "tensor=2", "--no-compile", "--model.fuse-projections"])
-    assert status == 2 and "model.fuse_projections needs mesh.tensor 1" in err and err.count("\n") == 1
-
-
 @pytest.mark.slow
 def test_plan_counts_collectives():
     flags = ["--data.vocabulary", "expw", "--data.questions-per-face", "2", "--data.segment-length", "8"]

@@ -49,18 +49,6 @@ def test_dots_policy_computes_no_product_twice_but_those_of_attention():
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_joined_projections_are_fewer_products_and_none_is_computed_twice(remat):
-    attention = {"none": 3, "dots": 4}[remat] * ATTENTION
-    # Of q, k, v and of gate, up: one x A, one gradient of A, one of x.
-    adapters = count("dot", compiled_step(Llama(CONFIG, remat=remat, join="adapters")))
-    assert adapters == 7 * 2 + 4 * 2 + 7 * 3 + 4 + attention
-    # Forward four products and seven low B; backward four of x, seven of low, seven of B, four of A. No gradient of a
-    # frozen kernel is among them.
-    everything = count("dot", compiled_step(Llama(CONFIG, remat=remat, join="all")))
-    assert everything == 4 + 7 + 4 + 7 + 7 + 4 + attention
-
-
-@pytest.mark.parametrize("remat", ["none", "dots"])
 def test_layers_unrolled_completely_leave_no_loop_and_no_copy_into_a_stack(remat):
     looping = compiled_step(Llama(CONFIG, remat=remat, unroll=2))
     straight = compiled_step(Llama(CONFIG, remat=remat, unroll=4))

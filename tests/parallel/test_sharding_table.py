@@ -37,7 +37,8 @@ def test_every_row_names_known_axes_and_is_used():
     for _, axes in PARAMETER_AXES:
         assert {axis for axis in axes if axis is not None} <= known
     biased = ModelConfig(llm=LlamaConfig(num_layers=1, attention_bias=True, mlp_bias=True))
-    paths = [path for config in (load_config("tiny").model, biased) for path in shapes_of_parameters(config)]
+    configs = (load_config("tiny").model, load_config("nano_pretrain").model, biased)
+    paths = [path for config in configs for path in shapes_of_parameters(config)]
     rows = {next(i for i, (pattern, _) in enumerate(PARAMETER_AXES) if _matches(pattern, path)) for path in paths}
     unused = {PARAMETER_AXES[i][0] for i in range(len(PARAMETER_AXES)) if i not in rows}
     assert unused <= {r"knowledge/\w+/bias"}, unused
