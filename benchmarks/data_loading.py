@@ -106,8 +106,8 @@ def plain_batches(args, records, vocabulary):
         yield from loader
 
 
-def our_batches(args, records, vocabulary, in_memory: bool = False):
-    """Batches of the pipeline, augmented."""
+def our_batches(args, records, vocabulary, in_memory: bool = False, threads: bool = False):
+    """Batches of the pipeline, augmented. `threads`: decoded in this process, as the trainer does by default."""
     import jax
 
     from fi_jax.data.augment import Augmentation, augment
@@ -117,7 +117,8 @@ def our_batches(args, records, vocabulary, in_memory: bool = False):
     program = jax.jit(lambda key, image, mask: augment(key, image, mask, Augmentation()))
     key = jax.random.key(0)
     waiting = None
-    for step, batch in enumerate(training_batches(dataset, batch_size=args.batch_size, seed=0, workers=args.workers)):
+    workers = 0 if threads else args.workers
+    for step, batch in enumerate(training_batches(dataset, batch_size=args.batch_size, seed=0, workers=workers)):
         # Dispatch is asynchronous: the last batch is augmented while the next one is fetched.
         ready, waiting = waiting, program(jax.random.fold_in(key, step), batch["image"], batch["mask"])
         if ready is not None:
@@ -216,6 +217,7 @@ def main() -> None:
         streams = {
             "PyTorch DataLoader, PIL": plain_batches(args, records, words),
             "fi_jax": our_batches(args, records, words),
+            "fi_jax, threads of one process": our_batches(args, records, words, threads=True),
             "fi_jax, cache_in_memory": our_batches(args, records[:4000], words, in_memory=True),
         }
         rates = {label: [] for label in streams}
