@@ -163,7 +163,7 @@ def random_batch(config: Experiment, faces: int, questions: int, seed: int = 0) 
     )
     answer = ANSWER_TOKENS if questions == 1 else 0
     yes = rng.integers(0, 2, (faces, questions)).astype(np.float32)
-    batch = {
+    batch: dict[str, np.ndarray] = {
         "image": rng.integers(0, 256, (faces, size, size, 3)).astype(np.uint8),
         "mask": rng.integers(0, 19, (faces, size, size)).astype(np.uint8),
         "labels": rng.integers(0, 2, (faces, n)).astype(np.float32),

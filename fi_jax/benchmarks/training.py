@@ -55,8 +55,7 @@ def _step(case: Case, questions: int) -> dict:
     batch = place_batch(cases.random_batch(config, case.batch, questions), mesh)
     with activation_scope(mesh, config.model):
         program, spent = compiled(jit_step(config, state, mesh), state, inputs, batch)
-    if mesh.size > 1:
-        spent["collectives"] = sent(program)
+    collectives = {"collectives": sent(program)} if mesh.size > 1 else {}
     box, losses = [state], []
     del leaves, state
 
@@ -73,6 +72,7 @@ def _step(case: Case, questions: int) -> dict:
         "attention": config.model.attention,
         **vars(timing),
         **spent,
+        **collectives,
         "peak_gib": peak_gib(),
         "trained_m": round(sum(leaf.size for leaf in box[0].trained.values()) / 1e6, 1),
         "first_loss": float(losses[0]),

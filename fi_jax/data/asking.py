@@ -46,7 +46,9 @@ def stated_ages(labels: np.ndarray, known: np.ndarray, vocabulary: Vocabulary) -
         return [None] * len(labels)
     bins = [vocabulary.index(label.name) for label in YEAR_LABELS]
     years = labels[:, bins] @ np.asarray(YEAR_CENTRES)
-    return [float(age) if is_known else None for age, is_known in zip(years, known[:, bins].all(1), strict=True)]
+    return [
+        float(age) if is_known else None for age, is_known in zip(years, np.all(known[:, bins], axis=1), strict=True)
+    ]
 
 
 def all_questions(builder: SequenceBuilder, faces: int) -> dict[str, np.ndarray]:

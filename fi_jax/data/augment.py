@@ -72,7 +72,8 @@ def augment(
     place = jax.vmap(lambda u: _affine(u, strength))(u)
     at_y, at_x = jax.vmap(lambda m: _coordinates(m, *mask.shape[1:]))(place)
     packed, at_y, at_x = _keep(u[0, 0], (_packed(image, mask), at_y, at_x))
-    planes, classes = _hold(jax.vmap(_sample)(*_hold(jax.vmap(_corners)(packed, at_y, at_x)), at_y, at_x))
+    corners: tuple[Array, Array, Array, Array] = _hold(jax.vmap(_corners)(packed, at_y, at_x))
+    planes, classes = _hold(jax.vmap(_sample)(*corners, at_y, at_x))
     flip = u[:, 5] < strength.flip
     classes = jnp.where(flip[:, None, None], jnp.asarray(FLIPPED, jnp.int32)[classes], classes)
     means = jnp.stack([plane.mean((1, 2)) for plane in planes], -1)
@@ -139,7 +140,9 @@ def _corners(packed: UInt32[Array, "y x"], at_y, at_x) -> tuple[Array, Array, Ar
     top, bottom, x1 = y0 * width, jnp.minimum(y0 + 1, height - 1) * width, jnp.minimum(x0 + 1, width - 1)
     pixels = packed.reshape(-1).at
     # `_coordinates` keeps places inside.
-    return tuple(pixels[at].get(mode="promise_in_bounds") for at in (top + x0, top + x1, bottom + x0, bottom + x1))
+    places = (top + x0, top + x1, bottom + x0, bottom + x1)
+    top_left, top_right, bottom_left, bottom_right = (pixels[at].get(mode="promise_in_bounds") for at in places)
+    return top_left, top_right, bottom_left, bottom_right
 
 
 def _sample(top_left, top_right, bottom_left, bottom_right, at_y, at_x) -> tuple[Planes, Int[Array, "y x"]]:

@@ -2,14 +2,14 @@
 
 import io
 import warnings
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from fi_jax.data.records import Box
+from fi_jax.data.records import Box, Readable
 from fi_jax.errors import UserError
 
 # Larger pictures are refused: one of 200 megapixels already takes 600 MB decoded.
@@ -26,14 +26,6 @@ _UPRIGHT = {
     7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
-
-
-class Readable(Protocol):
-    """Whatever gives the bytes of a file: a `pathlib.Path`, a record in a shard, a face drawn on demand."""
-
-    def read_bytes(self) -> bytes:
-        """Returns the whole file."""
-        ...
 
 
 def read_bytes(source: Readable | bytes, name: str = "") -> bytes:

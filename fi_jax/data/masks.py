@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from fi_jax.data.cache import write_bytes
-from fi_jax.data.images import Readable, read_bytes
+from fi_jax.data.images import read_bytes
+from fi_jax.data.records import Readable
 from fi_jax.errors import UserError
 
 # CelebAMask-HQ's order. "Left" is the person's left, which is the picture's right. `eye_g` is

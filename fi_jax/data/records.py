@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -14,26 +13,34 @@ Split = Literal["train", "val", "test"]
 Box = tuple[float, float, float, float]
 
 
+class Readable(Protocol):
+    """Whatever gives the bytes of a file: a `pathlib.Path`, a record in a shard, a face drawn on demand."""
+
+    def read_bytes(self) -> bytes:
+        """Returns the whole file."""
+        ...
+
+
 @dataclass(frozen=True)
 class FaceRecord:
     """One face of one data set; pure data, nothing decoded.
 
     `labels` holds only what is known: label name -> True/False. `box` (left, top, right, bottom, pixels)
     is the region cropped for the model, squared and padded by `data.images.crop_box`; None is the
-    whole picture. `image` is a path, or the bytes of the image file.
+    whole picture. `image` is a path (or another `Readable`), or the bytes of the image file.
     """
 
     dataset: str
     # The picture's name as released (plus "#i" where a picture has several faces); unique in the set.
     key: str
     split: Split
-    image: Path | bytes
+    image: Readable | bytes
     labels: Mapping[str, bool] = field(default_factory=dict)
     # Years, where the release states them.
     age: float | None = None
     box: Box | None = None
     # The set's own segmentation map (index PNG, 19 classes of `data.masks`), where it has one.
-    mask: Path | bytes | None = None
+    mask: Readable | bytes | None = None
     identity: str | None = None
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import ModelConfig
@@ -27,8 +28,8 @@ IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
 class Constants(NamedTuple):
     """Arrays that are computed, not trained: T_p^0 and Ĉ. Always arguments, never parameters."""
 
-    prompts: Float[Array, "n d0"]
-    graph: Float[Array, "n n"]
+    prompts: Float[Array | np.ndarray, "n d0"]
+    graph: Float[Array | np.ndarray, "n n"]
 
 
 class Faces(NamedTuple):

@@ -190,7 +190,7 @@ class PatchEmbed(nn.Module):
         return self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.features))
 
 
-def sines_and_cosines(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "n d"]:
+def sines_and_cosines(key: Array | None, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "n d"]:
     """Fresh position embeddings: two-dimensional sines and cosines (MoCo v3; Beyer et al. 2022), the class token's zero.
 
     Their size is that of the patches they are added to. CLIP's own start, normal(0.02), is invisible beside those:

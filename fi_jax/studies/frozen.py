@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from fi_jax.errors import UserError
 from fi_jax.inference.maps import with_maps
 from fi_jax.knowledge.correlation import Counts, build_graph
 from fi_jax.labels.registry import vocabulary as find_vocabulary
-from fi_jax.models.face_insight import Constants, FaceInsight, Faces
+from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.training.members import check_members, make_member_step, member, member_inputs, own_metrics, stack
 from fi_jax.training.optimizer import make_optimizer, unflatten
 from fi_jax.training.state import Leaves, final_leaves, init_state
@@ -35,7 +35,7 @@ from fi_jax.weights.bundle import TrainedModel
 _TOWERS = ("image_encoder/", "segmentation_encoder/")
 _HEAD = ("knowledge/", "head/")
 # Of the encoders and of what is trained over them, whatever type the base was trained in.
-_DTYPE = "float32"
+_DTYPE: Literal["float32"] = "float32"
 
 
 class Features(NamedTuple):
@@ -50,7 +50,7 @@ class Features(NamedTuple):
     def faces(self, rows: np.ndarray | slice, use_segmentation: bool) -> Faces:
         """The faces at `rows` as the alignment head takes them; it reads no tokens."""
         image = jnp.asarray(self.image[rows])
-        segmentation = jnp.asarray(self.segmentation[rows]) if use_segmentation else None
+        segmentation = jnp.asarray(cast(np.ndarray, self.segmentation)[rows]) if use_segmentation else None
         none = jnp.zeros((len(image), 0, 1))
         return Faces(image[:, None, :], image, none if use_segmentation else None, segmentation)
 
@@ -222,4 +222,5 @@ def label_scores(trained: Trained, features: Features) -> Float[np.ndarray, "f n
     model = FaceInsight(config)
     faces = features.faces(slice(None), config.use_segmentation)
     params = unflatten({path: jnp.asarray(leaf) for path, leaf in trained.leaves.items()})
-    return np.asarray(model.apply({"params": params}, faces, trained.constants, method="align").scores, np.float32)
+    alignment = cast(Alignment, model.apply({"params": params}, faces, trained.constants, method="align"))
+    return np.asarray(alignment.scores, np.float32)

@@ -129,7 +129,7 @@ def _zeros(shapes: dict[str, Any]) -> dict[str, Any]:
     return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}
 
 
-def _shape(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _shape(shape: tuple[int, ...]) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +82,11 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     state = place(state, shardings)
     rules = compile_rules(rules_for(vocabulary), vocabulary)
     inputs = StepInputs(frozen, place(constants, replicated(mesh)), place(rules, replicated(mesh)))
-    info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
+    info: dict[str, Any] = {
+        "labels": list(vocabulary.names),
+        "base": base_info,
+        "sources": learnt_from(config, initial),
+    }
     info["init_from"] = config.train.init_from
 
     check_shared(folder, hosts)
@@ -179,8 +184,10 @@ def _constants(
         prompts = initial.prompts
     else:
         prompts = label_prompts(config, leaves, vocabulary, tokenizer)
-    same_graph = initial is not None and initial.config.model.knowledge == config.model.knowledge
-    graph = initial.graph if same_graph else training_graph(config, mixture, vocabulary)
+    if initial is not None and initial.config.model.knowledge == config.model.knowledge:
+        graph = initial.graph
+    else:
+        graph = training_graph(config, mixture, vocabulary)
     return Constants(np.asarray(prompts, np.float32), np.asarray(graph, np.float32))
 
 

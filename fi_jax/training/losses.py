@@ -77,10 +77,10 @@ def _times(batch: dict[str, Array], num_labels: int) -> Float[Array, "b n"]:
     return jnp.zeros((index.shape[0], num_labels + 1)).at[rows, index].add(1.0)[:, :num_labels]
 
 
-def _closed(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
+def _closed(logits: Float[Array, "b q k"], batch: dict[str, Array]) -> tuple[Array, Array]:
     """L_bce: cross-entropy between target and said distribution of each question that has a known answer."""
     targets = batch["option_targets"]
-    log_probabilities = jax.nn.log_softmax(answers.option_logits.astype(jnp.float32), axis=-1)
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     known = (targets.sum(-1) > 0) * batch["weight"][:, None]
     loss = -jnp.sum(jnp.where(targets > 0, targets * log_probabilities, 0.0), axis=-1)
     return jnp.sum(loss * known), jnp.sum(known)
@@ -94,10 +94,10 @@ def _head(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
     return jnp.sum(loss * known), jnp.sum(known)
 
 
-def _tokens(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
+def _tokens(logits: Float[Array, "b m v"], batch: dict[str, Array]) -> tuple[Array, Array]:
     """L_lm: next-token cross-entropy of free-form answers."""
     weights = batch["lm_weights"] * batch["weight"][:, None]
-    log_probabilities = jax.nn.log_softmax(answers.answer_logits.astype(jnp.float32), axis=-1)
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     loss = -jnp.take_along_axis(log_probabilities, batch["lm_targets"][..., None], axis=-1)[..., 0]
     return jnp.sum(loss * weights), jnp.sum(weights)
 
@@ -126,14 +126,14 @@ def loss_terms(
         )
     if answers.option_logits is not None:
         if config.bce:
-            terms["bce"] = _closed(answers, batch)
+            terms["bce"] = _closed(answers.option_logits, batch)
         if config.logic:
             said, asked = label_chances(answers.option_logits, batch, num_labels)
             terms["logic"] = logic_loss(
                 said, asked & real, rules, config.logic_form, config.logic_alpha, categorical=True
             )
     if config.lm and answers.answer_logits is not None and answers.answer_logits.shape[1]:
-        terms["lm"] = _tokens(answers, batch)
+        terms["lm"] = _tokens(answers.answer_logits, batch)
     return terms
 
 

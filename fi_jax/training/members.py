@@ -7,7 +7,7 @@ all members. What a member computes is what it computes alone (to rounding), wha
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,8 @@ class MemberInputs(NamedTuple):
     """What the members read: `graph` is one a member (`m n n`), everything else is shared."""
 
     frozen: Leaves
-    prompts: Float[Array, "n d0"]
-    graph: Float[Array, "m n n"]
+    prompts: Float[Array | np.ndarray, "n d0"]
+    graph: Float[Array | np.ndarray, "m n n"]
     rules: RuleTable
     numbers: Numbers
 
@@ -103,7 +103,10 @@ def numbers_of(configs: Sequence[Experiment]) -> Numbers:
 
 
 def member_inputs(
-    configs: Sequence[Experiment], frozen: Leaves, prompts: np.ndarray, graphs: Sequence[np.ndarray]
+    configs: Sequence[Experiment],
+    frozen: Leaves,
+    prompts: Array | np.ndarray,
+    graphs: Sequence[Array | np.ndarray],
 ) -> MemberInputs:
     """Returns what the members read, on the host: T_p^0 (`n d0`) for all, a graph (`n n`) for each, their rules."""
     vocabulary = find_vocabulary(configs[0].data.vocabulary)
@@ -133,13 +136,13 @@ def make_member_step(configs: Sequence[Experiment], share_encoders: bool) -> Cal
     everything = dataclasses.replace(config.loss, **on)
 
     def step(states: TrainState, inputs: MemberInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        seen, faces = batch, batch.get("faces")
+        seen, faces = batch, cast(Faces | None, batch.get("faces"))
         if faces is None:
             pixel_key, _ = pixel_and_model_keys(step_key(config, states.step[0]), config)
             seen = add_pixels(batch, config, pixel_key)
             faces = _encode(config, inputs, seen) if share_encoders else None
 
-        def one(state: TrainState, numbers: Numbers, graph: Array) -> tuple[TrainState, dict[str, Array]]:
+        def one(state: TrainState, numbers: Numbers, graph: Array | np.ndarray) -> tuple[TrainState, dict[str, Array]]:
             own = with_numbers(config, numbers)
             _, model_key = pixel_and_model_keys(step_key(own, state.step), own)
 

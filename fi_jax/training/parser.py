@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -247,7 +247,7 @@ class ParserTrainer:
 def class_probabilities(model: Segformer, variables: dict, image: UInt8[Array, "b y x 3"]) -> Float[Array, "b y x c"]:
     """Returns class probabilities a pixel, the mean over the picture and its mirror image (classes swapped back)."""
     both = jnp.concatenate([image, image[:, :, ::-1]])
-    logits = logits_at(model.apply(variables, normalise(both)), image.shape[1])
+    logits = logits_at(cast(Array, model.apply(variables, normalise(both))), image.shape[1])
     plain, mirrored = jnp.split(jax.nn.softmax(logits, axis=-1), 2)
     return (plain + mirrored[:, :, ::-1][..., FLIPPED]) / 2
 

@@ -81,7 +81,11 @@ def cross_validate(
             raise UserError(f"fold {number} of {num_folds} has no picture; use fewer folds")
         start = time.perf_counter()
         pictures = on_device(pairs.images, pairs.masks, training, held_out)
-        variables, _ = trainer.fit(pictures, training.seed + number, lambda text, n=number: say(f"fold {n} {text}"))
+
+        def told(text: str, number: int = number) -> None:
+            say(f"fold {number} {text}")
+
+        variables, _ = trainer.fit(pictures, training.seed + number, told)
         counts = confusion_matrix(exact, variables, small.images[held_out], small.masks[held_out])
         pooled += counts
         mean, seconds = np.nanmean(intersection_over_union(counts)), time.perf_counter() - start

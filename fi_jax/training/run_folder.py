@@ -4,8 +4,12 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fi_jax.config import Experiment, to_dict
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class RunLog:
@@ -20,7 +24,7 @@ class RunLog:
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start_step]
             _write(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._board = None
+        self._board: SummaryWriter | None = None
         self._folder = folder
         self._clock = time.monotonic()
 

@@ -1,7 +1,7 @@
 """One optimisation step: augment, forward, the terms of L, gradients of the trained tree alone, update."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,8 @@ def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
     batch = {**batch, "pixels": pixels, "map_pixels": map_pixels}
     if key is None or not config.data.mixup:
         return batch
-    names = ("pixels", "map_pixels", "labels", "known")
-    blended = mixup(jax.random.fold_in(key, 1), *(batch[name] for name in names), config.data.mixup)
-    return {**batch, **dict(zip((*names, "whole"), blended, strict=True))}
+    blended = mixup(jax.random.fold_in(key, 1), pixels, map_pixels, batch["labels"], batch["known"], config.data.mixup)
+    return {**batch, **dict(zip(("pixels", "map_pixels", "labels", "known", "whole"), blended, strict=True))}
 
 
 def forward(
@@ -59,7 +58,7 @@ def forward(
     `faces` are the encoders' outputs where they have been computed before.
     """
     train = key is not None
-    rngs = {"dropout": key} if train else None
+    rngs = {"dropout": key} if key is not None else None
 
     def run(model: FaceInsight) -> Answers:
         seen = model.encode(batch["pixels"], batch["map_pixels"], train) if faces is None else faces
@@ -72,7 +71,7 @@ def forward(
         tokens = model.answer_logits(hidden, sequence.layout, batch) if batch["lm_positions"].shape[1] else None
         return Answers(alignment.scores, options, tokens)
 
-    return model.apply({"params": params}, rngs=rngs, method=run)
+    return cast(Answers, model.apply({"params": params}, rngs=rngs, method=run))
 
 
 def step_key(config: Experiment, step: Int[Array, ""]) -> Array:
@@ -105,7 +104,7 @@ def _painted(model: FaceInsight, params: dict, pixels: Array, key: Array) -> tup
     keep = visible_patches(key, pixels.shape[0], encoder.grid**2, decoder.mask_ratio)
     painted = model.apply({"params": params}, pixels, keep, True, rngs={"dropout": key}, method="paint")
     hidden = hidden_patches(keep, encoder.grid**2)
-    return painting_error(painted, patch_targets(pixels, encoder.patch_size), hidden)
+    return painting_error(cast(Array, painted), patch_targets(pixels, encoder.patch_size), hidden)
 
 
 def make_train_step(config: Experiment, optimizer: optax.GradientTransformation) -> Callable:

@@ -61,7 +61,7 @@ def knowledge_connector_start(
     e, d = prompts.shape[1], words.present.shape[1]
     scale = 1.0 / max(float(np.linalg.norm(prompts, axis=1).mean()), 1e-6)
     kernel = rng.normal(size=(e, d)).astype(np.float32) * scale * 2.0
-    bias = rng.normal(size=d).astype(np.float32)
+    bias = rng.normal(size=(d,)).astype(np.float32)
     x = (_GATES[:, None, None] * prompts).reshape(-1, e) @ kernel + bias
     hidden = np.concatenate([_gelu(x), np.ones((len(x), 1), np.float32)], axis=1).astype(np.float64)
     targets = (_GATES[:, None, None] * words.present + (1 - _GATES[:, None, None]) * words.absent).reshape(-1, d)

@@ -29,7 +29,7 @@ _WHOLE = 2**31
 class Base(NamedTuple):
     """Leaves of a pre-trained base, flat, and what names it: `{"llm": {"name": …, "hash": …}, …}`."""
 
-    leaves: Leaves
+    leaves: dict[str, jax.Array | np.ndarray]
     info: dict
 
 
@@ -50,7 +50,7 @@ def dummy_batch(config: ModelConfig) -> dict[str, jax.Array]:
     }
 
 
-def _init(config: ModelConfig, seed: jax.Array) -> dict:
+def _init(config: ModelConfig, seed: jax.Array | int) -> dict:
     constants = Constants(jnp.zeros((2, config.knowledge.prompt_size)), jnp.eye(2))
     # The rbg generator is one operation a leaf: threefry, inlined for ninety leaves, takes a CPU 15 s to compile.
     return FaceInsight(config).init(jax.random.key(seed, impl="rbg"), dummy_batch(config), constants)["params"]
@@ -95,7 +95,7 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
     from fi_jax.weights import hf_config, huggingface
 
     weights, model = config.weights, config.model
-    leaves: dict[str, jax.Array] = {}
+    leaves: dict[str, jax.Array | np.ndarray] = {}
     info: dict = {}
     trained = [re.compile(pattern) for pattern in config.train.trainable]
 
@@ -105,13 +105,8 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
     def load(loader, source: str, part: str, **options):
         """Loads a part of the model (all of it: "") with the types and places that its leaves have in the whole."""
         prefix = f"{part}/" if part else ""
-
-        def placement(path: str, shape: tuple[int, ...]) -> NamedSharding:
-            return NamedSharding(mesh, place_parameter(prefix + path, shape, mesh).spec)
-
-        _, params, report = loader(
-            source, dtype=lambda path: dtype(prefix + path), placement=placement if mesh else None, **options
-        )
+        placement = _placement(prefix, mesh) if mesh else None
+        _, params, report = loader(source, dtype=lambda path: dtype(prefix + path), placement=placement, **options)
         named = {"name": source, "hash": report.hash}
         if report.unused:
             named["unused"] = mapping.grouped(report.unused)
@@ -143,6 +138,13 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         leaves |= {f"llm/{path}": leaf for path, leaf in adapter.leaves.items()}
         info["adapter"] = {"name": weights.adapter, "hash": adapter.hash}
     return Base(leaves, info)
+
+
+def _placement(prefix: str, mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    def placement(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        return NamedSharding(mesh, place_parameter(prefix + path, shape, mesh).spec)
+
+    return placement
 
 
 def _load_gguf(source: str, wanted: LlamaConfig, dtype: str) -> tuple[dict, dict]:
@@ -226,7 +228,7 @@ def assemble(
     trained = trained or {}
     if config.weights.adapter:
         trained = {path: leaf for path, leaf in trained.items() if not is_llm_adapter(path)}
-    given = {**base.leaves, **trained}
+    given: dict[str, jax.Array | np.ndarray] = {**base.leaves, **trained}
     wrong = [
         f"{path}: {tuple(np.shape(leaf))} given, {shapes[path].shape} in the model"
         for path, leaf in given.items()

@@ -18,7 +18,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -283,7 +283,7 @@ class FaceInsight(nn.Module):
         prefix = self.llm.get_input_embeddings()(tokens.clamp(min=0))[None].clone()
         prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image[:1])
         if self.segmentation_connector is not None:
-            prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(segmentation[:1])
+            prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(cast(Tensor, segmentation)[:1])
         prefix[:, tokens == KNOWLEDGE_SLOT] = knowledge
         return {"scores": scores, "prefix": prefix}
 

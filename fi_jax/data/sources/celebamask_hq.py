@@ -1,10 +1,11 @@
 """CelebAMask-HQ: pictures with 19-class segmentation maps, merged (index PNGs) or in the official parts."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from fi_jax.data.masks import CLASSES, PartFiles
-from fi_jax.data.records import FaceRecord
+from fi_jax.data.records import FaceRecord, Readable
 from fi_jax.data.sources import celeba
 from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, require_pictures, require_root
@@ -28,7 +29,7 @@ def read(root: Path | str) -> FolderSource:
     findings = Findings()
     pictures = {Path(key).stem: path for key, path in require_pictures(NAME, find(NAME, root, _PICTURES)).items()}
     folder = find(NAME, root, _MASKS)
-    masks = _parts(folder, findings) if folder.name == _MASKS[1] else _merged(folder)
+    masks: Mapping[str, Readable] = _parts(folder, findings) if folder.name == _MASKS[1] else _merged(folder)
     if not masks:
         raise UserError(f"{NAME}: mask folder '{folder}' holds no maps")
     for stem in sorted(masks.keys() - pictures.keys()):

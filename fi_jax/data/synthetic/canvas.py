@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from fi_jax.data.masks import CLASSES
 
 Points = Float[np.ndarray, "n 2"]
-Colour = Sequence[float]
+Colour = Sequence[float] | Float[np.ndarray, "3"]
 # Side of what is painted, in pixels of the finished face: twice as fine, then averaged.
 FINENESS = 2
 

@@ -1,5 +1,7 @@
 """Colours of the procedural faces: skin by tone, hair, lips, clothes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -51,6 +53,6 @@ def vivid(rng: np.random.Generator, low: float = 30, high: float = 220) -> Rgb:
     return rng.uniform(low, high, 3)
 
 
-def darker(colour: Rgb, factor: float) -> Rgb:
+def darker(colour: Rgb | Sequence[float], factor: float) -> Rgb:
     """Returns `colour` scaled; above 1 it gets lighter."""
     return np.clip(np.asarray(colour) * factor, 0, 255)
