@@ -134,6 +134,7 @@ def _measure(args: argparse.Namespace, what: str, batch: int, remat: str) -> boo
 
 def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> dict:
     from dataclasses import replace
+    from typing import cast
 
     from fi_jax.cli.configs import load_config
     from fi_jax.cli.runtime import start
@@ -145,9 +146,13 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
     from fi_jax.benchmarks import inference, training
     from fi_jax.benchmarks.case import Case, mesh_of, small
     from fi_jax.benchmarks.measure import machine
+    from fi_jax.models.attention import Implementation
+    from fi_jax.models.llama import Remat
 
-    attention = args.attention or ("flash" if jax.default_backend() == "gpu" else "xla")
-    config = replace(config, model=replace(config.model, attention=attention, remat=remat or config.model.remat))
+    attention: Implementation = args.attention or ("flash" if jax.default_backend() == "gpu" else "xla")
+    # The config says so if it is no such policy.
+    policy = cast(Remat, remat) if remat else config.model.remat
+    config = replace(config, model=replace(config.model, attention=attention, remat=policy))
     config = small(config) if args.small else config
     if jax.default_backend() == "cpu":
         # XLA's CPU backend lacks some bfloat16 products and is slow at the others.

@@ -38,6 +38,8 @@ def config_names() -> list[str]:
 
 def _read(path: Path) -> Experiment:
     spec = importlib.util.spec_from_file_location(f"fi_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     # A config may build on its neighbours (`import nano`).
     sys.path.insert(0, str(path.parent.absolute()))

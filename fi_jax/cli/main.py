@@ -92,7 +92,8 @@ def _run(command: str, module_name: str, arguments: list[str]) -> int:
     )
     module.add_arguments(parser)
     if getattr(module, "TAKES_OVERRIDES", False):
-        args, args.overrides = parser.parse_known_args(arguments)
+        args, overrides = parser.parse_known_args(arguments)
+        args.overrides = overrides
     else:
         args = parser.parse_args(arguments)
     return module.run(args)

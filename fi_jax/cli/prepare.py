@@ -62,10 +62,12 @@ def _map_maker(name: str):
 
     def make(faces) -> list[bytes]:
         found = [mask for _, mask in parse_records(parser, faces)]
+        encoded = []
         for mask in found:
             # Every picture was decoded before, so this one vanished meanwhile.
             if isinstance(mask, Exception):
                 raise mask
-        return [encode_mask(mask) for mask in found]
+            encoded.append(encode_mask(mask))
+        return encoded
 
     return MapMaker(digest.hexdigest(), make)

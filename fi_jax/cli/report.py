@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
     runs = [_with_graph(run) for run in runs]
     flips, pairs = None, []
     if len(evaluations) == 2 and all((e.folder / "predictions.jsonl").is_file() for e in evaluations):
-        flips = compare(*(read_predictions(e.folder) for e in evaluations), args.most)
-        pairs = faces_that_differ(*(e.folder for e in evaluations))
+        first, second = (e.folder for e in evaluations)
+        flips = compare(read_predictions(first), read_predictions(second), args.most)
+        pairs = faces_that_differ(first, second)
     command = ["fi-jax", "report", *map(str, args.inputs), "--out", str(args.out)]
     command += ["--pictures"] if args.pictures else []
     command += ["--most", str(args.most)] if args.most != 24 else []

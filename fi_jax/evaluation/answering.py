@@ -11,7 +11,7 @@ from fi_jax.data.pipeline import FaceDataset, evaluation_batches
 from fi_jax.data.records import FaceRecord
 from fi_jax.evaluation.free_form import read_answer
 from fi_jax.evaluation.predictions import Prediction, Source, group_fields, true_answer
-from fi_jax.evaluation.protocols.age import years_from
+from fi_jax.evaluation.protocols.age import Estimator, years_from
 from fi_jax.inference.answerer import ClosedAnswers
 from fi_jax.labels.questions import Question
 
@@ -43,7 +43,7 @@ def predict(
     by_llm: bool = True,
     speak: Speak | None = None,
     seen: bool = False,
-    estimator: str = "expected",
+    estimator: Estimator = "expected",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
     """Yields one prediction a face, question and source.
@@ -57,7 +57,8 @@ def predict(
         real = np.flatnonzero(batch["weight"] > 0)
         for row in real:
             record = records[int(batch["index"][row])]
-            for source, said in (("head", answers.head), ("llm", answers.llm)):
+            sources: tuple[tuple[Source, np.ndarray | None], ...] = (("head", answers.head), ("llm", answers.llm))
+            for source, said in sources:
                 if said is not None:
                     yield from closed_lines(record, questions, said[row], source, seen, estimator)
             if spoken:
@@ -80,7 +81,7 @@ def closed_lines(
     said: Float[np.ndarray, "q k"],
     source: Source,
     seen: bool,
-    estimator: str,
+    estimator: Estimator,
 ) -> Iterator[Prediction]:
     """Yields one face's predictions from the probabilities of its closed answers."""
     for question, p in zip(questions, said, strict=True):

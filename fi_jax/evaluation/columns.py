@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fi_jax.errors import UserError
-from fi_jax.evaluation.predictions import GROUPS, Prediction
+from fi_jax.evaluation.predictions import GROUPS, Answer, Prediction
 from fi_jax.labels.question_bank import question
 
 Array = np.ndarray
+# Data set, source, seen, split.
+_Key = tuple[str, str, bool, str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class _Question:
         if known.family != first.task:
             raise UserError(f"question '{known.name}' of {first.image} is of task '{known.family}', not '{first.task}'")
         self.options = known.options
-        self.places = {option: i for i, option in enumerate(self.options)}
+        self.places: dict[Answer, int] = {option: i for i, option in enumerate(self.options)}
         self.rows: list[int] = []
         self.probs: list[list[float] | None] = []
         self.target: list[int] = []
@@ -73,7 +75,7 @@ class _Question:
         self.years: list[float] = []
         self.said: list[float] = []
 
-    def place(self, option: str | None, p: Prediction) -> int:
+    def place(self, option: Answer, p: Prediction) -> int:
         if option is None:
             return -1
         if option not in self.places:
@@ -133,9 +135,9 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
     Raises:
       UserError: an unknown question or option, or a question answered twice for one face in one block.
     """
-    faces: dict[tuple, dict[str, int]] = {}
-    groups: dict[tuple, dict[str, list]] = {}
-    questions: dict[tuple, dict[str, _Question]] = {}
+    faces: dict[_Key, dict[str, int]] = {}
+    groups: dict[_Key, dict[str, list]] = {}
+    questions: dict[_Key, dict[str, _Question]] = {}
     for p in predictions:
         key = (p.dataset, p.source, p.seen, p.split)
         if key not in faces:

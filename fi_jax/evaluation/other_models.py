@@ -6,6 +6,7 @@ tell them apart. Such a model has no alignment head and sees no segmentation map
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -47,7 +48,7 @@ def load_other_model(name: str, batch_size: int = 8) -> "OtherModel":
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         processor = AutoProcessor.from_pretrained(source)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=torch.bfloat16 if device == "cuda" else torch.float32
         )
     except (OSError, ValueError, KeyError) as error:
@@ -71,7 +72,7 @@ class OtherModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.vocabulary = vocabulary("all")
         self.speaks = True
-        self.info = {"name": name, "sources": []}
+        self.info: dict[str, Any] = {"name": name, "sources": []}
         self.config = Experiment(
             name=name, data=DataConfig(vocabulary="all", image_size=336), model=ModelConfig(use_segmentation=False)
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 from fi_jax.errors import UserError, require_choice
 from fi_jax.labels.questions import Family, Question
@@ -90,17 +90,35 @@ _FIELDS = tuple(f.name for f in dataclasses.fields(Prediction))
 _REQUIRED = ("image", "dataset", "task", "question", "label", "answer", "probabilities")
 
 
+class Groups(TypedDict):
+    """A face's true groups; None where unknown."""
+
+    gender: str | None
+    race: str | None
+    age_group: str | None
+
+
+def years_of(answer: str | float) -> float:
+    """An answer to `age_years`, which `Prediction` has checked to be a number."""
+    return cast(float, answer)
+
+
+def option_of(answer: str | float) -> str:
+    """An answer to any other question, which `Prediction` has checked to be an option."""
+    return cast(str, answer)
+
+
 def true_answer(question: Question, labels: Mapping[str, bool | float], age: float | None = None) -> Answer:
     """Returns the true answer to `question` given a face's known labels (and age in years), or None."""
     if question.family == "age_years":
         return None if age is None else float(age)
     if question.is_binary:
-        value = labels.get(question.labels[0])
+        value = labels.get(question.subject)
         return None if value is None else question.options[0 if value >= 0.5 else 1]
     if question.family == "age_group" and age is not None:
         labels = {age_group_of(age): True}
     for option, label in zip(question.options, question.labels):
-        if labels.get(label, 0) >= 0.5:
+        if label is not None and labels.get(label, 0) >= 0.5:
             return option
     # Two classes: "not a man" is an answer as well.
     if len(question.options) == 2 and question.labels[0] in labels:
@@ -108,7 +126,7 @@ def true_answer(question: Question, labels: Mapping[str, bool | float], age: flo
     return None
 
 
-def group_fields(labels: Mapping[str, bool | float], age: float | None = None) -> dict[str, str | None]:
+def group_fields(labels: Mapping[str, bool | float], age: float | None = None) -> Groups:
     """Returns a face's true groups for the breakdown: `gender`, `race`, `age_group`, each None where unknown.
 
     Where a set states no age, its own words stand in: MAAD-Face's Young, Middle_Aged, Senior; CelebA's Young or not.
@@ -121,6 +139,7 @@ def group_fields(labels: Mapping[str, bool | float], age: float | None = None) -
         )
 
     gender = None
+    age_group: str | None
     if "Male" in labels or "Female" in labels:
         gender = "male" if labels.get("Male", 1 - labels.get("Female", 0)) >= 0.5 else "female"
     if age is not None:

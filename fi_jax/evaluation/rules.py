@@ -171,7 +171,7 @@ def judge_rules(
     table: RuleTable = compile_rules(rules, vocab)
     asked = block.answers.values()
     breaks, mask = broken(*hard_labels(block, vocab, {a.question: said_options(a) for a in asked}), table)
-    judged = mask.any(-1)
+    judged = np.any(mask, axis=-1)
     if not judged.any():
         return None
 

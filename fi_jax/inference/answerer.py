@@ -1,9 +1,9 @@
 """A trained model ready to answer: pictures and maps in, probabilities of closed answers or generated text out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from fi_jax.config import Experiment
 from fi_jax.data.augment import map_to_pixels, to_pixels
 from fi_jax.data.masks import flip
 from fi_jax.data.sequences import SequenceBuilder
+from fi_jax.data.sequences import Tokenizer as Encodes
 from fi_jax.data.templates import template
 from fi_jax.errors import UserError
 from fi_jax.labels.questions import Question
@@ -33,12 +34,19 @@ class ClosedAnswers(NamedTuple):
     """Probabilities of closed answers about `b` faces, by the LLM and by the alignment head, in the questions' order.
 
     `llm` and `head` are `b q k`; options beyond a question's own have probability 0. `llm` is None when only the
-    head was asked.
+    head was asked, `head` and `label_scores` of a model that has no head.
     """
 
     llm: Float[np.ndarray, "b q k"] | None
-    head: Float[np.ndarray, "b q k"]
-    label_scores: Float[np.ndarray, "b n"]
+    head: Float[np.ndarray, "b q k"] | None
+    label_scores: Float[np.ndarray, "b n"] | None
+
+    def said(self, by_llm: bool) -> Float[np.ndarray, "b q k"]:
+        """The LLM's probabilities, or the head's; who was not asked said nothing (`ValueError`)."""
+        found = self.llm if by_llm else self.head
+        if found is None:
+            raise ValueError(f"the {'LLM' if by_llm else 'head'} was not asked")
+        return found
 
 
 class Answerer:
@@ -93,7 +101,8 @@ class Answerer:
     def builder(self, questions: Sequence[Question], num_segments: int | None = None) -> SequenceBuilder:
         """Sequences that ask `questions`."""
         return SequenceBuilder(
-            self.tokenizer,
+            # Its first argument goes by another name, and is never given by name.
+            cast(Encodes, self.tokenizer),
             template(self.config.data.template),
             self.vocabulary,
             questions,
@@ -144,7 +153,7 @@ class Answerer:
         return [group for group in (short, long) if group]
 
     @cached_property
-    def _builders(self):
+    def _builders(self) -> Callable[[tuple[Question, ...]], SequenceBuilder]:
         made: dict[tuple, SequenceBuilder] = {}
 
         def get(questions: tuple[Question, ...]) -> SequenceBuilder:

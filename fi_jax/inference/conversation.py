@@ -4,6 +4,7 @@ import difflib
 import re
 from dataclasses import dataclass, field, replace
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -224,7 +225,7 @@ def _without_llm(answerer: Answerer, shown: Reply, asked: Asked) -> str:
 
 def _closed(answerer: Answerer, shown: Reply, questions: list[Question], asked: Asked) -> Reply:
     answers = answerer.answer(shown.image[None], shown.mask[None], questions, by_llm=asked.by_llm)
-    said = (answers.llm if asked.by_llm else answers.head)[0]
+    said = answers.said(asked.by_llm)[0]
     rows = [said[i, : len(q.options)] for i, q in enumerate(questions)]
     likeliest = [int(row.argmax()) for row in rows]
     chosen = _consistent(answerer, questions, said) if asked.consistent else likeliest
@@ -250,9 +251,8 @@ def _consistent(answerer: Answerer, questions: list[Question], said: np.ndarray)
     # By their number, not by their probability: one that rounds to zero is asked about all the same.
     counts = np.array([len(question.options) for question in questions])
     tokens = np.where(np.arange(width) < counts[:, None], 0, -1)[None]
-    probabilities, scope = label_probabilities(
-        said[None], {"option_labels": at, "option_tokens": tokens}, len(vocabulary)
-    )
+    batch = {"option_labels": jnp.asarray(at), "option_tokens": jnp.asarray(tokens)}
+    probabilities, scope = label_probabilities(jnp.asarray(said[None]), batch, len(vocabulary))
     hard = decode_consistent(
         np.asarray(probabilities), np.asarray(scope), compile_rules(rules_for(vocabulary), vocabulary)
     )[0]

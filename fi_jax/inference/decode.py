@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from fi_jax.errors import UserError
 from fi_jax.models.llama import KVCache, Llama
 
+# The written keys and values: a stack, or one array a layer (`KVCache`).
+_Tails = tuple[Array | tuple[Array, ...], Array | tuple[Array, ...]]
+
 # Fills answers after their last token.
 PAD = 0
 
@@ -154,12 +157,12 @@ def _advance(model: Llama, eos_ids, params, state: _State, temperature) -> _Stat
     return _State(cache, token, state.position + 1, state.done | _is_end(token, eos_ids), key)
 
 
-def _split(state: _State) -> tuple[_State, tuple[Array, Array]]:
+def _split(state: _State) -> tuple[_State, _Tails]:
     """Takes the tails out of a state: they alone are donated, the prefix is not copied into the result."""
     return state.replace(cache=state.cache.replace(tail_k=None, tail_v=None)), (state.cache.tail_k, state.cache.tail_v)
 
 
-def _join(state: _State, tails: tuple[Array, Array]) -> _State:
+def _join(state: _State, tails: _Tails) -> _State:
     return state.replace(cache=state.cache.replace(tail_k=tails[0], tail_v=tails[1]))
 
 

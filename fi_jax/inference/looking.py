@@ -6,6 +6,7 @@ The neutral face has no parts: a picture of one colour, this one's mean, and an 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +81,15 @@ def look(
     by_llm = by_llm and answerer.speaks
     if option is None:
         answers = answerer.answer(image[None], mask[None], [question], by_llm=by_llm)
-        option = int((answers.llm if by_llm else answers.head)[0, 0].argmax())
+        option = int(answers.said(by_llm)[0, 0].argmax())
     if not 0 <= option < len(question.options):
         raise UserError(f"'{question.name}' has {len(question.options)} options; there is no option {option}")
     config = answerer.config.model
-    pixels = to_pixels(image[None], config.image_encoder.image_size)
-    maps = map_to_pixels(mask[None], config.segmentation_encoder.image_size)
-    ends = (neutral_pixels(pixels), pixels), (map_to_pixels(np.zeros_like(mask)[None], maps.shape[1]), maps)
+    # A numpy picture does as well, and is normalised by numpy.
+    pixels = to_pixels(cast(Array, image[None]), config.image_encoder.image_size)
+    maps = map_to_pixels(jnp.asarray(mask[None]), config.segmentation_encoder.image_size)
+    empty = map_to_pixels(jnp.asarray(np.zeros_like(mask)[None]), maps.shape[1])
+    ends = (neutral_pixels(pixels), pixels), (empty, maps)
     batch = {k: jnp.asarray(v) for k, v in answerer.builder((question,)).build([range(1)]).items()} if by_llm else {}
     labels = jnp.array([-1 if label is None else answerer.vocabulary.index(label) for label in question.labels])
     arguments = (answerer.params, answerer.constants, *ends, batch, labels, jnp.int32(option))
@@ -122,7 +125,8 @@ def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels
         sequence = module.sequence(faces, alignment, batch)
         return module.option_logits(module.hidden(sequence), sequence.layout, batch)[0, 0]
 
-    said = model.apply({"params": params}, method=logits).astype(jnp.float32)
+    result: Any = model.apply({"params": params}, method=logits)
+    said = result.astype(jnp.float32)
     own = jnp.arange(len(said)) == option
     return said[option] - jax.nn.logsumexp(jnp.where(own, -jnp.inf, said))
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ def save_parser(folder: Path, parser: FaceParser, precision: str = "int8") -> No
     """Writes a parser's folder: `weights.safetensors` (int8, float16 or float32) and `parser.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     describe(folder, parser)
-    save_leaves(folder / WEIGHTS, flatten(parser.variables), precision)
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(parser.variables).items()}
+    save_leaves(folder / WEIGHTS, leaves, precision)
 
 
 def describe(folder: Path, parser: FaceParser) -> None:
@@ -86,7 +88,8 @@ def load_parser(name: str = "bundled") -> FaceParser:
         raise UserError(
             f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {len(wrong)} leaves differ, the first {wrong[0]}"
         )
-    return FaceParser(config, size, unflatten(leaves), info)
+    # Leaves of numpy nest as well.
+    return FaceParser(config, size, unflatten(cast(dict[str, Array], leaves)), info)
 
 
 def _from_hub(name: str) -> FaceParser:
@@ -112,13 +115,15 @@ def parse(
     model = Segformer(config)
     if mirror:
         return class_probabilities(model, variables, images).argmax(-1).astype(jnp.uint8)
-    return logits_at(model.apply(variables, normalise(images)), images.shape[1]).argmax(-1).astype(jnp.uint8)
+    logits: Any = model.apply(variables, normalise(images))
+    return logits_at(logits, images.shape[1]).argmax(-1).astype(jnp.uint8)
 
 
 @partial(jax.jit, static_argnames="config")
 def class_scores(config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"]) -> Float[Array, "b h w c"]:
     """Returns class logits of square crops, at the network's own, coarser size."""
-    return Segformer(config).apply(variables, normalise(images))
+    logits: Any = Segformer(config).apply(variables, normalise(images))
+    return logits
 
 
 def parse_crop(parser: FaceParser, crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "s s"]:

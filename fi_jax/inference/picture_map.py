@@ -52,8 +52,8 @@ def map_of_picture(parser: FaceParser, image: UInt8[np.ndarray, "y x 3"], box: B
     classes = np.zeros((fine, fine), np.uint8)
     # A class at a time: nineteen planes of a large crop would not fit.
     for index in range(scores.shape[-1]):
-        plane = Image.fromarray(np.ascontiguousarray(scores[..., index], np.float32))
-        plane = np.asarray(plane.resize((fine, fine), Image.Resampling.BILINEAR))
+        coarse = Image.fromarray(np.ascontiguousarray(scores[..., index], np.float32))
+        plane = np.asarray(coarse.resize((fine, fine), Image.Resampling.BILINEAR))
         better = plane > best
         classes[better] = index
         best = np.where(better, plane, best)

@@ -138,7 +138,7 @@ def _events(members: Chances) -> _Events:
     return _Events(none, _log_sum(yes + before + after), _log_complement(none), many)
 
 
-def _choice_events(members: Chances, rest: Float[Array, "b r"], whole: Bool[Array, "b r"]) -> _Events:
+def _choice_events(members: Chances, rest: Float[Array, "b r"], whole: Bool[NumpyOrJax, "b r"]) -> _Events:
     """The events of alternatives of one choice: their probabilities add up, and `rest` is what is left (if `whole`)."""
     yes, no = members
     # Else from what the likeliest leaves, less the others.

@@ -32,6 +32,14 @@ class Question:
         """Whether this is a yes/no question about one label."""
         return self.labels[-1] is None
 
+    @property
+    def subject(self) -> str:
+        """The label that the first option asserts: what a yes/no question is about."""
+        first = self.labels[0]
+        if first is None:
+            raise ValueError(f"the first option of question '{self.name}' asserts no label")
+        return first
+
 
 def yes_no(name: str, text: str) -> Question:
     """Makes the yes/no question about the label `name`."""

@@ -124,6 +124,7 @@ def advise(config: Experiment, mesh: Mapping[str, int], fits: Any) -> list[str]:
     Returns lines a user can act on; empty when nothing here helps.
     """
     steps: list[tuple[str, Experiment, Mapping[str, int]]] = []
+    moved: Mapping[str, int]
     if config.model.remat != "full":
         steps.append(("--model.remat full", replace(config, model=replace(config.model, remat="full")), mesh))
     if config.train.frozen_dtype == "float32":
@@ -140,7 +141,8 @@ def advise(config: Experiment, mesh: Mapping[str, int], fits: Any) -> list[str]:
     alone = [text for text, changed, moved in steps if fits(changed, moved)]
     if alone:
         return alone
-    together, wide = config, mesh
+    together = config
+    wide: Mapping[str, int] = mesh
     texts: list[str] = []
     for text, changed, moved in steps:
         together = _join(together, config, changed)

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -104,7 +105,7 @@ def _choice_block(answered: Answered, age: float | None, most: int = 5) -> _Bloc
         return _Block(
             "Age in years", tuple(_Bar(question.options[i], probs[i], i == top) for i in shown), f"about {years:.0f}"
         )
-    order = range(len(probs))
+    order: Sequence[int] = range(len(probs))
     if question.family != "age_group":
         order = sorted(order, key=lambda i: -probs[i])[:most]
     return _Block(title, tuple(_Bar(question.options[i], probs[i], i == top) for i in order))
@@ -115,7 +116,7 @@ def blocks(answers: Sequence[Answered], age: float | None = None) -> list[_Block
     found = [_choice_block(a, age) for a in answers if not a.question.is_binary]
     for heading in HEADINGS:
         bars = tuple(
-            _Bar(readable(a.question.labels[0]), float(a.probabilities[0]), _chosen(a) == 0)
+            _Bar(readable(a.question.subject), float(a.probabilities[0]), _chosen(a) == 0)
             for a in answers
             if a.question.is_binary and heading_of(a.question) == heading
         )
@@ -161,7 +162,7 @@ def _draw_block(drawn: Figure, block: _Block, left: float, top: float) -> None:
     axes.set_ylim(len(block.bars) - 0.5, -0.5)
     axes.axis("off")
     for y, bar in enumerate(block.bars):
-        strength = {"color": style.INK, "weight": "bold"} if bar.chosen else {"color": style.FAINT}
+        strength: dict[str, Any] = {"color": style.INK, "weight": "bold"} if bar.chosen else {"color": style.FAINT}
         axes.text(0, y, bar.label, va="center", fontsize=8, **strength)
         axes.barh(y, _BAR, left=_LABEL, height=0.55, color=style.TRACK)
         axes.barh(y, _BAR * bar.value, left=_LABEL, height=0.55, color=style.BLUE if bar.chosen else style.SKY)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import readable
-from fi_jax.evaluation.predictions import Prediction
+from fi_jax.evaluation.predictions import Prediction, years_of
 from fi_jax.labels.tasks import age_group_of
 
 _ROW, _TOP, _PICTURE = 0.22, 0.75, 2.4
@@ -37,7 +37,9 @@ def is_right(prediction: Prediction) -> bool | None:
     if prediction.label is None:
         return None
     if prediction.task == "age_years":
-        return prediction.answer is not None and age_group_of(prediction.answer) == age_group_of(prediction.label)
+        if prediction.answer is None:
+            return False
+        return age_group_of(years_of(prediction.answer)) == age_group_of(years_of(prediction.label))
     return prediction.answer == prediction.label
 
 

@@ -89,8 +89,8 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping]], title: str = "") -> Fig
         for axes in list(grid.flat)[len(order) :]:
             axes.remove()
         if len(found) > 1:
-            lines = [Line2D([], [], color=style.INK, linestyle=style.DASHES[j % 7]) for j in range(len(found))]
-            drawn.legend(lines, list(found), loc="outside upper right", ncols=3)
+            runs_drawn = [Line2D([], [], color=style.INK, linestyle=style.DASHES[j % 7]) for j in range(len(found))]
+            drawn.legend(runs_drawn, list(found), loc="outside upper right", ncols=3)
         if title:
             drawn.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
     return drawn

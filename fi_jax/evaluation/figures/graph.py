@@ -49,7 +49,8 @@ def graph_figure(names: Sequence[str], weights: Float[np.ndarray, "n n"], most: 
     used.sort(key=lambda i: (headings.index(_heading(names[i])), i))
     present = [h for h in headings if any(_heading(names[i]) == h for i in used)]
     angles = {i: np.pi / 2 - 2 * np.pi * k / len(used) for k, i in enumerate(used)}
-    where = {i: np.array([np.cos(a), np.sin(a)]) for i, a in angles.items()}
+    where = {i: (np.cos(a), np.sin(a)) for i, a in angles.items()}
+    ends = {i: (0.97 * x, 0.97 * y) for i, (x, y) in where.items()}
     low, high = min(w for *_, w in edges), max(w for *_, w in edges)
     into = {i: sum(j == i for _, j, _ in edges) for i in used}
     with style.styled():
@@ -61,7 +62,7 @@ def graph_figure(names: Sequence[str], weights: Float[np.ndarray, "n n"], most: 
             strength = (weight - low) / (high - low) if high > low else 1.0
             axes.add_patch(
                 FancyArrowPatch(
-                    0.97 * where[i], 0.97 * where[j], connectionstyle="arc3,rad=0.18", arrowstyle="-|>", shrinkA=3, shrinkB=4,
+                    ends[i], ends[j], connectionstyle="arc3,rad=0.18", arrowstyle="-|>", shrinkA=3, shrinkB=4,
                     mutation_scale=7 + 3 * strength, linewidth=0.5 + 1.8 * strength, alpha=0.35 + 0.6 * strength,
                     color=style.BLUE if strength > 0.5 else style.FAINT,
                 )

@@ -103,8 +103,8 @@ def looking_figure(
         bar = drawn.add_axes((_MARGIN / width, 0.46 / height, 1.7 / width, 0.12 / height))
         drawn.colorbar(shown, cax=bar, orientation="horizontal", ticks=[-most, 0, most])
         bar.set_xticklabels([f"against {most:.2g}", "0", f"for {most:.2g}"])
-        bar.get_xticklabels()[0].set_ha("left")
-        bar.get_xticklabels()[2].set_ha("right")
+        bar.get_xticklabels()[0].set_horizontalalignment("left")
+        bar.get_xticklabels()[2].set_horizontalalignment("right")
         bar.tick_params(length=2, labelsize=7.5)
         note = f"evidence a token, nats of log-odds; outlined: the tokens with {100 * OUTLINED:.0f} % of the evidence for it"
         if panels == 2:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
 
 from fi_jax.errors import UserError, require_choice
 
@@ -15,7 +16,7 @@ from fi_jax.errors import UserError, require_choice
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#000000")
 # Beside colour, lines differ by dash and points by marker.
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+DASHES: tuple[LineStyleType, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, TRACK = "#1A1A1A", "#6B6B6B", "#E4E7EB"
 # Sequential map for counts and shares: monotone in lightness.

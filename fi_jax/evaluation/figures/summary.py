@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -77,7 +78,11 @@ def reliability_figure(results: Mapping[str, Mapping], title: str = "") -> Figur
         for i, (name, result) in enumerate(shown.items()):
             bins = [b for b in result["calibration"]["bins"] if b["count"]]
             x = [b["confidence"] for b in bins]
-            look = {"color": style.SERIES[i % 7], "marker": style.MARKERS[i % 7], "linestyle": style.DASHES[i % 7]}
+            look: dict[str, Any] = {
+                "color": style.SERIES[i % 7],
+                "marker": style.MARKERS[i % 7],
+                "linestyle": style.DASHES[i % 7],
+            }
             label = f"{name}: ECE {100 * result['calibration']['ece']:.1f} %"
             axes.plot(x, [b["accuracy"] for b in bins], markersize=4, linewidth=1.3, label=label, **look)
             total = sum(b["count"] for b in bins)
@@ -123,7 +128,7 @@ def groups_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
         axes = drawn.add_axes((0.3, 0.55 / height, 0.66, 0.24 * len(rows) / height))
         offsets = np.linspace(-0.2, 0.2, len(shown)) if len(shown) > 1 else [0.0]
         for i, (name, result) in enumerate(shown.items()):
-            look = {"color": style.SERIES[i % 7], "marker": style.MARKERS[i % 7]}
+            look: dict[str, Any] = {"color": style.SERIES[i % 7], "marker": style.MARKERS[i % 7]}
             labelled = False
             for y, row in enumerate(rows):
                 found = row and result["groups"].get(row[0], {"groups": {}})["groups"].get(row[1])
@@ -142,12 +147,12 @@ def groups_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=style.TRACK)
-        starts = [i for i, row in enumerate(rows) if row and (i == 0 or rows[i - 1] is None)]
-        for start in starts:
+        starts = [(i, row[0]) for i, row in enumerate(rows) if row and (i == 0 or rows[i - 1] is None)]
+        for start, grouping in starts:
             axes.text(
                 -0.43,
                 start,
-                _GROUPINGS[rows[start][0]],
+                _GROUPINGS[grouping],
                 transform=axes.get_yaxis_transform(),
                 va="center",
                 weight="bold",

@@ -7,6 +7,7 @@ value (Rothe et al., DEX, IJCV 2018) and the median, which minimises absolute er
 of the headline is chosen on validation faces (`choose_estimator`), the expected value when none were given.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float
 
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers, Block
+from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import ACCURACY, BALANCED_ACCURACY, MACRO_F1, WITHIN_ONE, score_choice
 from fi_jax.evaluation.protocols.scoring import Metric, Options, breakdown, scores
 from fi_jax.labels.question_bank import questions_of
@@ -21,7 +23,7 @@ from fi_jax.labels.tasks import expected_age, median_age
 
 Array = np.ndarray
 Estimator = Literal["expected", "median"]
-ESTIMATORS = {"expected": expected_age, "median": median_age}
+ESTIMATORS: Mapping[Estimator, Callable[[Array], Array]] = {"expected": expected_age, "median": median_age}
 
 FAMILIES = ("age_group", "age_years")
 METRICS = (ACCURACY, WITHIN_ONE, BALANCED_ACCURACY, MACRO_F1)
@@ -42,7 +44,7 @@ def choose_estimator(probs: Float[Array, "f 20"], years: Float[Array, "f"]) -> E
     """Returns the estimator of smaller mean absolute error; `probs` and `years` are validation faces."""
     known = ~np.isnan(years) & ~np.isnan(probs).any(-1)
     errors = {name: np.abs(years_from(probs[known], name) - years[known]).mean() for name in ESTIMATORS}
-    return min(errors, key=errors.get)
+    return min(errors, key=errors.__getitem__)
 
 
 def _error_stats(said: Float[Array, "f"], years: Float[Array, "f"], counted: Array) -> Float[Array, "f 2"]:
@@ -51,7 +53,7 @@ def _error_stats(said: Float[Array, "f"], years: Float[Array, "f"], counted: Arr
 
 
 def score_years(
-    answers: Answers, groups, options: Options, train_median: float | None = None, estimator: Estimator = "expected"
+    answers: Answers, groups, options: Options, train_median: Answer = None, estimator: Estimator = "expected"
 ) -> dict | None:
     """Judges `age_years`: MAE of the headline estimator and of each; baseline: the train split's median age."""
     counted = ~np.isnan(answers.years) & answers.asked
@@ -62,7 +64,7 @@ def score_years(
     constant = _error_stats(np.full(len(counted), baseline), answers.years, counted)
 
     # Free-form answers have no distribution, only the number they say; one that says none is off by the baseline's error.
-    said = {"answer": answers.said_years}
+    said: dict[str, Array] = {"answer": answers.said_years}
     if has_probs.any():
         said |= {name: np.where(has_probs, years_from(answers.probs, name), answers.said_years) for name in ESTIMATORS}
     headline = estimator if has_probs.any() else "answer"
@@ -88,7 +90,9 @@ def score_years(
     }
 
 
-def judge(block: Block, baselines: dict, options: Options, estimator: Estimator = "expected") -> dict[str, dict]:
+def judge(
+    block: Block, baselines: Mapping[str, Answer], options: Options, estimator: Estimator = "expected"
+) -> dict[str, dict]:
     """Returns scores under "age_group" and "age_years", for whichever the block's faces state."""
     found = {}
     for a in block.of_task("age_group"):

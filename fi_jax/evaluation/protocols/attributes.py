@@ -5,11 +5,15 @@ majority already takes to about 80 %; so balanced accuracy (mean recall of Yes a
 of "Yes" stand beside it. MAAD-Face's 0 is "undefined" (Terhörst et al., TIFS 2021) and never counted.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers, Block
+from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import majority_of
 from fi_jax.evaluation.protocols.scoring import (
     Metric,
@@ -57,7 +61,7 @@ def attribute_stats(answers: list[Answers], said: list[Array]) -> Float[Array, "
     return np.concatenate(cells, -1)
 
 
-def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
+def judge(block: Block, baselines: Mapping[str, Answer], options: Options) -> dict[str, dict]:
     """Returns scores under "attribute": the means with intervals, and every attribute's own."""
     asked = [a for a in block.of_task(*FAMILIES) if (_targets(a) >= 0).any()]
     if not asked:
@@ -68,7 +72,7 @@ def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
     target = np.stack([_targets(a) for a in asked], -1)
     answer = np.stack([a.answer for a in asked], -1)
     known = target >= 0
-    counted = known.any(-1)
+    counted = np.any(known, axis=-1)
     confidence = np.stack([confidence_of(a.probs, a.answer) for a in asked], -1)
     sums = metrics.as_confusion(stats.sum(0, dtype=np.float64).reshape(-1, CELLS))
     constant = metrics.as_confusion(baseline.sum(0, dtype=np.float64).reshape(-1, CELLS))
@@ -76,9 +80,9 @@ def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
     drawn = metrics.as_confusion(samples.reshape(len(samples), -1, CELLS))
     ranges = {name: intervals(of(drawn), options) for name, of in _EACH.items()}
     positives = (target == 0).sum(0)
-    per_attribute = {
-        a.question: {name: number(of(sums[i])) for name, of in _EACH.items()}
-        | {
+    per_attribute: dict[str, dict[str, Any]] = {
+        a.question: {
+            **{name: number(of(sums[i])) for name, of in _EACH.items()},
             "intervals": {name: ranges[name][i] for name in _EACH},
             "baseline": number(metrics.accuracy(constant[i])),
             "baselines": {name: number(of(constant[i])) for name, of in _EACH.items()},

@@ -7,6 +7,7 @@ import numpy as np
 from fi_jax.errors import UserError
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers
+from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.scoring import (
     Metric,
     Options,
@@ -24,7 +25,7 @@ MACRO_F1 = Metric("macro_f1", lambda sums: metrics.macro_f1(metrics.as_confusion
 WITHIN_ONE = Metric("within_one_group", lambda sums: metrics.within_one(metrics.as_confusion(sums)))
 
 
-def majority_of(answers: Answers, train_answer: str | None) -> tuple[int, str]:
+def majority_of(answers: Answers, train_answer: Answer) -> tuple[int, str]:
     """Returns the majority's class and where it comes from: "train", else "evaluated"."""
     if train_answer is None:
         return metrics.majority_class(answers.target, len(answers.options)), "evaluated"
@@ -40,7 +41,7 @@ def score_choice(
     groups: Mapping[str, Sequence[str | None]],
     measured: Sequence[Metric],
     options: Options,
-    train_answer: str | None = None,
+    train_answer: Answer = None,
 ) -> dict | None:
     """Judges one question; the first of `measured` is the headline. None when no truth is known.
 

@@ -5,7 +5,10 @@ the UTKFace literature report; balanced accuracy beside it. Faces whose release 
 The two classes are the annotators' reading of a picture, not a person's identity.
 """
 
+from collections.abc import Mapping
+
 from fi_jax.evaluation.columns import Block
+from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import ACCURACY, BALANCED_ACCURACY, MACRO_F1, score_choice
 from fi_jax.evaluation.protocols.scoring import Options
 from fi_jax.labels.question_bank import questions_of
@@ -19,7 +22,7 @@ def questions(dataset: str):
     return tuple(q for q in questions_of(dataset) if q.family in FAMILIES)
 
 
-def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
+def judge(block: Block, baselines: Mapping[str, Answer], options: Options) -> dict[str, dict]:
     """Returns `{"gender": scores}`; see `protocols.choice.score_choice`. Empty when no truth is known."""
     found = {
         a.task: score_choice(a, block.groups, METRICS, options, baselines.get(a.question))

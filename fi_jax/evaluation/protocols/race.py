@@ -6,7 +6,10 @@ outside FairFace. The classes are the annotators' reading of a picture; the task
 follow the paper's protocol, and is not for use on people.
 """
 
+from collections.abc import Mapping
+
 from fi_jax.evaluation.columns import Block
+from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import ACCURACY, BALANCED_ACCURACY, MACRO_F1, score_choice
 from fi_jax.evaluation.protocols.scoring import Options
 from fi_jax.labels.question_bank import questions_of
@@ -20,7 +23,7 @@ def questions(dataset: str):
     return tuple(q for q in questions_of(dataset) if q.family in FAMILIES)
 
 
-def judge(block: Block, baselines: dict, options: Options) -> dict[str, dict]:
+def judge(block: Block, baselines: Mapping[str, Answer], options: Options) -> dict[str, dict]:
     """Returns `{"race": scores}`; see `protocols.choice.score_choice`. Empty when no truth is known."""
     found = {
         a.task: score_choice(a, block.groups, METRICS, options, baselines.get(a.question))

@@ -31,7 +31,7 @@ class Options:
     level: float = 0.95
 
 
-def number(value: float) -> float | None:
+def number(value: float | Array | None) -> float | None:
     """A JSON number: None for NaN, six digits otherwise."""
     return None if value is None or not np.isfinite(value) else round(float(value), 6)
 
@@ -85,11 +85,11 @@ def breakdown(
     """
     found = {}
     for name, values in groups.items():
-        values = np.asarray([v if v is not None else "" for v in values])
-        names = sorted({v for v in values[counted] if v}, key=_natural)
+        stated = np.asarray([v if v is not None else "" for v in values])
+        names = sorted({v for v in stated[counted] if v}, key=_natural)
         if not names:
             continue
-        members = {group: np.flatnonzero((values == group) & counted) for group in names}
+        members = {group: np.flatnonzero((stated == group) & counted) for group in names}
         rows = {group: score(stats[rows], metric, options) | {"faces": len(rows)} for group, rows in members.items()}
         large = [g for g in names if rows[g]["faces"] >= SMALLEST_GROUP and rows[g]["value"] is not None]
         best = worst = gap = None

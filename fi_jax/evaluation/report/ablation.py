@@ -64,9 +64,9 @@ def ablation_table(evaluations: Sequence[Evaluation]) -> dict:
         lines.append(metric_line(place._replace(headline=False), texts))
     notes = [f"Headline metrics in percent unless said otherwise; in brackets the difference to {first}."]
     for evaluation in evaluations[1:]:
-        found = changes(evaluations[0].summary["meta"].get("config"), evaluation.summary["meta"].get("config"))
-        more = f"; and {len(found) - MOST_CHANGES} more fields" if len(found) > MOST_CHANGES else ""
-        said = "; ".join(found[:MOST_CHANGES]) + more if found else "no field of the config differs"
+        changed = changes(evaluations[0].summary["meta"].get("config"), evaluation.summary["meta"].get("config"))
+        more = f"; and {len(changed) - MOST_CHANGES} more fields" if len(changed) > MOST_CHANGES else ""
+        said = "; ".join(changed[:MOST_CHANGES]) + more if changed else "no field of the config differs"
         notes.append(f"{evaluation.name} against {first}: {said}.")
     return {
         "name": f"Ablation, against {first}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures.compare import is_right
-from fi_jax.evaluation.predictions import Prediction, read_predictions
+from fi_jax.evaluation.predictions import Prediction, option_of, read_predictions, years_of
 from fi_jax.evaluation.run_log import read_run_config, read_run_log
 from fi_jax.evaluation.summarise import read_summary, summarise
 
@@ -65,11 +65,14 @@ def badness(prediction: Prediction) -> float | None:
     if prediction.label is None:
         return None
     if prediction.task == "age_years":
-        return None if prediction.answer is None else abs(prediction.answer - prediction.label) or None
+        if prediction.answer is None:
+            return None
+        return abs(years_of(prediction.answer) - years_of(prediction.label)) or None
     if prediction.answer == prediction.label:
         return None
-    said = prediction.probabilities.get(prediction.answer, 1.0) if prediction.answer is not None else 0.0
-    return said - prediction.probabilities.get(prediction.label, 0.0)
+    held = prediction.probabilities
+    said = held.get(option_of(prediction.answer), 1.0) if prediction.answer is not None else 0.0
+    return said - held.get(option_of(prediction.label), 0.0)
 
 
 def worst_mistakes(predictions: Iterable[Prediction], most: int) -> dict[tuple, list[Prediction]]:
@@ -155,13 +158,15 @@ def compare(
     """
     kept = {(p.dataset, p.source, p.image, p.question, p.seen): p for p in first if p.label is not None}
     found: dict[tuple[str, str, str, bool], Flips] = {}
+    heaps: dict[tuple[str, str, str, bool], list[tuple[float, int, Prediction, Prediction]]] = {}
     for number, after in enumerate(second):
         asked = (after.dataset, after.source, after.image, after.question)
         # One model may be fine-tuned on a set on which the other is training-free.
         before = kept.get((*asked, after.seen)) or kept.get((*asked, not after.seen))
         if before is None or after.label is None:
             continue
-        flips = found.setdefault((after.dataset, after.task, after.source, after.seen), Flips())
+        place: tuple[str, str, str, bool] = (after.dataset, after.task, after.source, after.seen)
+        flips = found.setdefault(place, Flips())
         was, now = is_right(before), is_right(after)
         if was and now:
             flips.both_right += 1
@@ -172,12 +177,13 @@ def compare(
             flips.broken += bool(was)
             sure = _sureness(before) + _sureness(after)
             item = (sure, -number, before, after)
-            if len(flips.examples) < most:
-                heapq.heappush(flips.examples, item)
+            heap = heaps.setdefault(place, [])
+            if len(heap) < most:
+                heapq.heappush(heap, item)
             else:
-                heapq.heappushpop(flips.examples, item)
-    for flips in found.values():
-        flips.examples = [(sure, a, b) for sure, _, a, b in sorted(flips.examples, reverse=True)]
+                heapq.heappushpop(heap, item)
+    for place, heap in heaps.items():
+        found[place].examples = [(sure, a, b) for sure, _, a, b in sorted(heap, reverse=True)]
     return found
 
 

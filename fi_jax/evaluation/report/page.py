@@ -139,8 +139,10 @@ def comparison_table(evaluations: Sequence[Evaluation]) -> dict:
                 text += f" [{tables.format_value(metric, cell.low)}, {tables.format_value(metric, cell.high)}]"
             texts.append(text)
         if len(names) == 2:
-            both = [found.get(n) for n in names]
-            texts.append(tables.BLANK if None in both else signed(metric, both[1].value - both[0].value))
+            before, after = (found.get(n) for n in names)
+            texts.append(
+                tables.BLANK if before is None or after is None else signed(metric, after.value - before.value)
+            )
         lines.append(metric_line(place, texts))
     header = ["data set", "task", "metric", "who", *names, *(["difference"] if len(names) == 2 else [])]
     return {"name": "Comparison", "header": header, "rows": lines, "notes": ["Percent unless said otherwise."]}
@@ -210,8 +212,9 @@ def build_page(
     page_tables = [ablation_table(evaluations), comparison_table(evaluations)] if len(evaluations) > 1 else []
     cards = []
     if flips:
-        page_tables.append(flip_table(flips, names))
-        cards += [("differ", c) for c in flip_cards(flips, names, thumbnails, pictures)]
+        first, second = names
+        page_tables.append(flip_table(flips, (first, second)))
+        cards += [("differ", c) for c in flip_cards(flips, (first, second), thumbnails, pictures)]
     page_tables += [result_table(e) for e in evaluations]
     curves = []
     if runs:
