@@ -14,7 +14,8 @@ from fi_jax.models.flash import full_attention_flash
 from fi_jax.models.layers import activation, drop_branch, layer_norm, rematerialise
 from fi_jax.models.lora import Linear
 
-# Up to so many layers the scan is unrolled: copies in and out of the loop are a third of a small tower's step on a GPU.
+# Up to so many layers the scan is unrolled in training: copies in and out of the loop are a third of a small tower's step
+# on a GPU. Asking keeps the loop, which compiles sooner.
 UNROLLED_LAYERS = 12
 
 
@@ -147,7 +148,7 @@ class Vit(nn.Module):
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
         drop = train and cfg.drop_path > 0
-        loops = cfg.num_layers > UNROLLED_LAYERS
+        loops = not train or cfg.num_layers > UNROLLED_LAYERS
         layers = rematerialise(Layer, self.remat, loops)(cfg, self.dtype, drop, flash=self.flash, name="layers")
 
         # Carrying the one wanted hidden state, outside the rematerialised layer, stores neither all of them
