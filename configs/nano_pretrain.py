@@ -9,7 +9,7 @@ from fi_jax.config import DecoderConfig, Experiment
 
 def config() -> Experiment:
     base = nano.config()
-    # No decoding of a map, no dropping of layers: the hidden patches are the noise.
+    # No layer is dropped: the hidden patches are noise enough.
     model = replace(
         base.model,
         image_encoder=replace(base.model.image_encoder, drop_path=0.0),

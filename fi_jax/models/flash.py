@@ -51,10 +51,9 @@ def full_attention_flash(
     b, t = q.shape[:2]
     if t % 2 == 0:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
-    q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
     lengths = jnp.full(b, t, jnp.int32)
     out = jax.nn.dot_product_attention(
-        *(q, k, v),
+        *(even(a) for a in (q, k, v)),
         is_causal=causal,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,

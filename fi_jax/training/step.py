@@ -93,9 +93,9 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
     model = FaceInsight(config.model)
     if config.train.stage == "pretrain":
         terms = {"pixels": _painted(model, params, batch["pixels"], model_key)}
-        return total(terms, {"pixels": terms["pixels"][1]}, config.loss), terms
-    answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
-    terms = loss_terms(answers, batch, inputs.rules, config.loss)
+    else:
+        answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
+        terms = loss_terms(answers, batch, inputs.rules, config.loss)
     return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
 
 
