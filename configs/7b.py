@@ -38,6 +38,7 @@ def config() -> Experiment:
             dtype="bfloat16",
             remat="dots",
             attention="flash",
+            scan_layers=False,
         ),
         weights=WeightsConfig(llava="llava-hf/llava-1.5-7b-hf", segmentation_encoder=CLIP, text_encoder=CLIP),
         data=DataConfig(

@@ -198,16 +198,12 @@ class ModelConfig:
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["xla", "flash"] = "xla"
-    # Layers of the LLM in one turn of the loop over them. All of them: no loop, nothing is copied in and out of it,
-    # and compiling takes several times as long.
-    scan_unroll: int = 1
+    # False: no loop over the LLM's layers, so that nothing is copied in and out of it; compiling takes longer. Layers
+    # that are cut over devices (mesh.fsdp, mesh.tensor) always run in a loop.
+    scan_layers: bool = True
 
     def __post_init__(self):
         _check_words(self, "model.")
-        _check(
-            self.scan_unroll >= 1 and self.llm.num_layers % self.scan_unroll == 0,
-            f"model.scan_unroll is {self.scan_unroll}; it must divide the LLM's {self.llm.num_layers} layers",
-        )
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,6 @@ from fi_jax.errors import UserError, did_you_mean, require_choice
         (lambda: KnowledgeConfig(graph="cooccurence"), "did you mean 'cooccurrence'"),
         (lambda: ModelConfig(dtype="float16"), "dtype.*float16"),
         (lambda: ModelConfig(remat="some"), "remat.*some"),
-        (lambda: ModelConfig(scan_unroll=0), "model.scan_unroll is 0"),
-        (lambda: ModelConfig(scan_unroll=3), "scan_unroll is 3; it must divide the LLM's 32 layers"),
         (lambda: DataConfig(batch_size=0), "data.batch_size"),
         (lambda: DataConfig(max_unreadable=1.1), "data.max_unreadable"),
         (lambda: DataConfig(questions_per_face=-1), "questions_per_face"),

@@ -83,19 +83,8 @@ def small(config: Experiment) -> Experiment:
         segmentation_encoder=vit,
         llm=llm,
         knowledge=knowledge,
-        scan_unroll=min(config.model.scan_unroll, llm.num_layers),
     )
     return replace(config, model=model, data=replace(config.data, image_size=28))
-
-
-def without_adapters(config: Experiment) -> Experiment:
-    """The model as it is used after training: adapters merged into their kernels."""
-    model = config.model
-    parts = {
-        name: replace(getattr(model, name), lora=replace(getattr(model, name).lora, rank=0))
-        for name in ("image_encoder", "segmentation_encoder", "llm")
-    }
-    return replace(config, model=replace(model, **parts))
 
 
 def model_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

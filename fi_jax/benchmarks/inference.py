@@ -13,9 +13,10 @@ from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import peak_gib, timed
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
+from fi_jax.inference.ready import ready, without_adapters
 from fi_jax.models.attention import Layout
-from fi_jax.models.llama import Llama
-from fi_jax.parallel.mesh import check_batch
+from fi_jax.models.llama import Llama, unstack_layers
+from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.losses import option_probabilities
 from fi_jax.training.optimizer import flatten, unflatten
@@ -32,11 +33,13 @@ _QUESTION_KEYS = (
 
 def score40(case: Case) -> dict:
     """Encodes faces and answers `case.questions` closed questions about each in one forward pass."""
-    config = cases.without_adapters(case.config)
+    config = replace(case.config, model=without_adapters(case.config.model))
     mesh = cases.mesh_of(config)
+    config = run_on(config, mesh)
     check_batch(case.batch, 1, mesh)
     shapes = cases.model_shapes(config)
-    params = unflatten(cases.random_leaves(shapes, config.model.dtype, state_shardings(shapes, mesh)))
+    leaves = cases.random_leaves(shapes, config.model.dtype, state_shardings(shapes, mesh))
+    params = unflatten(ready(leaves, config.model))
     constants = place(cases.random_constants(config), replicated(mesh))
     # The benchmark has token arrays already, so no tokenizer.
     answerer = Answerer(config, params, constants, cast(Any, None), {})
@@ -57,6 +60,7 @@ def score40(case: Case) -> dict:
         "batch": case.batch,
         "seq": asked["prefix_tokens"].shape[1] + case.questions * cases.QUESTION_TEXT,
         "attention": config.model.attention,
+        "scan_layers": config.model.scan_layers,
         **vars(timing),
         "pairs_s": pairs / timing.s,
         "compile_s": round(compile_s, 2),
@@ -64,20 +68,21 @@ def score40(case: Case) -> dict:
     }
 
 
-def decode_faces(case: Case, scan_layers: bool = False) -> dict:
+def decode_faces(case: Case) -> dict:
     """Greedy decoding about `case.batch` different faces, one question each."""
-    return _decode(case, case.batch, 1, scan_layers)
+    return _decode(case, case.batch, 1)
 
 
-def decode_shared(case: Case, scan_layers: bool = False) -> dict:
+def decode_shared(case: Case) -> dict:
     """Greedy decoding of `case.batch` questions about one face, whose prefix is stored and read once."""
-    return _decode(case, 1, case.batch, scan_layers)
+    return _decode(case, 1, case.batch)
 
 
-def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
-    config = cases.without_adapters(case.config).model
-    llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=scan_layers)
-    params = unflatten(cases.random_leaves(_llm_shapes(llm), config.dtype))
+def _decode(case: Case, faces: int, questions: int) -> dict:
+    config = without_adapters(case.config.model)
+    llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
+    leaves = cases.random_leaves(_llm_shapes(llm), config.dtype)
+    params = unflatten(leaves if config.scan_layers else unstack_layers(leaves, prefix=""))
     p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
     rng = np.random.default_rng(0)
     arguments = (
@@ -103,7 +108,7 @@ def _decode(case: Case, faces: int, questions: int, scan_layers: bool) -> dict:
         "questions": questions,
         "seq": p + cases.QUESTION_TEXT,
         "new_tokens": case.new_tokens,
-        "scan_layers": scan_layers,
+        "scan_layers": config.scan_layers,
         **vars(whole),
         "prefill_s": prefill.s,
         "ms_token": 1e3 * a_token,

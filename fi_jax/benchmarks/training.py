@@ -5,7 +5,9 @@ from dataclasses import replace
 from fi_jax.benchmarks import case as cases
 from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import compiled, peak_gib, sent, timed
-from fi_jax.parallel.mesh import check_batch
+from fi_jax.inference.ready import without_adapters
+from fi_jax.models.llama import unstack_layers
+from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.abstract import jit_step
 from fi_jax.training.optimizer import make_optimizer, split_params, unflatten
@@ -41,14 +43,16 @@ def train40(case: Case) -> dict:
 def _step(case: Case, questions: int) -> dict:
     config = replace(case.config, train=replace(case.config.train, accumulate=1))
     mesh = cases.mesh_of(config)
+    config = run_on(config, mesh)
     check_batch(case.batch, 1, mesh)
     shapes = cases.model_shapes(config)
     trained, frozen = split_params(unflatten(shapes), config.train.trainable)
     leaves = cases.random_leaves(trained, "float32", state_shardings(trained, mesh))
     state = init_state(leaves, make_optimizer(config.train), config.train)
     state = place(state, state_shardings(state, mesh))
+    kept = cases.random_leaves(frozen, config.train.frozen_dtype, state_shardings(frozen, mesh))
     inputs = StepInputs(
-        cases.random_leaves(frozen, config.train.frozen_dtype, state_shardings(frozen, mesh)),
+        kept if config.model.scan_layers else unstack_layers(kept),
         place(cases.random_constants(config), replicated(mesh)),
         place(cases.rule_table(config), replicated(mesh)),
     )
@@ -70,6 +74,7 @@ def _step(case: Case, questions: int) -> dict:
         "batch": case.batch,
         "remat": config.model.remat,
         "attention": config.model.attention,
+        "scan_layers": config.model.scan_layers,
         **vars(timing),
         **spent,
         **collectives,
@@ -81,5 +86,5 @@ def _step(case: Case, questions: int) -> dict:
 
 
 def _llm_parameters(config) -> int:
-    shapes = cases.model_shapes(cases.without_adapters(config))
+    shapes = cases.model_shapes(replace(config, model=without_adapters(config.model)))
     return sum(leaf.size for path, leaf in shapes.items() if path.startswith("llm/") and "/embed/" not in path)

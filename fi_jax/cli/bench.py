@@ -40,9 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="", help="faces at once (questions, for decode_shared), comma-separated")
     parser.add_argument("--remat", default="", help="full, dots, none; comma-separated (default: the config's)")
     parser.add_argument("--attention", default="", help="flash or xla (default: flash on an NVIDIA GPU, else xla)")
-    parser.add_argument(
-        "--scan-layers", action="store_true", help="decode with the layers in a scan (see models.llama)"
-    )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of which the median is taken (default: 5)")
     parser.add_argument("--small", action="store_true", help="the same structure with tiny sizes")
     parser.add_argument(
@@ -97,7 +94,7 @@ def _numbers(text: str) -> list[int]:
 def _command(args: argparse.Namespace, what: str, batch: int, remat: str, repeats: int = 0) -> list[str]:
     command = [sys.executable, "-m", "fi_jax", "bench", args.config, "--what", what, "--batch", str(batch)]
     command += ["--remat", remat] * bool(remat) + ["--attention", args.attention] * bool(args.attention)
-    command += ["--scan-layers"] * args.scan_layers + ["--small"] * args.small
+    command += ["--small"] * args.small
     return [*command, "--repeats", str(repeats or args.repeats), *args.overrides]
 
 
@@ -164,7 +161,7 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
         measured = inference.score40(case)
     else:
         decode = inference.decode_shared if what == "decode_shared" else inference.decode_faces
-        measured = decode(case, args.scan_layers)
+        measured = decode(case)
     mesh = mesh_of(config)
     shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     return measured | {"dtype": config.model.dtype, "devices": mesh.size, "mesh": shape} | machine()

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.training.optimizer import flatten
     from fi_jax.weights.export import export
 
-    answerer = load_answerer(model)
+    answerer = load_answerer(model, merge=False)
     builder = answerer.builder(answerer.answerable(questions_for(answerer.vocabulary)))
     parser = load_parser(model.config.weights.parser) if model.config.model.use_segmentation else None
     export(

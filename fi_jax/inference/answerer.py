@@ -18,6 +18,7 @@ from fi_jax.data.sequences import SequenceBuilder
 from fi_jax.data.sequences import Tokenizer as Encodes
 from fi_jax.data.templates import template
 from fi_jax.errors import UserError
+from fi_jax.inference.ready import ready, without_adapters
 from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
@@ -78,8 +79,7 @@ class Answerer:
     def _score(self):
         def run(params, faces, alignment, batch):
             def options(model):
-                sequence = model.sequence(faces, alignment, batch)
-                return model.option_logits(model.hidden(sequence), sequence.layout, batch)
+                return model.answers(model.sequence(faces, alignment, batch), batch)[0]
 
             return self.model.apply({"params": params}, method=options)
 
@@ -187,19 +187,28 @@ def head_probabilities(
     return head
 
 
-def load_answerer(model: TrainedModel) -> Answerer:
-    """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype."""
+def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
+    """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype.
+
+    On a GPU in bfloat16 it is made ready for speed: adapters are merged into their kernels and the LLM's layers are
+    written out. `merge` false leaves the parameters as they were trained, stacks and adapters, everywhere.
+    """
     if model.config.train.stage == "pretrain":
         raise UserError(
             "the model was only pre-trained (train.stage pretrain) and answers nothing; train it with stage align"
         )
     config = replace(model.config, train=replace(model.config.train, frozen_dtype=model.config.model.dtype))
-    if jax.default_backend() != "gpu" or config.model.dtype != "bfloat16":
-        # A kernel of the machine that trained the model is no part of the model.
-        config = replace(config, model=replace(config.model, attention="xla"))
+    accelerated = jax.default_backend() == "gpu" and config.model.dtype == "bfloat16"
+    # How the machine that trained the model ran it is no part of the model.
+    attention = config.model.attention if accelerated else "xla"
+    config = replace(config, model=replace(config.model, attention=attention, scan_layers=not (accelerated and merge)))
     leaves, base = assemble(config, model.leaves)
     check_base(model, base)
-    params = unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+    leaves = {path: jnp.asarray(leaves.pop(path)) for path in list(leaves)}
+    if accelerated and merge:
+        leaves = ready(leaves, config.model)
+        config = replace(config, model=without_adapters(config.model))
+    params = unflatten(leaves)
     constants = Constants(jnp.asarray(model.prompts), jnp.asarray(model.graph))
     return Answerer(config, params, constants, load_tokenizer(config.weights), model.info)
 

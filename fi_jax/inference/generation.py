@@ -28,7 +28,7 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: 
         padded[row, : len(ids)] = ids
         valid[row, : len(ids)] = True
     config = answerer.config.model
-    llm = Llama(config.llm, dtype=jnp.dtype(config.dtype), remat="none", attention=config.attention)
+    llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
     ends = tuple({builder.ids(builder.template.end)[0]})
     arguments = (
         llm,

@@ -122,8 +122,7 @@ def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels
             scores = alignment.scores[0]
             # "No" stands for no label: its logit is zero.
             return jnp.where(labels >= 0, scores[jnp.maximum(labels, 0)], 0.0)
-        sequence = module.sequence(faces, alignment, batch)
-        return module.option_logits(module.hidden(sequence), sequence.layout, batch)[0, 0]
+        return module.answers(module.sequence(faces, alignment, batch), batch)[0][0, 0]
 
     result: Any = model.apply({"params": params}, method=logits)
     said = result.astype(jnp.float32)

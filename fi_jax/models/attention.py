@@ -5,10 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.errors import UserError
-from fi_jax.models.flash import even, require_cudnn, segment_attention_flash
+from fi_jax.models.flash import shared_prefix_flash
 
 Implementation = Literal["xla", "flash"]
 
@@ -51,38 +51,47 @@ def split_attention(
     """Attends within `layout`; equals attention over each `prefix + segment` alone, to rounding.
 
     Query head `i` reads key/value head `i // (h / g)`. The scale is `d ** -0.5`, the softmax float32. Padding
-    (`valid` false) is never seen, and its own rows come out as zero. "xla" takes padding anywhere and is
-    differentiated by JAX; "flash" wants it on the right of the prefix and of each segment, and an NVIDIA GPU.
+    (`valid` false) is never seen. "xla" takes it anywhere, leaves zeros in its own rows and is differentiated by JAX;
+    "flash" wants it on the right of the prefix and of each segment, leaves something finite, and needs an NVIDIA GPU.
     """
     if q.shape[1] != layout.total:
         raise ValueError(f"{q.shape[1]} tokens for {layout}, which has {layout.total}")
     b, p, s, n = q.shape[0], layout.prefix, layout.segments, layout.length
-    prefix = [a[:, :p] for a in (q, k, v, valid)]
-    own = [a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v, valid)]
-    outputs = []
-    if p:
-        outputs.append(_causal(*prefix, implementation=implementation))
     if s and not p:
-        alone = [a.reshape(b * s, n, *a.shape[3:]) for a in own]
-        outputs.append(_causal(*alone, implementation=implementation).reshape(q.shape))
-    elif s and implementation == "flash":
-        lengths = valid[:, :p].sum(axis=1, dtype=jnp.int32)
-        out = segment_attention_flash(own[0], own[1], own[2], prefix[1], prefix[2], lengths)
-        outputs.append(out.reshape(b, s * n, *q.shape[2:]))
-    elif s:
-        outputs.append(_segments_xla(*own, *prefix[1:]).reshape(b, s * n, *q.shape[2:]))
-    return jnp.where(valid[:, :, None, None], jnp.concatenate(outputs, axis=1), 0)
+        own_q, own_k, own_v, seen = (a.reshape(b * s, n, *a.shape[2:]) for a in (q, k, v, valid))
+        return split_attention(own_q, own_k, own_v, Layout(n), seen, implementation).reshape(q.shape)
+    if implementation == "flash":
+        return shared_prefix_flash(q, k, v, valid[:, :p].sum(axis=1, dtype=jnp.int32), p, n)
+    prefix = [a[:, :p] for a in (q, k, v, valid)]
+    out = _causal(*prefix)
+    if s:
+        own = [a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v, valid)]
+        out = jnp.concatenate([out, _segments_xla(*own, *prefix[1:]).reshape(b, s * n, *q.shape[2:])], axis=1)
+    return jnp.where(valid[:, :, None, None], out, 0)
 
 
-def causal_attention(
-    q: Float[Array, "b t h d"],
+def picked_attention(
+    q: Float[Array, "b m h d"],
     k: Float[Array, "b t g d"],
     v: Float[Array, "b t g d"],
+    layout: Layout,
     valid: Bool[Array, "b t"],
-    implementation: Implementation = "xla",
-) -> Float[Array, "b t h d"]:
-    """Plain causal attention: `split_attention` of one prefix without segments."""
-    return split_attention(q, k, v, Layout(q.shape[1]), valid, implementation)
+    at: Int[Array, "b m"],
+) -> Float[Array, "b m h d"]:
+    """`split_attention` of few tokens alone: `q` are those of tokens `at`. By plain matrix products over all keys."""
+    b, m, h, d = q.shape
+    g = k.shape[2]
+    token = jnp.arange(layout.total)
+    # Of which segment a token is; those of the prefix are seen from all.
+    segment = (token - layout.prefix) // max(layout.length, 1)
+    shared = token < layout.prefix
+    visible = (token <= at[..., None]) & (shared | (segment == segment[at][..., None])) & valid[:, None, :]
+    logits = jnp.einsum(
+        "bmgrd,bugd->bgrmu", (q * d**-0.5).reshape(b, m, g, h // g, d), k, preferred_element_type=jnp.float32
+    )
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], logits, MASKED), axis=-1).astype(q.dtype)
+    out = jnp.einsum("bgrmu,bugd->bmgrd", weights, v).reshape(q.shape)
+    return jnp.where(jnp.take_along_axis(valid, at, axis=1)[..., None, None], out, 0)
 
 
 def cached_attention(
@@ -120,12 +129,7 @@ def _joint_softmax(far, near, dtype):
     return (far / total).astype(dtype), (near / total).astype(dtype)
 
 
-def _causal(q, k, v, valid, *, implementation):
-    if implementation == "flash":
-        require_cudnn(q)
-        # Padding stands on the right, so causality alone hides it from every valid row.
-        out = jax.nn.dot_product_attention(even(q), even(k), even(v), is_causal=True, implementation="cudnn")
-        return out[:, : q.shape[1]]
+def _causal(q, k, v, valid):
     b, t, h, d = q.shape
     g = k.shape[2]
     logits = jnp.einsum(

@@ -105,7 +105,7 @@ class FaceInsight(nn.Module):
             dtype=dtype,
             remat=config.remat,
             attention=config.attention,
-            unroll=config.scan_unroll,
+            scan_layers=config.scan_layers,
         )
 
     def encode(
@@ -165,26 +165,23 @@ class FaceInsight(nn.Module):
         tokens = self.knowledge_connector(prompts)
         return jnp.broadcast_to(tokens, (alignment.scores.shape[0], *tokens.shape[1:]))
 
-    def hidden(self, sequence: Sequence) -> Float[Array, "b t d"]:
-        """Runs the LLM over a shared-prefix sequence; hidden states after the final norm."""
-        return self.llm(sequence.embeddings, sequence.positions, sequence.layout, sequence.valid)
+    def answers(
+        self, sequence: Sequence, batch: dict[str, Array]
+    ) -> tuple[Float[Array, "b q k"], Float[Array, "b m v"]]:
+        """Runs the LLM and asks it where answers are due; nothing else goes through the LM head.
 
-    def option_logits(
-        self, hidden: Float[Array, "b t d"], layout: Layout, batch: dict[str, Array]
-    ) -> Float[Array, "b q k"]:
-        """Logits of each question's option tokens; only the positions where an answer is due go through the LM head."""
-        b, q, k = batch["option_tokens"].shape
-        own = hidden[:, layout.prefix :].reshape(b, q, layout.length, -1)
-        at = jnp.take_along_axis(own, batch["answer_position"][:, :, None, None], axis=2)[:, :, 0]
-        logits = jnp.take_along_axis(self.llm.logits(at), jnp.maximum(batch["option_tokens"], 0), axis=-1)
-        return jnp.where(batch["option_tokens"] >= 0, logits, -1e9)
-
-    def answer_logits(
-        self, hidden: Float[Array, "b t d"], layout: Layout, batch: dict[str, Array]
-    ) -> Float[Array, "b m v"]:
-        """Full next-token logits at `lm_positions` (indices into the flattened segments)."""
-        own = hidden[:, layout.prefix :]
-        return self.llm.logits(jnp.take_along_axis(own, batch["lm_positions"][:, :, None], axis=1))
+        Returns the logits of each question's option tokens, and full next-token logits at `lm_positions` (indices into
+        the flattened segments; none where the batch has no such key).
+        """
+        options, layout = batch["option_tokens"], sequence.layout
+        b, q, _ = options.shape
+        free = batch.get("lm_positions", jnp.zeros((b, 0), jnp.int32))
+        due = jnp.concatenate([batch["answer_position"] + layout.length * jnp.arange(q), free], axis=1)
+        hidden = self.llm(
+            sequence.embeddings, sequence.positions, layout, sequence.valid, layout.prefix + due.astype(jnp.int32)
+        )
+        closed = jnp.take_along_axis(self.llm.logits(hidden[:, :q]), jnp.maximum(options, 0), axis=-1)
+        return jnp.where(options >= 0, closed, -1e9), self.llm.logits(hidden[:, q:])
 
     def llm_hidden(self, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, "b t d"]:
         """The LLM over plain text (for pooled prompts T_p^0 and text-only checks)."""
@@ -199,9 +196,7 @@ class FaceInsight(nn.Module):
         faces = self.encode(batch["pixels"], batch["map_pixels"], train)
         alignment = self.align(faces, constants)
         sequence = self.sequence(faces, alignment, batch)
-        hidden = self.hidden(sequence)
-        options = self.option_logits(hidden, sequence.layout, batch)
-        return alignment.scores, options, self.answer_logits(hidden, sequence.layout, batch)
+        return alignment.scores, *self.answers(sequence, batch)
 
 
 def _fill(x: Float[Array, "b p d"], slots: Bool[Array, "b p"], tokens: Float[Array, "b i d"]) -> Float[Array, "b p d"]:

@@ -1,4 +1,4 @@
-"""Attention in two pieces (shared prefix, own segment) merged by log-sum-exp, with the merge's own gradient.
+"""Attention over a shared prefix and its segments in two pieces, merged by log-sum-exp with a gradient of its own.
 
 `jax.nn.dot_product_attention(..., return_residual=True)` stops the gradient through the log-sum-exp, so a merge
 of its results has wrong gradients of q and k. Here the whole merge is one function with its own VJP: a piece's
@@ -22,20 +22,24 @@ Kernel = Literal["xla", "cudnn"]
 SHORTEST_FLASH_SEGMENT = 128
 
 
-def segment_attention_flash(
-    q: Float[Array, "b s n h d"],
-    k: Float[Array, "b s n g d"],
-    v: Float[Array, "b s n g d"],
-    prefix_k: Float[Array, "b p g d"],
-    prefix_v: Float[Array, "b p g d"],
+def shared_prefix_flash(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b t g d"],
+    v: Float[Array, "b t g d"],
     lengths: Int[Array, "b"],
-) -> Float[Array, "b s n h d"]:
-    """Segments attend to the first `lengths` keys of the prefix and causally to themselves, by cuDNN kernels.
+    prefix: int,
+    segment: int,
+) -> Float[Array, "b t h d"]:
+    """Causal attention within a prefix, and of each segment to that prefix and, causally, to itself; by cuDNN kernels.
+
+    Args:
+      lengths: how many of the `prefix` first tokens are no padding.
+      segment: tokens of each of the segments that follow the prefix; 0 where none do.
 
     Raises `UserError` where the backend or the dtype has no such kernel.
     """
-    own: Kernel = "cudnn" if q.shape[2] >= SHORTEST_FLASH_SEGMENT else "xla"
-    return merged_attention(q, k, v, prefix_k, prefix_v, lengths, "cudnn", own)
+    own: Kernel = "cudnn" if segment >= SHORTEST_FLASH_SEGMENT else "xla"
+    return merged_attention(q, k, v, lengths, prefix, segment, "cudnn", own)
 
 
 def full_attention_flash(
@@ -62,58 +66,71 @@ def full_attention_flash(
     return out[:, :t]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def merged_attention(
-    q: Float[Array, "b s n h d"],
-    k: Float[Array, "b s n g d"],
-    v: Float[Array, "b s n g d"],
-    prefix_k: Float[Array, "b p g d"],
-    prefix_v: Float[Array, "b p g d"],
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b t g d"],
+    v: Float[Array, "b t g d"],
     lengths: Int[Array, "b"],
+    prefix: int,
+    segment: int,
     prefix_kernel: Kernel,
     own_kernel: Kernel,
-) -> Float[Array, "b s n h d"]:
-    """`segment_attention_flash` with the kernel of each piece named; "xla" runs anywhere and defines the result."""
-    return _merged_forward(q, k, v, prefix_k, prefix_v, lengths, prefix_kernel, own_kernel)[0]
+) -> Float[Array, "b t h d"]:
+    """`shared_prefix_flash` with the kernel of each piece named; "xla" runs anywhere and defines the result."""
+    return _merged_forward(q, k, v, lengths, prefix, segment, prefix_kernel, own_kernel)[0]
 
 
-def _merged_forward(q, k, v, prefix_k, prefix_v, lengths, prefix_kernel, own_kernel):
-    b, s, n, h, d = q.shape
-    # A face without any valid prefix token (filler of the last batch) has no far piece at all.
-    present = (lengths > 0)[:, None, None]
-    far, far_lse = piece_forward(
-        q.reshape(b, s * n, h, d), prefix_k, prefix_v, jnp.maximum(lengths, 1), False, prefix_kernel
-    )
-    far_lse = jnp.where(present, far_lse, -jnp.inf)
-    near, near_lse = piece_forward(*(a.reshape(b * s, n, *a.shape[3:]) for a in (q, k, v)), None, True, own_kernel)
-    near_lse = near_lse.reshape(b, s, h, n).swapaxes(1, 2).reshape(b, h, s * n)
-    lse = jnp.logaddexp(far_lse, near_lse)
-    out = far.reshape(b, s * n, h, d) * _per_row(jnp.exp(far_lse - lse))
-    out += near.reshape(b, s * n, h, d) * _per_row(jnp.exp(near_lse - lse))
-    out = checkpoint_name(out.astype(q.dtype).reshape(q.shape), "attention_out")
+def _merged_forward(q, k, v, lengths, prefix, segment, prefix_kernel, own_kernel):
+    # Every token, a segment's too, against the prefix: causality and the prefix's length leave nothing else to see. So
+    # the arrays go in whole; cutting them up and joining the results took longer than some of the attention.
+    out, lse = piece_forward(q, k, v, _far_lengths(lengths, segment), True, prefix_kernel)
+    if segment:
+        # A face without any valid prefix token (filler of the last batch) has no far piece at all.
+        far_lse = jnp.where((lengths > 0)[:, None, None], lse[:, :, prefix:], -jnp.inf)
+        rows = [_segments(a, prefix, segment) for a in (q, k, v)]
+        near, near_lse = piece_forward(*rows, None, True, own_kernel)
+        b, h, m = far_lse.shape
+        near_lse = near_lse.reshape(b, m // segment, h, segment).swapaxes(1, 2).reshape(b, h, m)
+        joint = jnp.logaddexp(far_lse, near_lse)
+        both = out[:, prefix:] * _per_row(jnp.exp(far_lse - joint))
+        both += near.reshape(both.shape) * _per_row(jnp.exp(near_lse - joint))
+        out = out.at[:, prefix:].set(both.astype(out.dtype))
+        lse = lse.at[:, :, prefix:].set(joint)
+    out = checkpoint_name(out.astype(q.dtype), "attention_out")
     lse = checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, prefix_k, prefix_v, lengths, out, lse)
+    return out, (q, k, v, lengths, out, lse)
 
 
-def _merged_backward(prefix_kernel, own_kernel, residuals, cotangent):
-    q, k, v, prefix_k, prefix_v, lengths, out, lse = residuals
-    b, s, n, h, d = q.shape
+def _merged_backward(prefix, segment, prefix_kernel, own_kernel, residuals, cotangent):
+    q, k, v, lengths, out, lse = residuals
     cotangent = cotangent.astype(q.dtype)
-    far_q, far_k, far_v = piece_backward(
-        *(q.reshape(b, s * n, h, d), prefix_k, prefix_v, jnp.maximum(lengths, 1)),
-        *(out.reshape(b, s * n, h, d), lse, cotangent.reshape(b, s * n, h, d)),
-        *(False, prefix_kernel),
-    )
-    present = (lengths > 0)[:, None, None, None]
-    far_q, far_k, far_v = (jnp.where(present, a, 0) for a in (far_q, far_k, far_v))
-    own_lse = lse.reshape(b, h, s, n).swapaxes(1, 2).reshape(b * s, h, n)
-    rows = [a.reshape(b * s, n, *a.shape[3:]) for a in (q, k, v, out, cotangent)]
-    near_q, near_k, near_v = piece_backward(*rows[:3], None, rows[3], own_lse, rows[4], True, own_kernel)
-    dq = far_q.reshape(q.shape) + near_q.reshape(q.shape)
-    return dq, near_k.reshape(k.shape), near_v.reshape(v.shape), far_k, far_v, None
+    # Without a far piece its weights are exp(-inf); the sum may lie anywhere else.
+    far_lse = jnp.where((lengths > 0)[:, None, None], lse, 1e30) if segment else lse
+    far = (q, k, v, _far_lengths(lengths, segment), out, far_lse, cotangent)
+    dq, dk, dv = piece_backward(*far, True, prefix_kernel)
+    if segment:
+        b, h, t = lse.shape
+        own_lse = lse[:, :, prefix:].reshape(b, h, -1, segment).swapaxes(1, 2).reshape(-1, h, segment)
+        rows = [_segments(a, prefix, segment) for a in (q, k, v, out, cotangent)]
+        near = piece_backward(*rows[:3], None, rows[3], own_lse, rows[4], True, own_kernel)
+        near_q, near_k, near_v = (a.reshape(b, t - prefix, *a.shape[2:]) for a in near)
+        dq = dq.at[:, prefix:].add(near_q)
+        # Nothing looks at a segment's keys from afar.
+        dk, dv = dk.at[:, prefix:].set(near_k), dv.at[:, prefix:].set(near_v)
+    return dq, dk, dv, None
 
 
 merged_attention.defvjp(_merged_forward, _merged_backward)
+
+
+def _far_lengths(lengths, segment):
+    # Padding stands on the right of a prefix, so causality alone hides it from every valid token of the prefix.
+    return jnp.maximum(lengths, 1) if segment else None
+
+
+def _segments(x: Float[Array, "b t *rest"], prefix: int, segment: int) -> Float[Array, "bs n *rest"]:
+    return x[:, prefix:].reshape(-1, segment, *x.shape[2:])
 
 
 def _per_row(weights: Float[Array, "b h t"]) -> Float[Array, "b t h 1"]:

@@ -1,5 +1,6 @@
-"""A Llama-architecture language model: scanned layers, shared-prefix sequences, and a cache that shares the prefix."""
+"""A Llama-architecture language model: layers in a scan or written out, shared prefixes, and a cache of them."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax
@@ -11,8 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import LlamaConfig, RopeScaling
-from fi_jax.models.attention import Implementation, Layout, cached_attention, split_attention
+from fi_jax.models.attention import Implementation, Layout, cached_attention, picked_attention, split_attention
 from fi_jax.models.lora import Linear
+from fi_jax.models.projections import project
 
 Remat = Literal["none", "dots", "full"]
 
@@ -103,13 +105,15 @@ class Attention(nn.Module):
         self.o_proj = Linear(c.hidden_size, **shared)
 
     def _project(self, x, shared: _Pass):
-        made = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q, k, v = (a.reshape(*a.shape[:-1], -1, self.config.head_dim) for a in made)
+        q, k, v = (self._heads(a) for a in project(x, (self.q_proj, self.k_proj, self.v_proj)))
         q, k = _rotate(q, shared.cos, shared.sin), _rotate(k, shared.cos, shared.sin)
         return checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
 
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], -1, self.config.head_dim)
+
     def _output(self, out):
-        return self.o_proj(out.reshape(*out.shape[:-2], -1))
+        return project(out.reshape(*out.shape[:-2], -1), (self.o_proj,))[0]
 
     def __call__(self, x, shared: _Pass):
         """Attends within `shared.layout`; returns the output `b t d` and keys and values `b g t d`."""
@@ -118,6 +122,14 @@ class Attention(nn.Module):
         q, k, v = (nn.with_logical_constraint(a, names) for a in (q, k, v))
         out = split_attention(q, k, v, shared.layout, shared.valid, self.implementation)
         return self._output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
+
+    def pick(self, x, shared: _Pass, at: Int[Array, "b m"]):
+        """The output at tokens `at` alone (`b m d`); keys and values come from all of `x`."""
+        (q,), kv = project(_rows(x, at), (self.q_proj,)), project(x, (self.k_proj, self.v_proj))
+        q, k, v = (self._heads(a) for a in (q, *kv))
+        q = _rotate(q, _rows(shared.cos, at), _rows(shared.sin, at))
+        k = checkpoint_name(_rotate(k, shared.cos, shared.sin), "key")
+        return self._output(picked_attention(q, k, checkpoint_name(v, "value"), shared.layout, shared.valid, at))
 
     def extend(self, x, layer, prefix_kv, tail_kv, shared: _Pass):
         """Appends `b q s d` to layer `layer` of the stacked tails (None: to this layer's own) and attends to both."""
@@ -151,11 +163,12 @@ class MLP(nn.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Acts on the last axis."""
-        gate, up = checkpoint_name(self.gate_proj(x), "gate"), checkpoint_name(self.up_proj(x), "up")
+        gate, up = project(x, (self.gate_proj, self.up_proj))
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         hidden = nn.silu(gate) * up
         if hidden.ndim == 3:
             hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
-        return self.down_proj(hidden)
+        return project(hidden, (self.down_proj,))[0]
 
 
 class Layer(nn.Module):
@@ -179,6 +192,11 @@ class Layer(nn.Module):
         x = checkpoint_name(x + out, "middle")
         return x + self.mlp(self.post_attention_norm(x)), kv
 
+    def pick(self, x, shared: _Pass, at: Int[Array, "b m"]):
+        """The layer's output `b m d` at tokens `at` alone: what a last layer is asked for."""
+        x = _rows(x, at) + self.attn.pick(self.input_norm(x), shared, at)
+        return x + self.mlp(self.post_attention_norm(x))
+
     def extend(self, carry, layer_inputs, shared: _Pass):
         """One step of the scan with a cache; the tails are carried so that they are updated in place."""
         x, tail_kv = carry
@@ -186,6 +204,11 @@ class Layer(nn.Module):
         out, tail_kv = self.attn.extend(self.input_norm(x), layer, prefix_kv, tail_kv, shared)
         x = x + out
         return (x + self.mlp(self.post_attention_norm(x)), tail_kv), None
+
+
+def _rows(x: Float[Array, "b t *rest"], at: Int[Array, "b m"]) -> Float[Array, "b m *rest"]:
+    """Tokens `at` of each row."""
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 # What the backward pass of a layer needs besides the layer's input, so that no product with a frozen kernel is
@@ -207,37 +230,29 @@ class Llama(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     attention: Implementation = "xla"
-    # False: layers are written out, with parameters `layers_0/…` (see `unstack_layers`). Slower to compile; a decoding
-    # step then reads every kernel where it lies, where a scan may first copy each layer's slice of the stack.
+    # False: the layers are written out, one after the other. Slower to compile; but no kernel and nothing that the
+    # backward pass keeps is copied in or out of a stack (kernels, if they come one by one: `unstack_layers`), and the
+    # last layer does no more than it is asked for.
     scan_layers: bool = True
-    # Layers in one turn of the scan; must divide their number. All of them: no loop is left, parameters stay stacked.
-    unroll: int = 1
 
     def setup(self):
         c = self.config
         layer = Layer
         if self.remat != "none":
-            # Without a loop nothing but a barrier keeps XLA from merging what is computed again with its first time,
-            # which would keep everything.
-            loops = self.scan_layers and (self.unroll == 1 or self.unroll < c.num_layers)
-            layer = nn.remat(layer, policy=_remat_policy(self.remat), prevent_cse=not loops, methods=["__call__"])
+            layer = nn.remat(layer, policy=_remat_policy(self.remat), prevent_cse=False, methods=["__call__"])
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=c.num_layers,
-            unroll=self.unroll,
             methods=["__call__", "extend"],
         )
         # Named embed_tokens as an attribute because `embed` is the method; the parameter path is `embed`.
         self.embed_tokens = nn.Embed(
             c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
-        if self.scan_layers:
-            self.layers = scanned(c, self.dtype, self.attention)
-        else:
-            self.layers = [layer(c, self.dtype, self.attention) for _ in range(c.num_layers)]
+        self.layers = scanned(c, self.dtype, self.attention)
         self.norm = RMSNorm(c.rms_norm_eps, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = Linear(c.vocab_size, dtype=self.dtype)
@@ -247,10 +262,15 @@ class Llama(nn.Module):
         return self.embed_tokens(jnp.maximum(tokens, 0))
 
     def __call__(
-        self, x: Float[Array, "b t d"], positions: Int[Array, "b t"], layout: Layout, valid: Bool[Array, "b t"]
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[Array, "b t"],
+        layout: Layout,
+        valid: Bool[Array, "b t"],
+        at: Int[Array, "b m"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Returns the hidden states after the final norm."""
-        return self._forward(x, positions, layout, valid, keep_kv=False)[0]
+        """Returns the hidden states after the final norm; with `at`, those of these tokens alone (`b m d`)."""
+        return self._forward(x, positions, layout, valid, keep_kv=False, at=at)[0]
 
     def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Scores of every token, float32. Pass answer positions only: `v` is large."""
@@ -304,9 +324,9 @@ class Llama(nn.Module):
             inputs = (jnp.arange(self.config.num_layers), prefix)
             (x, (tail_k, tail_v)), _ = self.layers.extend((x, tails), inputs, shared)
         else:
-            written = []
-            for layer, own_tails, own_prefix in zip(self.layers, zip(*tails), zip(*prefix), strict=True):
-                (x, new), _ = layer.extend((x, own_tails), (None, own_prefix), shared)
+            written, layer = [], self._layer("extend")
+            for params, own_tails, own_prefix in zip(self._layer_params(), zip(*tails), zip(*prefix), strict=True):
+                (x, new), _ = layer(params, (x, own_tails), (None, own_prefix), shared)
                 written.append(new)
             tail_k, tail_v = zip(*written, strict=True)
         cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
@@ -317,23 +337,77 @@ class Llama(nn.Module):
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         return _Pass(jnp.cos(angles), jnp.sin(angles), valid, **rest)
 
-    def _forward(self, x, positions, layout, valid, keep_kv):
+    def _forward(self, x, positions, layout, valid, keep_kv, at=None):
         shared = self._pass(positions, valid, layout=layout, keep_kv=keep_kv)
         x = x.astype(self.dtype)
-        if self.scan_layers:
+        if self.scan_layers or self.is_initializing():
             x, kv = self.layers(x, None, shared)
+            x = x if at is None else _rows(x, at)
         else:
-            kept = []
-            for layer in self.layers:
-                x, kv = layer(x, None, shared)
+            *params, last = self._layer_params()
+            kept, layer = [], self._layer("__call__")
+            for own in params:
+                x, kv = layer(own, x, None, shared)
                 kept.append(kv)
+            if at is None:
+                x, kv = layer(last, x, None, shared)
+                kept.append(kv)
+            else:
+                x = self._layer("pick")(last, x, shared, at)
             kv = tuple(zip(*kept, strict=True)) if keep_kv else None
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         return self.norm(x), kv
 
+    def _layer(self, method: str) -> Callable:
+        """A layer as a function of its parameters; it keeps for its backward pass what `remat` says."""
+        layer = Layer(self.config, self.dtype, self.attention, parent=None)
 
-def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Turns the parameters of a scanned `Llama` into those of one with `scan_layers=False` (a copy of the layers)."""
-    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(num_layers)}
-    return {name: leaf for name, leaf in params.items() if name != "layers"} | layers
+        def run(params, *arguments):
+            return layer.apply({"params": params}, *arguments, method=method)
+
+        if self.remat == "none" or method == "extend":
+            return run
+        # Without a loop nothing but a barrier keeps XLA from merging what is computed again with its first time,
+        # which would keep everything.
+        return jax.checkpoint(run, policy=_remat_policy(self.remat), prevent_cse=True)
+
+    def _layer_params(self) -> list[dict]:
+        stacked = self.variables["params"]["layers"]
+        cut = jax.tree.map(lambda leaf: leaf if _is_unstacked(leaf) else _unstack(leaf), stacked, is_leaf=_is_unstacked)
+        return [
+            jax.tree.map(lambda leaf, i=i: leaf[i], cut, is_leaf=_is_unstacked) for i in range(self.config.num_layers)
+        ]
+
+
+def unstack_layers(leaves: dict[str, Any], prefix: str = "llm/") -> dict[str, Any]:
+    """Cuts every stacked leaf of an LLM's layers into a tuple of one array a layer, for layers that are written out.
+
+    `leaves` are flat and given up: each is taken out as it is cut, so that no more than one is held twice. `prefix` is
+    where the LLM's paths begin. What is no leaf of a layer stays as it is.
+    """
+    cut = {}
+    for path in list(leaves):
+        leaf = leaves.pop(path)
+        cut[path] = tuple(leaf) if path.startswith(f"{prefix}layers/") else leaf
+    return cut
+
+
+def _is_unstacked(leaf: Any) -> bool:
+    return isinstance(leaf, tuple)
+
+
+@jax.custom_vjp
+def _unstack(leaf: Float[Array, "l *rest"]) -> tuple[Float[Array, "*rest"], ...]:
+    # JAX would sum as many gradients of the whole stack, each with one layer in it.
+    return tuple(leaf[i] for i in range(leaf.shape[0]))
+
+
+def _unstack_forward(leaf):
+    return _unstack(leaf), None
+
+
+def _unstack_backward(_, cotangents):
+    return (jnp.stack(cotangents),)
+
+
+_unstack.defvjp(_unstack_forward, _unstack_backward)

@@ -1,17 +1,25 @@
 """Linear layers with optional low-rank adapters (Hu et al. 2021, LoRA), and their merging."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from fi_jax.config import LoraConfig
 
 NO_LORA = LoraConfig()
+
+
+class LinearParts(NamedTuple):
+    """A linear layer's parameters as they enter the arithmetic: `b` holds the factor alpha / rank. None: it has none."""
+
+    kernel: Float[Array, "i o"]
+    bias: Float[Array, "o"] | None
+    a: Float[Array, "i r"] | None
+    b: Float[Array, "r o"] | None
 
 
 class Linear(nn.Module):
@@ -27,24 +35,29 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
-    @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Maps the last axis; returns `dtype`."""
-        size = x.shape[-1]
+        kernel, bias, a, b = self.parts(x.shape[-1])
         x = x.astype(self.dtype)
-        y = x @ self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
+        y = x @ kernel
+        if bias is not None:
+            y += bias
+        return y if a is None or b is None else y + (x @ a) @ b
+
+    @nn.compact
+    def parts(self, size: int) -> LinearParts:
+        """Makes or fetches the parameters for inputs of `size`, in `dtype`."""
+        bias = a = b = None
+        kernel = self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora.rank and self.name in self.lora.targets:
             # The variance of peft's kaiming_uniform(a=sqrt(5)): 1 / (3 in).
-            a = self.param(
-                "lora_a", nn.initializers.variance_scaling(1 / 3, "fan_in", "normal"), (size, self.lora.rank)
-            )
+            init = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
+            a = self.param("lora_a", init, (size, self.lora.rank)).astype(self.dtype)
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
-            # Kept by `models.llama`'s remat "dots": narrow to store, and as slow to compute again as x is wide to read.
-            low = checkpoint_name(x @ a.astype(self.dtype), "lora_low")
-            y += low @ (lora_scale(self.lora) * b).astype(self.dtype)
-        return y
+            b = (lora_scale(self.lora) * b).astype(self.dtype)
+        return LinearParts(kernel, bias, a, b)
 
 
 def lora_scale(lora: LoraConfig) -> float:
@@ -62,7 +75,13 @@ def merge_lora(params: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
         name: merge_lora(leaf, lora) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()
     }
     if "lora_a" in merged:
-        kernel, a, b = merged["kernel"], merged.pop("lora_a"), merged.pop("lora_b")
-        product = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-        merged["kernel"] = (kernel.astype(jnp.float32) + lora_scale(lora) * product).astype(kernel.dtype)
+        merged["kernel"] = merged_kernel(merged["kernel"], merged.pop("lora_a"), merged.pop("lora_b"), lora)
     return merged
+
+
+def merged_kernel(
+    kernel: Float[Array, "*l i o"], a: Float[Array, "*l i r"], b: Float[Array, "*l r o"], lora: LoraConfig
+) -> Float[Array, "*l i o"]:
+    """`W + (alpha / rank) A B`, summed in float32 and returned in the kernel's dtype."""
+    product = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + lora_scale(lora) * product).astype(kernel.dtype)

@@ -13,6 +13,7 @@ from fi_jax.config import LoraConfig, VitConfig
 from fi_jax.models.flash import full_attention_flash
 from fi_jax.models.layers import activation, drop_branch, layer_norm, rematerialise
 from fi_jax.models.lora import Linear
+from fi_jax.models.projections import project
 
 # Up to so many layers the scan is unrolled in training: copies in and out of the loop are a third of a small tower's step
 # on a GPU. Asking keeps the loop, which compiles sooner.
@@ -58,15 +59,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         cfg = self.config
-        q, k, v = (
-            rearrange(_linear(cfg, cfg.hidden_size, name, self.dtype)(x), "b t (h d) -> b t h d", h=cfg.num_heads)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
+        layers = [_linear(cfg, cfg.hidden_size, name, self.dtype) for name in ("q_proj", "k_proj", "v_proj")]
+        q, k, v = (rearrange(y, "b t (h d) -> b t h d", h=cfg.num_heads) for y in project(x, layers))
         if self.flash:
             y = full_attention_flash(q, k, v, self.causal)
         else:
             y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
-        return _linear(cfg, cfg.hidden_size, "out_proj", self.dtype)(rearrange(y, "b t h d -> b t (h d)"))
+        return project(rearrange(y, "b t h d -> b t (h d)"), [_linear(cfg, cfg.hidden_size, "out_proj", self.dtype)])[0]
 
 
 class Mlp(nn.Module):
@@ -78,8 +77,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         cfg = self.config
-        y = activation(cfg.hidden_act)(_linear(cfg, cfg.intermediate_size, "fc1", self.dtype)(x))
-        return _linear(cfg, cfg.hidden_size, "fc2", self.dtype)(y)
+        (y,) = project(x, [_linear(cfg, cfg.intermediate_size, "fc1", self.dtype)])
+        return project(activation(cfg.hidden_act)(y), [_linear(cfg, cfg.hidden_size, "fc2", self.dtype)])[0]
 
 
 class Layer(nn.Module):

@@ -214,16 +214,16 @@ def _llm_bytes(model: ModelConfig, shapes: Shapes, size: int, tensor: int) -> fl
     everything = 5 * d + (4 * heads + 4 * kv + 4 * c.intermediate_size) / tensor
     # Attention weights in float32 (logits and softmax), where they are materialised.
     pairs = shapes.prefix**2 + shapes.segments * shapes.segment_length * (shapes.prefix + shapes.segment_length)
-    weights = merged = 0.0
+    weights = attended = 0.0
     if model.attention == "xla":
         weights = 2 * 4 * shapes.faces * pairs * c.num_heads / (tensor if c.num_heads % tensor == 0 else 1)
     else:
-        # The merge of a segment's two pieces keeps its output for its own backward pass (`models.flash`).
-        merged = heads / tensor * size * shapes.faces * shapes.segments * shapes.segment_length
+        # `models.flash` keeps its output for its own backward pass.
+        attended = heads / tensor * size * tokens
     kept = {
         "none": everything * size * tokens + weights,
         # The layer's input is the residual stream before it; `models.llama` names the rest.
-        "dots": named * size * tokens + merged,
+        "dots": named * size * tokens + attended,
         "full": d * size * tokens,
     }
     working = 0.0 if model.remat == "none" else everything * size * tokens + weights

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from fi_jax.config import MeshConfig
+from fi_jax.config import Experiment, MeshConfig
 from fi_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -52,6 +53,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def run_on(config: Experiment, mesh: Mesh) -> Experiment:
+    """The config as it runs on `mesh`: layers that are cut over devices run in a scan, which gathers one at a time."""
+    if config.model.scan_layers or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return config
+    return replace(config, model=replace(config.model, scan_layers=True))
 
 
 def batch_shards(mesh: Mesh) -> int:

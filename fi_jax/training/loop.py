@@ -18,16 +18,18 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
+from fi_jax.models.llama import unstack_layers
 from fi_jax.parallel.hosts import Hosts, check_same, check_shared, ends_together
-from fi_jax.parallel.mesh import check_batch, make_mesh
+from fi_jax.parallel.mesh import check_batch, make_mesh, run_on
 from fi_jax.parallel.preemption import PreemptionFlag, Watchdog
 from fi_jax.parallel.rules import activation_scope, fetch, local_rows, place, place_batch, replicated, state_shardings
+from fi_jax.training.abstract import jit_step
 from fi_jax.training.checkpoints import Checkpoints
 from fi_jax.training.material import learnt_from, make_transform, training_graph
-from fi_jax.training.optimizer import cast, flatten, make_optimizer, split_params, unflatten
+from fi_jax.training.optimizer import cast, make_optimizer, split_params, unflatten
 from fi_jax.training.run_folder import RunLog
-from fi_jax.training.state import TrainState, final_leaves, init_state
-from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.training.state import Leaves, TrainState, final_leaves, init_state
+from fi_jax.training.step import StepInputs
 from fi_jax.training.warm_start import word_connector
 from fi_jax.weights.assemble import assemble, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
@@ -75,11 +77,14 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     frozen = cast(frozen, config.train.frozen_dtype)
     # Leaves trained in an earlier stage and frozen in this one belong to the run all the same.
     carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
+    about = _describe(trained, frozen)
+    del leaves
+    if not run_on(config, mesh).model.scan_layers:
+        frozen = unstack_layers(frozen)
 
     optimizer = make_optimizer(config.train)
     state = init_state(trained, optimizer, config.train)
-    shardings = state_shardings(state, mesh)
-    state = place(state, shardings)
+    state = place(state, state_shardings(state, mesh))
     rules = compile_rules(rules_for(vocabulary), vocabulary)
     inputs = StepInputs(frozen, place(constants, replicated(mesh)), place(rules, replicated(mesh)))
     info: dict[str, Any] = {
@@ -98,9 +103,9 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
         start = int(state.step)
         steps = start if finish else config.train.steps
         log = RunLog(folder, config, start) if hosts.is_first else None
-        step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+        step = jit_step(config, state, mesh)
 
-        say(_describe(state, frozen))
+        say(about)
         rows = local_rows(mesh, config.data.batch_size)
         share = rows.stop - rows.start
         # Nothing is read for a run that has no step left.
@@ -191,12 +196,12 @@ def _constants(
     return Constants(np.asarray(prompts, np.float32), np.asarray(graph, np.float32))
 
 
-def _describe(state: TrainState, frozen: dict) -> str:
-    def millions(leaves: dict) -> float:
+def _describe(trained: Leaves, frozen: Leaves) -> str:
+    def millions(leaves: Leaves) -> float:
         return sum(leaf.size for leaf in leaves.values()) / 1e6
 
-    parts = sorted({path.split("/")[0] for path in flatten(unflatten(state.trained))})
-    return f"training {millions(state.trained):.2f} M parameters ({', '.join(parts)}); {millions(frozen):.1f} M frozen"
+    parts = sorted({path.split("/")[0] for path in trained})
+    return f"training {millions(trained):.2f} M parameters ({', '.join(parts)}); {millions(frozen):.1f} M frozen"
 
 
 def _progress(step: int, steps: int, values: dict[str, float], rate: float) -> str:

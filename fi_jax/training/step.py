@@ -66,10 +66,8 @@ def forward(
         if stage == "align":
             return Answers(alignment.scores)
         sequence = model.sequence(seen, alignment, batch)
-        hidden = model.hidden(sequence)
-        options = model.option_logits(hidden, sequence.layout, batch)
-        tokens = model.answer_logits(hidden, sequence.layout, batch) if batch["lm_positions"].shape[1] else None
-        return Answers(alignment.scores, options, tokens)
+        options, tokens = model.answers(sequence, batch)
+        return Answers(alignment.scores, options, tokens if batch["lm_positions"].shape[1] else None)
 
     return cast(Answers, model.apply({"params": params}, rngs=rngs, method=run))
 

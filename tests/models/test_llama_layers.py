@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fi_jax.config import LlamaConfig
 from fi_jax.models.llama import Llama, unstack_layers
@@ -21,7 +22,8 @@ def test_written_out_layers_equal_scanned_ones():
 
     params = scanned.init(jax.random.key(0), method=run)["params"]
     expected = scanned.apply({"params": params}, method=run)
-    hidden, (after, cache), logits = written.apply({"params": unstack_layers(params)}, method=run)
+    cut = unflatten_dict(unstack_layers(flatten_dict(params, sep="/"), prefix=""), sep="/")
+    hidden, (after, cache), logits = written.apply({"params": cut}, method=run)
     # Written-out layers keep one array a layer.
     stacks = {name: jnp.stack(getattr(cache, name)) for name in ("prefix_k", "prefix_v", "tail_k", "tail_v")}
     got = hidden, (after, cache.replace(**stacks)), logits

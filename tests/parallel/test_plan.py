@@ -113,12 +113,10 @@ def test_collectives_of_a_compiled_program():
     assert "Collective(kind='all-reduce', count=5, bytes=5120)" in done.stdout, (done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize(
-    "faces, questions, lm, measured", [(8, 1, 8, 50.63), (4, 40, 0, 46.17), (6, 40, 0, 59.38)], ids=str
-)
+@pytest.mark.parametrize("faces, questions, lm, measured", [(8, 1, 8, 51.84), (6, 40, 0, 59.80)], ids=str)
 def test_the_plan_is_near_what_an_h100_needed(faces, questions, lm, measured):
     """Peaks (GiB) of `fi-jax bench 7b --what train,train40` with remat "dots" and flash attention."""
-    config = load_config("7b", ["--train.accumulate", "1", "--data.vocabulary", "faces"])
-    shapes = Shapes(faces, prefix=1152 + 82 + 40, segments=questions, segment_length=24, labels=82, lm_positions=lm)
+    config = load_config("7b", ["--train.accumulate", "1"])
+    shapes = Shapes(faces, prefix=1152 + 40 + 40, segments=questions, segment_length=24, labels=40, lm_positions=lm)
     planned = plan_memory(config, ONE, *split_shapes(config), shapes).training / GIB
     assert measured <= planned < 1.1 * measured

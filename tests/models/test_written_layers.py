@@ -1,4 +1,4 @@
-"""Unrolled layers compute what a loop over them does: logits and every gradient."""
+"""Layers that are written out compute what a loop over them does: logits and every gradient."""
 
 import functools
 from dataclasses import replace
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.models.attention import Layout
@@ -41,6 +42,20 @@ def _params(config):
     )
 
 
+def written(params):
+    """The parameters with one array a layer."""
+    return unflatten_dict(unstack_layers(flatten_dict(params, sep="/"), prefix=""), sep="/")
+
+
+def stacked(tree):
+    """The inverse, for gradients."""
+    return jax.tree.map(lambda x: jnp.stack(x) if isinstance(x, tuple) else x, tree, is_leaf=_is_layers)
+
+
+def _is_layers(x):
+    return isinstance(x, tuple) and len(x) == CONFIG.num_layers
+
+
 # Compiling is what takes the time here; what is compared does not depend on how well it runs.
 @functools.partial(
     jax.jit,
@@ -68,31 +83,55 @@ def assert_near(got, want, relative):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("unroll", [1, 2, 4])
-def test_remat_and_unrolling_change_nothing(remat, unroll):
+@pytest.mark.parametrize("cut", [False, True])
+def test_remat_and_written_out_layers_change_nothing(remat, cut):
     params = _params(CONFIG)
     want = _run(Llama(CONFIG), params)
-    assert_near(_run(Llama(CONFIG, remat=remat, unroll=unroll), params), want, 1e-5)
+    assert_near(_run(Llama(CONFIG, remat=remat), params), want, 1e-5)
+    got = _run(Llama(CONFIG, remat=remat, scan_layers=False), written(params) if cut else params)
+    assert_near(stacked(got), want, 1e-5)
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("none", 2), ("dots", 4)])
-def test_unrolling_changes_nothing(remat, unroll):
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_written_out_layers_change_nothing(remat):
     params = _params(CONFIG)
-    assert_near(_run(Llama(CONFIG, remat=remat, unroll=unroll), params), _run(Llama(CONFIG), params), 1e-5)
+    assert_near(_run(Llama(CONFIG, remat=remat, scan_layers=False), params), _run(Llama(CONFIG), params), 1e-5)
 
 
-@pytest.mark.parametrize("unroll", [2, 4])
-def test_a_cache_goes_on_from_an_unrolled_prefill(unroll):
+@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("layout", [LAYOUT, Layout(12), Layout(0, 4, 3)])
+def test_the_last_layer_computes_only_the_tokens_that_are_asked_for(remat, layout):
+    params = _params(CONFIG)
+    (tokens, positions, valid), probe = _inputs()
+    # One token twice, one of the prefix, one of padding.
+    at = jnp.array([[7, 7, 2, 11], [0, 5, 9, 6]])
+
+    def run(model, params, at):
+        def loss(params):
+            hidden = model.apply(
+                {"params": params},
+                method=lambda m: m.logits(m(m.embed(tokens), positions, layout, valid, at)),
+            )
+            return (hidden * probe[:, :4]).sum(), hidden
+
+        gradients, logits = jax.grad(loss, has_aux=True)(params)
+        return logits, gradients
+
+    want = jax.jit(run, static_argnums=0)(Llama(CONFIG), params, at)
+    got = jax.jit(run, static_argnums=0)(Llama(CONFIG, remat=remat, scan_layers=False), params, at)
+    assert_near(got, want, 1e-5)
+
+
+def test_a_cache_goes_on_from_a_written_out_prefill():
     inputs, _ = _inputs()
 
     def run(model):
         tokens, positions, _ = inputs
         x = model.embed(tokens)
         hidden, cache = model.prefill(x[:, :6], positions[:, :6], positions[:, :6] >= 0, 4)
-        return hidden, model.extend(x[:, None, 6:8], positions[:, None, 6:8], positions[:, None, 6:8] >= 0, cache)
+        return hidden, model.extend(x[:, None, 6:8], positions[:, None, 6:8], positions[:, None, 6:8] >= 0, cache)[0]
 
     params = _params(CONFIG)
     want = Llama(CONFIG).apply({"params": params}, method=run)
-    assert_near(Llama(CONFIG, unroll=unroll).apply({"params": params}, method=run), want, 1e-5)
-    written = Llama(CONFIG, scan_layers=False).apply({"params": unstack_layers(params)}, method=run)
-    assert_near(written[0], want[0], 1e-5)
+    for own in (params, written(params)):
+        assert_near(Llama(CONFIG, scan_layers=False).apply({"params": own}, method=run), want, 1e-5)
