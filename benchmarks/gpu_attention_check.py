@@ -1,6 +1,7 @@
 """Checks flash attention against XLA on a GPU (values and gradients, bfloat16) and times both; one JSON line a layout.
 
-Run from the repository root: `python -m benchmarks.gpu_attention_check`. Exit status 1 when any check fails.
+Run from the repository root: `python -m benchmarks.gpu_attention_check [WORD]`; with a word, only the cases whose name
+has it ("token": one step of decoding). Exit status 1 when any check fails.
 Errors are measured against a float32 XLA reference, relative to the reference's norm: flash passes when it is no
 worse than twice XLA's own bfloat16 rounding (or 1 %). The gradient trap of a merge by `return_residual` shows as
 8 to 21 % in dq and dk, which fails.
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fi_jax.models.attention import Layout, split_attention
+from fi_jax.models.attention import Layout, cached_attention, split_attention
 
 # (name, batch, layout, heads, kv heads, head size)
 CASES = [
@@ -26,7 +27,18 @@ CASES = [
     ("long segments, grouped heads", 4, Layout(600, 4, 256), 32, 8, 128),
     ("one long segment", 8, Layout(1152, 1, 128), 32, 32, 128),
     ("smollm2", 16, Layout(120, 40, 32), 9, 3, 64),
+    ("one question, 7b", 8, Layout(1232, 1, 24), 32, 32, 128),
     ("odd sizes", 3, Layout(77, 5, 13), 6, 2, 64),
+    ("odd prefix alone", 3, Layout(77), 6, 2, 64),
+]
+
+
+# (name, faces, questions a face, prefix, tail, heads, kv heads, head size)
+DECODE_CASES = [
+    ("one token, 7b", 1, 1, 1232, 87, 32, 32, 128),
+    ("one token of 32 faces, 7b", 32, 1, 1232, 87, 32, 32, 128),
+    ("one token of 32 questions, 7b", 1, 32, 1232, 87, 32, 32, 128),
+    ("one token, smollm2", 1, 5, 231, 70, 9, 3, 64),
 ]
 
 
@@ -48,9 +60,13 @@ def make_inputs(batch, layout, heads, kv_heads, size):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def run(implementation, layout, dtype, q, k, v, cotangent, valid):
-    """Returns the output and the gradients of q, k and v, float32."""
+    """Returns the output and the gradients of q, k and v, float32. What stands in rows of padding means nothing."""
     q, k, v = (a.astype(dtype) for a in (q, k, v))
-    out, pullback = jax.vjp(lambda *qkv: split_attention(*qkv, layout, valid, implementation), q, k, v)
+
+    def attend(q, k, v):
+        return jnp.where(valid[:, :, None, None], split_attention(q, k, v, layout, valid, implementation), 0)
+
+    out, pullback = jax.vjp(attend, q, k, v)
     return [a.astype(jnp.float32) for a in (out, *pullback(cotangent.astype(dtype)))]
 
 
@@ -98,13 +114,42 @@ def check(name, batch, layout, heads, kv_heads, size) -> bool:
     return line["passed"]
 
 
+def check_decode(name, faces, questions, prefix, tail, heads, kv_heads, size) -> bool:
+    """The same for one token of decoding: the kernel over the cache against XLA's products."""
+    rng = np.random.default_rng(0)
+    shapes = [
+        (faces, questions, 1, heads, size),
+        *[(faces, kv_heads, prefix, size)] * 2,
+        *[(faces, questions, kv_heads, tail, size)] * 2,
+    ]
+    half = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+    prefix_valid = jnp.asarray(np.arange(prefix) < rng.integers(prefix // 2, prefix + 1, (faces, 1)))
+    visible = jnp.asarray(np.arange(tail) < rng.integers(1, tail + 1, (faces, questions, 1, 1)))
+    attend = jax.jit(cached_attention, static_argnums=7)
+    with jax.default_matmul_precision("highest"):
+        want = attend(*(a.astype(jnp.float32) for a in half), prefix_valid, visible, "xla")
+    line, errors = {"case": name, "faces": faces, "questions": questions, "cache": [prefix, tail]}, {}
+    for implementation in ("xla", "flash"):
+        call = partial(attend, *half, prefix_valid, visible, implementation)
+        (errors[implementation],) = relative_errors([call().astype(jnp.float32)], [want])
+        line[f"{implementation}_error"] = round(errors[implementation], 5)
+        line[f"{implementation}_ms"] = round(1e3 * seconds(call, 100), 4)
+    line["passed"] = errors["flash"] <= max(2 * errors["xla"], 0.01)
+    print(json.dumps(line), flush=True)
+    return line["passed"]
+
+
 def main() -> int:
     """Runs every case; a case that raises counts as failed and does not stop the others."""
     print(json.dumps({"jax": jax.__version__, "device": jax.devices()[0].device_kind}))
     passed = []
-    for case in CASES:
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    cases = [(check_decode, case) for case in DECODE_CASES] + [(check, case) for case in CASES]
+    for run_case, case in cases:
+        if word not in case[0]:
+            continue
         try:
-            passed.append(check(*case))
+            passed.append(run_case(*case))
         except Exception as error:  # noqa: BLE001
             print(
                 json.dumps({"case": case[0], "passed": False, "error": f"{type(error).__name__}: {error}"[:600]}),

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.errors import UserError
 from fi_jax.models.flash import shared_prefix_flash
+from fi_jax.models.flash_decode import HEAD_SIZES, Partial, attend_chunks, merge
 
 Implementation = Literal["xla", "flash"]
 
@@ -102,14 +103,20 @@ def cached_attention(
     tail_v: Float[Array, "b q g m d"],
     prefix_valid: Bool[Array, "b p"],
     tail_visible: Bool[Array, "b q s m"],
+    implementation: Implementation = "xla",
 ) -> Float[Array, "b q s h d"]:
     """Attends from `s` new tokens of each of `q` continuations to one shared prefix and to their own tails.
 
     The prefix's keys are read once for all `q` continuations. Caches are head-major so that batch and heads are
-    one batch dimension of the matrix products. `tail_visible` says which tail slots a new token sees.
+    one batch dimension of the matrix products. `tail_visible` says which tail slots a new token sees. "flash" takes
+    one new token by a kernel of its own, where a head's size is one of the kernel's.
     """
     b, n, s, h, d = q.shape
     g = prefix_k.shape[1]
+    if implementation == "flash" and s == 1 and d in HEAD_SIZES:
+        return _one_token(q[:, :, 0], prefix_k, prefix_v, tail_k, tail_v, prefix_valid, tail_visible[:, :, 0])[
+            :, :, None
+        ]
     grouped = (q * d**-0.5).reshape(b, n, s, g, h // g, d)
     far = jnp.einsum("bqsgrd,bgpd->bgqsrp", grouped, prefix_k, preferred_element_type=jnp.float32)
     near = jnp.einsum("bqsgrd,bqgmd->bgqsrm", grouped, tail_k, preferred_element_type=jnp.float32)
@@ -119,6 +126,25 @@ def cached_attention(
     out = jnp.einsum("bgqsrp,bgpd->bqsgrd", far, prefix_v, preferred_element_type=jnp.float32)
     out += jnp.einsum("bgqsrm,bqgmd->bqsgrd", near, tail_v, preferred_element_type=jnp.float32)
     return out.reshape(q.shape).astype(q.dtype)
+
+
+def _one_token(q, prefix_k, prefix_v, tail_k, tail_v, prefix_valid, tail_visible, interpret=False):
+    (b, n, h, d), g = q.shape, prefix_k.shape[1]
+    r = h // g
+    grouped = q.reshape(b, n, g, r, d)
+
+    def flat(a):
+        return a.reshape(-1, *a.shape[-2:])
+
+    far = attend_chunks(
+        grouped.swapaxes(1, 2).reshape(b * g, n * r, d), flat(prefix_k), flat(prefix_v), prefix_valid, interpret
+    )
+    own = attend_chunks(flat(grouped), flat(tail_k), flat(tail_v), tail_visible.reshape(b * n, -1), interpret)
+    # From one row a continuation to one a face, as the prefix has them.
+    out = own.out.reshape(b, n, g, -1, r, d).transpose(0, 2, 3, 1, 4, 5).reshape(b * g, -1, n * r, d)
+    lse = own.lse.reshape(b, n, g, -1, r).transpose(0, 2, 3, 1, 4).reshape(b * g, -1, n * r)
+    merged = merge([far, Partial(out, lse)]).reshape(b, g, n, r, d)
+    return merged.swapaxes(1, 2).reshape(q.shape).astype(q.dtype)
 
 
 def _joint_softmax(far, near, dtype):

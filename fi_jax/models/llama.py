@@ -144,7 +144,10 @@ class Attention(nn.Module):
             tail_k, tail_v = tail_kv
         else:
             tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
-        out = cached_attention(q, prefix_kv[0], prefix_kv[1], tail_k, tail_v, shared.prefix_valid, shared.valid)
+        prefix_k, prefix_v = prefix_kv
+        out = cached_attention(
+            q, prefix_k, prefix_v, tail_k, tail_v, shared.prefix_valid, shared.valid, self.implementation
+        )
         return self._output(out), tail_kv
 
 
