@@ -4,7 +4,7 @@
 #   benchmarks/gpu_7b.sh OUT_FOLDER [PEER.py]
 #
 # OUT_FOLDER gets ours.jsonl, peer.jsonl, one log a measurement, and table.txt, which is printed last. Most important
-# first; a measurement that fails or runs out of memory or time is a line like any other. SECONDS_OURS (default 330)
+# first; a measurement that fails or runs out of memory or time is a line like any other. SECONDS_OURS (default 420)
 # bounds ours as a whole, SECONDS_PEER (default 200) the peer's.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -18,7 +18,7 @@ began=$SECONDS
 bench() { # NAME LIMIT ARGUMENTS…
     local name=$1 limit=$2 left
     shift 2
-    left=$((${SECONDS_OURS:-330} - (SECONDS - began)))
+    left=$((${SECONDS_OURS:-420} - (SECONDS - began)))
     if ((left < 25)); then
         echo "{\"what\": \"$name\", \"skipped\": \"out of time\"}" | tee -a "$out/ours.jsonl"
         return
@@ -35,20 +35,14 @@ bench() { # NAME LIMIT ARGUMENTS…
 }
 
 # The first training run fills an empty compile cache, the second reads it: cold and cached compile times.
-bench train_cold 150 --what train --batch 8 --remat dots --repeats 4
-# Without a working flash kernel everything else is still measured.
-att=()
-if ! grep -q tokens_s "$out/train_cold.out" && grep -qi -e flash -e cudnn "$out/train_cold.out" "$out/train_cold.err"; then
-    att=(--attention xla)
-fi
-bench decode 170 --together --what decode1,decode32,decode_shared --repeats 3 "${att[@]}"
-bench score 90 --together --what score40 --batch 1,4,8 --repeats 5 "${att[@]}"
-bench train40_b6 100 --what train40 --batch 6 --remat dots --repeats 4 "${att[@]}"
-bench train_cached 70 --what train --batch 8 --remat dots --repeats 3 "${att[@]}"
-bench train_b16_full 80 --what train --batch 16 --remat full --repeats 3 "${att[@]}"
-bench train40_b8_full 80 --what train40 --batch 8 --remat full --repeats 3 "${att[@]}"
-bench decode_scan 80 --together --what decode1,decode32 --scan-layers --repeats 3 "${att[@]}"
-bench train_b8_xla 80 --what train --batch 8 --remat full --attention xla --repeats 3
+bench train_cold 120 --what train --batch 8 --remat dots --repeats 5
+bench decode 120 --together --what decode1,decode32,decode_shared --repeats 5
+bench train40_b6 90 --what train40 --batch 6 --remat dots --repeats 5
+bench score 90 --together --what score40 --batch 1,4,8 --repeats 5
+bench train_cached 50 --what train --batch 8 --remat dots --repeats 3
+bench train_b12 80 --what train --batch 12 --remat dots --repeats 4
+bench train_scan 80 --what train --batch 8 --remat dots --repeats 3 --model.scan-layers
+bench train40_b8_full 80 --what train40 --batch 8 --remat full --repeats 3
 bench score_xla 60 --what score40 --batch 4 --attention xla --repeats 3
 
 if [ -n "$peer" ]; then

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fi_jax.models.face_insight import FaceInsight
+from fi_jax.models.llama import unstack_layers
 from fi_jax.training.losses import TERMS
 from fi_jax.training.optimizer import make_optimizer, merge_params, unflatten
 from fi_jax.training.state import TrainState, final_leaves, init_state
@@ -51,6 +52,23 @@ def test_every_trained_leaf_moves_and_the_loss_falls(small, step, after):
     # The language model itself, and the constants, are no part of the state.
     assert small.inputs.frozen and not set(small.inputs.frozen) & set(state.trained)
     assert all(path.startswith("llm/") and "lora" not in path for path in small.inputs.frozen)
+
+
+def test_written_out_layers_take_the_same_step(small, after):
+    config = replace(small.config, model=replace(small.config.model, scan_layers=False))
+    inputs = small.inputs._replace(frozen=unstack_layers(dict(small.inputs.frozen)))
+    assert isinstance(inputs.frozen["llm/layers/attn/q_proj/kernel"], tuple)
+    got, want = step_of(config)(start(small), inputs, small.batch), after
+    for name, value in want[1].items():
+        assert float(got[1][name]) == pytest.approx(float(value), rel=1e-5), name
+    # Adam's first moments are gradients; the step itself makes as much of one that is rounding as of any other.
+    (moments,) = (part.mu for part in want[0].opt_state if hasattr(part, "mu"))
+    (ours,) = (part.mu for part in got[0].opt_state if hasattr(part, "mu"))
+    largest = {path: float(jnp.abs(moment).max()) for path, moment in moments.items()}
+    # The softmax does not see a key's bias, whose whole gradient is rounding: a ten-millionth of the largest one.
+    rounding = 1e-7 * max(largest.values())
+    for path, moment in moments.items():
+        np.testing.assert_allclose(ours[path], moment, rtol=0, atol=1e-5 * largest[path] + rounding, err_msg=path)
 
 
 def test_same_step_same_bits(small, step, after):
