@@ -36,11 +36,11 @@ bench() { # NAME LIMIT ARGUMENTS…
 
 # The first training run fills an empty compile cache, the second reads it: cold and cached compile times.
 bench train_cold 120 --what train --batch 8 --remat dots --repeats 5
+bench train_b13 80 --what train --batch 13 --remat dots --repeats 5
 bench decode 120 --together --what decode1,decode32,decode_shared --repeats 5
 bench train40_b6 90 --what train40 --batch 6 --remat dots --repeats 5
 bench score 90 --together --what score40 --batch 1,4,8 --repeats 5
 bench train_cached 50 --what train --batch 8 --remat dots --repeats 3
-bench train_b12 80 --what train --batch 12 --remat dots --repeats 4
 bench train_scan 80 --what train --batch 8 --remat dots --repeats 3 --model.scan-layers
 bench train40_b8_full 80 --what train40 --batch 8 --remat full --repeats 3
 bench score_xla 60 --what score40 --batch 4 --attention xla --repeats 3

@@ -82,8 +82,7 @@ def assert_near(got, want, relative):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(("remat", "cut"), [("none", True), ("dots", True), ("full", False)])
 def test_remat_and_written_out_layers_change_nothing(remat, cut):
     params = _params(CONFIG)
     want = _run(Llama(CONFIG), params)
@@ -98,8 +97,9 @@ def test_written_out_layers_change_nothing(remat):
     assert_near(_run(Llama(CONFIG, remat=remat, scan_layers=False), params), _run(Llama(CONFIG), params), 1e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
-@pytest.mark.parametrize("layout", [LAYOUT, Layout(12), Layout(0, 4, 3)])
+@pytest.mark.parametrize(
+    ("remat", "layout"), [("none", LAYOUT), ("dots", LAYOUT), ("none", Layout(12)), ("none", Layout(0, 4, 3))]
+)
 def test_the_last_layer_computes_only_the_tokens_that_are_asked_for(remat, layout):
     params = _params(CONFIG)
     (tokens, positions, valid), probe = _inputs()

@@ -113,7 +113,11 @@ def test_collectives_of_a_compiled_program():
     assert "Collective(kind='all-reduce', count=5, bytes=5120)" in done.stdout, (done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("faces, questions, lm, measured", [(8, 1, 8, 51.84), (6, 40, 0, 59.80)], ids=str)
+@pytest.mark.parametrize(
+    "faces, questions, lm, measured",
+    [(8, 1, 8, 51.84), (12, 1, 8, 67.95), (13, 1, 8, 72.11), (6, 40, 0, 59.80)],
+    ids=str,
+)
 def test_the_plan_is_near_what_an_h100_needed(faces, questions, lm, measured):
     """Peaks (GiB) of `fi-jax bench 7b --what train,train40` with remat "dots" and flash attention."""
     config = load_config("7b", ["--train.accumulate", "1"])
