@@ -6,7 +6,6 @@ epoch. Host `h` of `H` reads rows `h·b/H` to `(h+1)·b/H − 1` of every global
 another step, or with another number of hosts, changes nothing but who reads what.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from fi_jax.config import DataConfig
 from fi_jax.data import examples
@@ -29,9 +28,12 @@ Batch = dict[str, np.ndarray]
 # Called on every finished batch of this host, with the global step; must be a pure function of both.
 Transform = Callable[[Batch, int], Batch]
 
-# Threads that decode, where no worker processes are asked for; decoding leaves Python's lock.
-_THREADS = max(4, os.cpu_count() or 1)
+# Threads that decode, where no worker processes are asked for. Decoding leaves Python's lock, all around it does not:
+# a third thread makes the others wait more than it decodes (benchmarks/README.md).
+_THREADS = 2
 _PREFETCH = 4
+# Smaller arrays come from a worker through its pipe: a block of shared memory costs more than copying them.
+_SHARED_BYTES = 1 << 16
 # Steps a stream can have; a number, since grain wants a length.
 _ENDLESS = 1 << 40
 
@@ -238,18 +240,38 @@ def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
 
 
 def _iterate(steps: _Steps, start: int, workers: int) -> Iterator[Batch]:
+    dataset = grain.MapDataset.source(steps)[start:]
     if isinstance(steps.dataset, MemoryDataset):
         # Copying rows needs no help, and the arrays are too large to give to workers.
-        workers, threads = 0, 1
-    else:
-        threads = 1 if workers else _THREADS
-    dataset = grain.MapDataset.source(steps)[start:]
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_PREFETCH))
-    if workers:
-        from absl import flags
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    if not workers:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)))
+    from absl import flags
 
-        # grain's workers ask absl for flags, which only absl's own main would have parsed.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(stream)
+    # grain's workers ask absl for flags, which only absl's own main would have parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # A worker decodes on its main thread: one more would only hand batches over.
+    stream = dataset.map(_without_blank_map).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+    stream = grain.experimental.WithOptionsIterDataset(stream, options)
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(stream.map(_with_map))
+
+
+def _without_blank_map(batch: Batch) -> Batch:
+    """Leaves out a map of class 0 alone, which `_with_map` makes anew: sharing it costs as much as a third picture."""
+    if "image" in batch and not batch["mask"].any():
+        return {key: value for key, value in batch.items() if key != "mask"}
+    return batch
+
+
+def _with_map(batch: Batch) -> Batch:
+    return batch if "mask" in batch else batch | {"mask": _blank_map(batch["image"].shape[:-1])}
+
+
+@lru_cache(maxsize=4)
+def _blank_map(shape: tuple[int, ...]) -> UInt8[np.ndarray, "b y x"]:
+    blank = np.zeros(shape, np.uint8)
+    blank.flags.writeable = False
+    return blank
