@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from fi_jax.data.records import Box, Readable
+from fi_jax.data.resize import resize
 from fi_jax.errors import UserError
 
 # Larger pictures are refused: one of 200 megapixels already takes 600 MB decoded.
@@ -218,8 +219,7 @@ def crop_square(image: UInt8[np.ndarray, "y x 3"], box: Box | None, size: int) -
     image, square = _padded(image, box, mode="edge")
     if image.shape[:2] == (size, size) and square == (0, 0, size, size):
         return image
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=square)
-    return np.asarray(resized)
+    return resize(image, square, size)
 
 
 def crop_square_mask(mask: UInt8[np.ndarray, "y x"], box: Box | None, size: int) -> UInt8[np.ndarray, "size size"]:
