@@ -68,8 +68,9 @@ def augment(
     # One draw for everything: many small draws would each be compiled.
     u = jax.random.uniform(key, (image.shape[0], _DRAWS))
 
-    def one(face) -> tuple[Float[Array, "y x 3"], Int[Array, "y x"]]:
-        return _augment_face(*face, strength, u[0, 0])
+    def one(face: tuple[Array, Array, Array]) -> tuple[Float[Array, "y x 3"], Int[Array, "y x"]]:
+        draws, picture, classes = face
+        return _augment_face(draws, picture, classes, strength, u[0, 0])
 
     faces = (u, image, mask)
     return jax.lax.map(one, faces) if _one_by_one() else jax.vmap(one)(faces)
