@@ -6,6 +6,7 @@ epoch. Host `h` of `H` reads rows `h·b/H` to `(h+1)·b/H − 1` of every global
 another step, or with another number of hosts, changes nothing but who reads what.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ Batch = dict[str, np.ndarray]
 # Called on every finished batch of this host, with the global step; must be a pure function of both.
 Transform = Callable[[Batch, int], Batch]
 
-# Threads that decode, where no worker processes are asked for. Decoding leaves Python's lock, all around it does not:
-# a third thread makes the others wait more than it decodes (benchmarks/README.md).
+# Threads of the one pass over a set that checks it or keeps it in memory.
+_PASS_THREADS = max(4, os.cpu_count() or 1)
+# Threads that decode batches, where no worker processes are asked for. Decoding leaves Python's lock, all around it does
+# not: a third thread makes the others wait more than it decodes (benchmarks/README.md).
 _THREADS = 2
 _PREFETCH = 4
 # Smaller arrays come from a worker through its pipe: a block of shared memory costs more than copying them.
@@ -65,7 +68,7 @@ def load_mixture(config: DataConfig) -> Mixture:
         chosen = source.records(given.split)
         if not chosen:
             raise UserError(f"{given.name}: split '{given.split}' has no faces under '{given.root}'")
-        readable, bad = examples.examine(chosen, config.max_unreadable, _THREADS)
+        readable, bad = examples.examine(chosen, config.max_unreadable, _PASS_THREADS)
         unreadable += bad
         notes += [f"{given.name}: {note}" for note in source.notes]
         if source.rejected:
@@ -116,7 +119,7 @@ class MemoryDataset(FaceDataset):
             "labels": np.empty((count, n), np.float32),
             "known": np.empty((count, n), bool),
         }
-        with ThreadPoolExecutor(_THREADS) as pool, progress_bar("reading pictures", count) as advance:
+        with ThreadPoolExecutor(_PASS_THREADS) as pool, progress_bar("reading pictures", count) as advance:
             for _ in pool.map(self._fill, range(count)):
                 advance()
 
@@ -205,7 +208,7 @@ def training_batches(
     Args:
       batch_size: faces in a global batch; `host_count` must divide it.
       epoch: indices that make up an epoch (`Mixture.epoch`); every face once by default.
-      workers: processes that decode; 0 decodes on threads of this process.
+      workers: processes that decode; 0 decodes on two threads of this process.
       transform: called with the batch and its step; runs in the worker.
 
     Yields:
