@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,10 +39,9 @@ def load_mask(record: FaceRecord, size: int, cache: Path | None = None) -> np.nd
         if getattr(record.mask, "is_crop", False):
             return images.crop_square_mask(mask, None, size)
         return images.crop_square_mask(mask, _mask_box(record, mask), size)
-    if cache is not None:
-        path = mask_path(cache, record)
-        if path.exists():
-            return images.crop_square_mask(masks.read_mask(path), None, size)
+    # `mask_path` as a plain string: joining paths would cost more than asking for the file.
+    if cache is not None and os.path.exists(f"{cache}/{record.dataset}/{record.key}.png"):  # noqa: PTH110
+        return images.crop_square_mask(masks.read_mask(mask_path(cache, record)), None, size)
     return np.zeros((size, size), np.uint8)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from fi_jax.config import DataConfig
 from fi_jax.data import examples
@@ -29,9 +29,14 @@ Batch = dict[str, np.ndarray]
 # Called on every finished batch of this host, with the global step; must be a pure function of both.
 Transform = Callable[[Batch, int], Batch]
 
-# Threads that decode, where no worker processes are asked for; decoding leaves Python's lock.
-_THREADS = max(4, os.cpu_count() or 1)
+# Threads of the one pass over a set that checks it or keeps it in memory.
+_PASS_THREADS = max(4, os.cpu_count() or 1)
+# Threads that decode batches, where no worker processes are asked for. Decoding leaves Python's lock, all around it does
+# not: a third thread makes the others wait more than it decodes (benchmarks/README.md).
+_THREADS = 2
 _PREFETCH = 4
+# Smaller arrays come from a worker through its pipe: a block of shared memory costs more than copying them.
+_SHARED_BYTES = 1 << 16
 # Steps a stream can have; a number, since grain wants a length.
 _ENDLESS = 1 << 40
 
@@ -63,7 +68,7 @@ def load_mixture(config: DataConfig) -> Mixture:
         chosen = source.records(given.split)
         if not chosen:
             raise UserError(f"{given.name}: split '{given.split}' has no faces under '{given.root}'")
-        readable, bad = examples.examine(chosen, config.max_unreadable, _THREADS)
+        readable, bad = examples.examine(chosen, config.max_unreadable, _PASS_THREADS)
         unreadable += bad
         notes += [f"{given.name}: {note}" for note in source.notes]
         if source.rejected:
@@ -80,14 +85,19 @@ class FaceDataset:
     def __init__(
         self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
     ):
-        """`size` is the side of the crops; `mask_cache` is where the parser's maps are (None: class 0 instead)."""
+        """`size` is the side of the crops; `mask_cache` is where the parser's maps already are (None: class 0)."""
         self.records, self.vocabulary, self.size, self.mask_cache = tuple(records), vocabulary, size, mask_cache
+        # Sets without a folder of maps, told once: asking for every face's file costs a fiftieth of reading it.
+        names = {record.dataset for record in self.records}
+        self._mapped = {name for name in names if mask_cache is not None and (Path(mask_cache) / name).is_dir()}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return examples.make_example(self.records[index], self.vocabulary, self.size, self.mask_cache)
+        record = self.records[index]
+        mask_cache = self.mask_cache if record.dataset in self._mapped else None
+        return examples.make_example(record, self.vocabulary, self.size, mask_cache)
 
     def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
         """Returns the examples at `indices`, stacked."""
@@ -109,7 +119,7 @@ class MemoryDataset(FaceDataset):
             "labels": np.empty((count, n), np.float32),
             "known": np.empty((count, n), bool),
         }
-        with ThreadPoolExecutor(_THREADS) as pool, progress_bar("reading pictures", count) as advance:
+        with ThreadPoolExecutor(_PASS_THREADS) as pool, progress_bar("reading pictures", count) as advance:
             for _ in pool.map(self._fill, range(count)):
                 advance()
 
@@ -198,7 +208,7 @@ def training_batches(
     Args:
       batch_size: faces in a global batch; `host_count` must divide it.
       epoch: indices that make up an epoch (`Mixture.epoch`); every face once by default.
-      workers: processes that decode; 0 decodes on threads of this process.
+      workers: processes that decode; 0 decodes on two threads of this process.
       transform: called with the batch and its step; runs in the worker.
 
     Yields:
@@ -238,18 +248,38 @@ def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
 
 
 def _iterate(steps: _Steps, start: int, workers: int) -> Iterator[Batch]:
+    dataset = grain.MapDataset.source(steps)[start:]
     if isinstance(steps.dataset, MemoryDataset):
         # Copying rows needs no help, and the arrays are too large to give to workers.
-        workers, threads = 0, 1
-    else:
-        threads = 1 if workers else _THREADS
-    dataset = grain.MapDataset.source(steps)[start:]
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_PREFETCH))
-    if workers:
-        from absl import flags
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    if not workers:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)))
+    from absl import flags
 
-        # grain's workers ask absl for flags, which only absl's own main would have parsed.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(stream)
+    # grain's workers ask absl for flags, which only absl's own main would have parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # A worker decodes on its main thread: one more would only hand batches over.
+    stream = dataset.map(_without_blank_map).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+    stream = grain.experimental.WithOptionsIterDataset(stream, options)
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(stream.map(_with_map))
+
+
+def _without_blank_map(batch: Batch) -> Batch:
+    """Leaves out a map of class 0 alone, which `_with_map` makes anew: sharing it costs as much as a third picture."""
+    if "image" in batch and not batch["mask"].any():
+        return {key: value for key, value in batch.items() if key != "mask"}
+    return batch
+
+
+def _with_map(batch: Batch) -> Batch:
+    return batch if "mask" in batch else batch | {"mask": _blank_map(batch["image"].shape[:-1])}
+
+
+@lru_cache(maxsize=4)
+def _blank_map(shape: tuple[int, ...]) -> UInt8[np.ndarray, "b y x"]:
+    blank = np.zeros(shape, np.uint8)
+    blank.flags.writeable = False
+    return blank

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -59,13 +60,17 @@ def encode_labels(record: FaceRecord, vocabulary: Vocabulary) -> tuple[np.ndarra
     An exact age also sets the nine age groups and, two-hot by linear interpolation between the
     nearest bin centres, the five-year bins ("years:...") where the vocabulary has them.
     """
-    stated: dict[str, float] = {name: float(value) for name, value in record.labels.items()}
-    if record.age is not None:
-        stated |= age_labels(record.age)
     labels = np.zeros(len(vocabulary), np.float32)
     known = np.zeros(len(vocabulary), bool)
-    for name, value in stated.items():
-        if name in vocabulary:
-            i = vocabulary.index(name)
-            labels[i], known[i] = value, True
+    places = vocabulary.places
+    for name, value in (*record.labels.items(), *_age_targets(record.age)):
+        place = places.get(name)
+        if place is not None:
+            labels[place], known[place] = value, True
     return labels, known
+
+
+@lru_cache(maxsize=256)
+def _age_targets(age: float | None) -> tuple[tuple[str, float], ...]:
+    # Most releases state whole years: a hundred ages, a million faces.
+    return () if age is None else tuple(age_labels(age).items())

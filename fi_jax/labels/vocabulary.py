@@ -55,17 +55,18 @@ class Vocabulary:
         return tuple(label.name for label in self.labels)
 
     @cached_property
-    def _indices(self) -> dict[str, int]:
+    def places(self) -> dict[str, int]:
+        """Position of every label by its name."""
         return {name: i for i, name in enumerate(self.names)}
 
     def index(self, name: str) -> int:
         """Position of a label; an unknown name is a `UserError` with a guess."""
-        if name not in self._indices:
+        if name not in self.places:
             raise UserError(f"label '{name}' is not in vocabulary '{self.name}'{did_you_mean(name, self.names)}")
-        return self._indices[name]
+        return self.places[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._indices
+        return name in self.places
 
     def __len__(self) -> int:
         return len(self.labels)

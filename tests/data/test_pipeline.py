@@ -124,6 +124,16 @@ def test_worker_processes_agree(faces):
     alone, helped = first(dataset, 4, **options), first(dataset, 4, workers=2, **options)
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
     assert [b["step"][0] for b in helped] == [2, 3, 4, 5]
+    # No face here has a map: the blank ones are made after the workers.
+    assert not helped[0]["mask"].any() and helped[0]["mask"].shape == (6, 24, 24)
+
+
+def test_worker_processes_hand_maps_over(releases):
+    faces = open_source("celebamask_hq", releases.celebamask_hq()).records("all")
+    dataset = pipeline.FaceDataset(faces, VOCABULARY, 24)
+    alone, helped = (first(dataset, 2, batch_size=2, seed=0, workers=workers) for workers in (0, 1))
+    assert alone[0]["mask"].any()
+    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
 def test_unreadable_files_are_skipped_counted_and_listed(releases):
