@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float
 
 # Sizes of a head that the kernel takes: powers of two, as all its shapes.
@@ -45,6 +43,10 @@ def attend_chunks(
       visible: of every key whether it is seen; row `i // (n / n2)` holds for `i`.
       interpret: computes the same without a GPU, slowly (tests).
     """
+    # Not every command decodes, and not every jaxlib has it.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
     (n, r, d), t = q.shape, k.shape[1]
     chunks, rows = pl.cdiv(t, CHUNK), min(max(pl.next_power_of_2(r), _ROWS[0]), _ROWS[1])
     repeat = n // visible.shape[0]
@@ -74,6 +76,9 @@ def attend_chunks(
 
 
 def _kernel(q_ref, k_ref, v_ref, visible_ref, out_ref, lse_ref, *, rows, length, scale):
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
     chunk = pl.ds(pl.program_id(1) * CHUNK, CHUNK)
     inside = pl.program_id(1) * CHUNK + jnp.arange(CHUNK) < length
     own = pl.program_id(2) * q_ref.shape[0] + jnp.arange(q_ref.shape[0]) < rows

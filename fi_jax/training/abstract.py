@@ -127,10 +127,11 @@ def jit_step(config: Experiment, state: Any, mesh: Mesh) -> Any:
 def compile_step(config: Experiment, mesh: Mesh) -> Any:
     """Compiles the step ahead of time from shapes alone; returns the compiled object (`as_text`, `cost_analysis`).
 
-    Without a GPU, flash attention is compiled as plain attention: what it sends between devices is the same.
+    Without a GPU, flash attention is compiled as plain attention and written-out layers as a loop: what is sent between
+    devices is the same, and a CPU's compiler would take many minutes.
     """
     if mesh.devices.flat[0].platform != "gpu":
-        config = replace(config, model=replace(config.model, attention="xla"))
+        config = replace(config, model=replace(config.model, attention="xla", scan_layers=True))
     step = abstract_step(config, mesh)
     with activation_scope(mesh, config.model):
         return jit_step(config, step.state, mesh).lower(*step).compile()
