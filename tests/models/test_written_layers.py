@@ -81,20 +81,13 @@ def assert_near(got, want, relative):
         np.testing.assert_allclose(g, w, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("remat", "cut"), [("none", True), ("dots", True), ("full", False)])
+@pytest.mark.parametrize(("remat", "cut"), [("none", False), ("dots", True), ("full", False)])
 def test_remat_and_written_out_layers_change_nothing(remat, cut):
     params = _params(CONFIG)
     want = _run(Llama(CONFIG), params)
     assert_near(_run(Llama(CONFIG, remat=remat), params), want, 1e-5)
     got = _run(Llama(CONFIG, remat=remat, scan_layers=False), written(params) if cut else params)
     assert_near(stacked(got), want, 1e-5)
-
-
-@pytest.mark.parametrize("remat", ["none", "dots"])
-def test_written_out_layers_change_nothing(remat):
-    params = _params(CONFIG)
-    assert_near(_run(Llama(CONFIG, remat=remat, scan_layers=False), params), _run(Llama(CONFIG), params), 1e-5)
 
 
 @pytest.mark.parametrize(
