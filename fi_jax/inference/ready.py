@@ -1,14 +1,11 @@
 """A trained model's parameters as inference on an accelerator reads them: adapters merged, layers one by one."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
-
-import jax
 
 from fi_jax.config import LoraConfig, ModelConfig
 from fi_jax.models.llama import unstack_layers
-from fi_jax.models.lora import merged_kernel
+from fi_jax.models.lora import merge_lora
 
 _PARTS = ("image_encoder", "segmentation_encoder", "llm")
 
@@ -26,15 +23,6 @@ def ready(leaves: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
     """
     if not model.scan_layers:
         leaves = unstack_layers(leaves)
-    for path in [path for path in leaves if path.endswith("/lora_a")]:
-        where = path.removesuffix("lora_a")
-        merge = partial(_merge, getattr(model, where.split("/")[0]).lora)
-        kernel, a, b = leaves.pop(f"{where}kernel"), leaves.pop(path), leaves.pop(f"{where}lora_b")
-        one = not isinstance(kernel, tuple)
-        leaves[f"{where}kernel"] = merge(kernel, a, b) if one else tuple(map(merge, kernel, a, b))
+    for part in _PARTS:
+        leaves = merge_lora(leaves, getattr(model, part).lora, f"{part}/")
     return leaves
-
-
-@partial(jax.jit, static_argnums=0)
-def _merge(lora: LoraConfig, kernel, a, b):
-    return merged_kernel(kernel, a, b, lora)

@@ -63,11 +63,12 @@ def split_attention(
         return split_attention(own_q, own_k, own_v, Layout(n), seen, implementation).reshape(q.shape)
     if implementation == "flash":
         return shared_prefix_flash(q, k, v, valid[:, :p].sum(axis=1, dtype=jnp.int32), p, n)
-    prefix = [a[:, :p] for a in (q, k, v, valid)]
-    out = _causal(*prefix)
+    prefix_q, prefix_k, prefix_v, prefix_valid = (a[:, :p] for a in (q, k, v, valid))
+    out = _dense(prefix_q, prefix_k, prefix_v, jnp.tril(jnp.ones((p, p), bool)) & prefix_valid[:, None, :])
     if s:
-        own = [a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v, valid)]
-        out = jnp.concatenate([out, _segments_xla(*own, *prefix[1:]).reshape(b, s * n, *q.shape[2:])], axis=1)
+        own_q, own_k, own_v, seen = (a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v, valid))
+        rest = _segments_xla(own_q, own_k, own_v, seen, prefix_k, prefix_v, prefix_valid)
+        out = jnp.concatenate([out, rest.reshape(b, s * n, *q.shape[2:])], axis=1)
     return jnp.where(valid[:, :, None, None], out, 0)
 
 
@@ -80,19 +81,12 @@ def picked_attention(
     at: Int[Array, "b m"],
 ) -> Float[Array, "b m h d"]:
     """`split_attention` of few tokens alone: `q` are those of tokens `at`. By plain matrix products over all keys."""
-    b, m, h, d = q.shape
-    g = k.shape[2]
     token = jnp.arange(layout.total)
     # Of which segment a token is; those of the prefix are seen from all.
     segment = (token - layout.prefix) // max(layout.length, 1)
     shared = token < layout.prefix
     visible = (token <= at[..., None]) & (shared | (segment == segment[at][..., None])) & valid[:, None, :]
-    logits = jnp.einsum(
-        "bmgrd,bugd->bgrmu", (q * d**-0.5).reshape(b, m, g, h // g, d), k, preferred_element_type=jnp.float32
-    )
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], logits, MASKED), axis=-1).astype(q.dtype)
-    out = jnp.einsum("bgrmu,bugd->bmgrd", weights, v).reshape(q.shape)
-    return jnp.where(jnp.take_along_axis(valid, at, axis=1)[..., None, None], out, 0)
+    return jnp.where(jnp.take_along_axis(valid, at, axis=1)[..., None, None], _dense(q, k, v, visible), 0)
 
 
 def cached_attention(
@@ -155,13 +149,13 @@ def _joint_softmax(far, near, dtype):
     return (far / total).astype(dtype), (near / total).astype(dtype)
 
 
-def _causal(q, k, v, valid):
+def _dense(q, k, v, visible):
+    """Queries `b t h d` against keys `b u g d`; `visible` (`b t u`) says which of them each sees."""
     b, t, h, d = q.shape
     g = k.shape[2]
     logits = jnp.einsum(
         "btgrd,bugd->bgrtu", (q * d**-0.5).reshape(b, t, g, h // g, d), k, preferred_element_type=jnp.float32
     )
-    visible = jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :]
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], logits, MASKED), axis=-1).astype(q.dtype)
     return jnp.einsum("bgrtu,bugd->btgrd", weights, v).reshape(q.shape)
 

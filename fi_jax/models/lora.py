@@ -1,6 +1,6 @@
 """Linear layers with optional low-rank adapters (Hu et al. 2021, LoRA), and their merging."""
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -65,23 +65,24 @@ def lora_scale(lora: LoraConfig) -> float:
     return lora.alpha / lora.rank
 
 
-def merge_lora(params: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
-    """Folds every adapter of a tree into its kernel: `W + (alpha / rank) A B`; removes lora_a and lora_b.
+def merge_lora(leaves: dict[str, Any], lora: LoraConfig, prefix: str = "") -> dict[str, Any]:
+    """Folds every adapter below `prefix` into its kernel: `W + (alpha / rank) A B`; removes lora_a and lora_b.
 
-    Works on stacked layers (`[l, in, out]`) too. The sum is taken in float32 and returned in the kernel's dtype.
-    `params` is one part of the model (say `params["llm"]`), `lora` that part's config.
+    `leaves` are flat ("llm/layers/attn/q_proj/kernel") and given up: each kernel is dropped once it is merged. Stacked
+    layers (`[l, in, out]`) and tuples of one array a layer work too. The sum is taken in float32 and returned in the
+    kernel's dtype. `lora` is the config of the part of the model that `prefix` names.
     """
-    merged: dict[str, Any] = {
-        name: merge_lora(leaf, lora) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()
-    }
-    if "lora_a" in merged:
-        merged["kernel"] = merged_kernel(merged["kernel"], merged.pop("lora_a"), merged.pop("lora_b"), lora)
-    return merged
+    for path in [path for path in leaves if path.startswith(prefix) and path.endswith("/lora_a")]:
+        where = path.removesuffix("lora_a")
+        parts = leaves.pop(f"{where}kernel"), leaves.pop(path), leaves.pop(f"{where}lora_b")
+        merge = partial(_merged, lora_scale(lora))
+        leaves[f"{where}kernel"] = tuple(map(merge, *parts)) if isinstance(parts[0], tuple) else merge(*parts)
+    return leaves
 
 
-def merged_kernel(
-    kernel: Float[Array, "*l i o"], a: Float[Array, "*l i r"], b: Float[Array, "*l r o"], lora: LoraConfig
+@partial(jax.jit, static_argnums=0)
+def _merged(
+    scale: float, kernel: Float[Array, "*l i o"], a: Float[Array, "*l i r"], b: Float[Array, "*l r o"]
 ) -> Float[Array, "*l i o"]:
-    """`W + (alpha / rank) A B`, summed in float32 and returned in the kernel's dtype."""
     product = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return (kernel.astype(jnp.float32) + lora_scale(lora) * product).astype(kernel.dtype)
+    return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)

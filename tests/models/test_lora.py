@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.models.attention import Layout
@@ -41,7 +42,8 @@ def test_equals_peft(rank, alpha):
         target.data = torch.tensor(np.asarray(params[name]).T.copy())
     want = theirs(torch.tensor(x)).detach().numpy()
     np.testing.assert_allclose(linear.apply({"params": params}, x), want, atol=1e-5)
-    merged = merge_lora({"q_proj": params}, LoraConfig(rank, alpha))["q_proj"]
+    leaves = merge_lora(flatten_dict({"q_proj": params}, sep="/"), LoraConfig(rank, alpha))
+    merged = unflatten_dict(leaves, sep="/")["q_proj"]
     assert set(merged) == {"kernel", "bias"}
     np.testing.assert_allclose(Linear(7, use_bias=True).apply({"params": merged}, x), want, atol=1e-5)
 
@@ -73,9 +75,9 @@ def test_merges_stacked_layers_and_keeps_dtypes():
     model = Llama(config)
     params = jax.jit(functools.partial(model.init, method=run))(jax.random.key(0), tokens)["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(1), leaf.shape), params)
-    merged = merge_lora(params, lora)
+    merged = unflatten_dict(merge_lora(flatten_dict(params, sep="/"), lora), sep="/")
     assert "lora_a" not in merged["layers"]["attn"]["q_proj"] and "lora_a" in params["layers"]["attn"]["q_proj"]
     plain = Llama(LlamaConfig(31, 16, 24, 2, 2, 1, 8))
     np.testing.assert_allclose(logits(plain, merged), logits(model, params), rtol=1e-4, atol=1e-4)
-    half = merge_lora(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), lora)
+    half = merge_lora(flatten_dict(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), sep="/"), lora)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
