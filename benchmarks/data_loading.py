@@ -43,8 +43,8 @@ def pil_example(record, vocabulary, size: int, rng: np.random.Generator):
     import torch
     from PIL import Image, ImageEnhance, ImageFilter
 
-    from fi_jax.data.images import square_box
     from fi_jax.data.records import encode_labels
+    from fi_jax.pictures.images import square_box
 
     with Image.open(record.image) as file:
         image = file.convert("RGB")
@@ -110,8 +110,8 @@ def our_batches(args, records, vocabulary, in_memory: bool = False, threads: boo
     """Batches of the pipeline, augmented. `threads`: decoded in this process, as the trainer does by default."""
     import jax
 
-    from fi_jax.data.augment import Augmentation, augment
     from fi_jax.data.pipeline import FaceDataset, MemoryDataset, training_batches
+    from fi_jax.training.augment import Augmentation, augment
 
     dataset = (MemoryDataset if in_memory else FaceDataset)(records, vocabulary, args.size)
     program = jax.jit(lambda key, image, mask: augment(key, image, mask, Augmentation()))
@@ -130,9 +130,9 @@ def stages(records, vocabulary, size: int, count: int = 400) -> dict[str, float]
     """Returns milliseconds of processor time a face of each stage."""
     import jax
 
-    from fi_jax.data import images
-    from fi_jax.data.augment import Augmentation, augment
     from fi_jax.data.records import encode_labels
+    from fi_jax.pictures import images
+    from fi_jax.training.augment import Augmentation, augment
 
     records = records[:count]
     files = [images.read_bytes(record.image) for record in records]

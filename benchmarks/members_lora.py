@@ -26,8 +26,8 @@ from pathlib import Path
 
 from fi_jax.cli.configs import load_config
 from fi_jax.config import Experiment, SourceConfig, to_dict
-from fi_jax.sweeps.folder import config_source
-from fi_jax.sweeps.points import apply, point_id
+from fi_jax.experiments.folder import config_source
+from fi_jax.experiments.points import apply, point_id
 
 ENCODERS = r".*_encoder/.*"
 TRAINED = (r"llm/.*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*")
@@ -89,7 +89,7 @@ def _measure(args: argparse.Namespace, overrides: list[str], measured: int, fold
     sweep = folder / "sweep.py"
     base = _write(folder / "config.py", config)
     sweep.write_text(
-        '"""All members."""\n\nfrom fi_jax.sweeps.expressions import Points, Sweep\n\n\ndef sweep():\n'
+        '"""All members."""\n\nfrom fi_jax.experiments.expressions import Points, Sweep\n\n\ndef sweep():\n'
         f"    return Sweep(config={base!r}, points=Points({tuple(points)!r}), metric='loss')\n"
     )
     together = _run(["sweep", str(sweep), "--where", "members", "--out", str(folder / "together")], folder, "together")

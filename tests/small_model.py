@@ -17,15 +17,15 @@ from fi_jax.config import (
     VitConfig,
     WeightsConfig,
 )
-from fi_jax.data.asking import training_sequences
-from fi_jax.data.sequences import SequenceBuilder
-from fi_jax.data.templates import template
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
+from fi_jax.prompting.question_sampling import training_sequences
+from fi_jax.prompting.sequences import SequenceBuilder
+from fi_jax.prompting.templates import template
 from fi_jax.training.material import slots_of
 from fi_jax.training.optimizer import split_params, unflatten
 from fi_jax.training.step import StepInputs

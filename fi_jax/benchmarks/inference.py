@@ -13,7 +13,7 @@ from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import peak_gib, timed
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
-from fi_jax.inference.ready import ready, without_adapters
+from fi_jax.inference.prepare import ready, without_adapters
 from fi_jax.models.attention import Layout
 from fi_jax.models.llama import Llama, unstack_layers
 from fi_jax.parallel.mesh import check_batch, run_on

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fi_jax.benchmarks import case as cases
 from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import compiled, peak_gib, sent, timed
-from fi_jax.inference.ready import without_adapters
+from fi_jax.inference.prepare import without_adapters
 from fi_jax.models.llama import unstack_layers
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings

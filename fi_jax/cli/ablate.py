@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, data=replace(config.data, sources=sources))
     hosts = start()
     from fi_jax.evaluation.parts import Asked
-    from fi_jax.studies.ablation import Study, points_of, run_study
-    from fi_jax.studies.frozen import frozen_config
-    from fi_jax.studies.variants import chosen
+    from fi_jax.experiments.ablation import Study, points_of, run_study
+    from fi_jax.experiments.frozen import frozen_config
+    from fi_jax.experiments.variants import chosen
     from fi_jax.weights.bundle import load_model
 
     base = load_model(args.frozen) if args.frozen else None

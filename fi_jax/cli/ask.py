@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     """Finds the face, parses it, answers."""
     from pathlib import Path
 
-    from fi_jax.data.images import decode
+    from fi_jax.pictures.images import decode
     from fi_jax.weights.bundle import load_model
 
     image = decode(Path(args.image))
     model = load_model(args.checkpoint)
-    from fi_jax.data.finder import choose_face, crop_for_model, list_faces, parse_box
+    from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
 
     box = parse_box(args.box, *image.shape[:2]) if args.box else None
     from fi_jax.cli.runtime import start
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     faces = []
     if box is None:
-        from fi_jax.inference.parser import load_parser
-        from fi_jax.inference.picture_map import faces_in
+        from fi_jax.faces.parser import load_parser
+        from fi_jax.faces.picture_map import faces_in
 
         faces = faces_in(load_parser(model.config.weights.parser), image)
         box = crop_for_model(choose_face(faces, args.face, args.image))

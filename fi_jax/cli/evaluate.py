@@ -145,7 +145,7 @@ def _sets(args: argparse.Namespace, config) -> list[tuple[str, str]]:
 
 
 def _models(args: argparse.Namespace, config) -> list:
-    from fi_jax.studies.candidates import other_candidate, our_candidate
+    from fi_jax.experiments.candidates import other_candidate, our_candidate
 
     if args.model:
         return [other_candidate(args.model)]
@@ -156,8 +156,8 @@ def _models(args: argparse.Namespace, config) -> list:
 def _leave_one_out(args: argparse.Namespace, config, names: list[str], settings, models: list, hosts) -> int:
     """Trains and adds the models that may fill the blank training-free cells."""
     from fi_jax.evaluation.cells import plan_cells
-    from fi_jax.studies.candidates import our_candidate
-    from fi_jax.studies.leave_one_out import stages_without, train_without
+    from fi_jax.experiments.candidates import our_candidate
+    from fi_jax.experiments.leave_one_out import stages_without, train_without
 
     _, blank = plan_cells(names, [model.sources for model in models], settings)
     # All are laid out before the first is trained: a mistake is told at once.

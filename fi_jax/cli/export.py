@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.cli.runtime import start
 
     start()
+    from fi_jax.faces.parser import load_parser
     from fi_jax.inference.answerer import load_answerer
-    from fi_jax.inference.parser import load_parser
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.training.optimizer import flatten
     from fi_jax.weights.export import export

@@ -116,7 +116,7 @@ def _answers_about(path: str, args) -> list:
 
 
 def _picture(args):
-    from fi_jax.data.images import decode
+    from fi_jax.pictures.images import decode
 
     return None if args.picture is None else decode(args.picture)
 
@@ -134,9 +134,9 @@ def _compare(args):
 
 
 def _card(args):
-    from fi_jax.data.masks import read_mask
     from fi_jax.errors import UserError
     from fi_jax.evaluation.figures.ask import Answered, ask_figure
+    from fi_jax.faces.masks import read_mask
     from fi_jax.labels.question_bank import question
 
     if args.picture is None:
@@ -185,11 +185,11 @@ def _graph(args):
 
 
 def _looked(args):
-    from fi_jax.data.finder import locate
-    from fi_jax.data.images import crop_square, crop_square_mask
     from fi_jax.errors import UserError, require_choice
+    from fi_jax.faces.face_detector import locate
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.registry import vocabulary
+    from fi_jax.pictures.images import crop_square, crop_square_mask
     from fi_jax.weights.bundle import load_model
 
     if args.picture is None or not args.question:
@@ -211,10 +211,10 @@ def _looked(args):
     from fi_jax.cli.runtime import start
 
     start()
-    from fi_jax.evaluation.figures.looking import looking_figure
+    from fi_jax.evaluation.figures.attribution import looking_figure
+    from fi_jax.faces.map_cache import map_of
     from fi_jax.inference.answerer import load_answerer
-    from fi_jax.inference.looking import look
-    from fi_jax.inference.maps import map_of
+    from fi_jax.inference.attribution import look
 
     mask = map_of(crop, model.config.weights.parser) if mask is None else mask
     looked = look(load_answerer(model), crop, mask, asked, option, by_llm=not args.head)
@@ -222,8 +222,8 @@ def _looked(args):
 
 
 def _mask_like(path: Path, image):
-    from fi_jax.data.masks import read_mask
     from fi_jax.errors import UserError
+    from fi_jax.faces.masks import read_mask
 
     mask = read_mask(path)
     if mask.shape != image.shape[:2]:

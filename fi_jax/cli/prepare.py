@@ -51,9 +51,9 @@ def _map_maker(name: str):
     import jax
     import numpy as np
 
-    from fi_jax.data.masks import encode_mask
     from fi_jax.data.prepare import MapMaker
-    from fi_jax.inference.parser import load_parser, parse_records
+    from fi_jax.faces.masks import encode_mask
+    from fi_jax.faces.parser import load_parser, parse_records
 
     parser = load_parser(name)
     digest = hashlib.sha256()

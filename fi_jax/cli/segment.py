@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.cli.runtime import start
 
     start()
-    from fi_jax.inference.parser import load_parser
+    from fi_jax.faces.parser import load_parser
 
     parser = load_parser(args.parser)
     failures = 0
@@ -54,11 +54,11 @@ def _segment(parser, path: Path, args: argparse.Namespace) -> str:
     import numpy as np
     from PIL import Image
 
-    from fi_jax.data.cache import write_bytes
-    from fi_jax.data.finder import choose_face, crop_for_model, list_faces, parse_box
-    from fi_jax.data.images import decode
-    from fi_jax.data.masks import CLASSES, colourise, write_mask
-    from fi_jax.inference.picture_map import faces_in, map_of_picture
+    from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
+    from fi_jax.faces.masks import CLASSES, colourise, write_mask
+    from fi_jax.faces.picture_map import faces_in, map_of_picture
+    from fi_jax.files import write_bytes
+    from fi_jax.pictures.images import decode
 
     image = decode(path)
     note = ""

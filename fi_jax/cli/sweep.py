@@ -1,6 +1,6 @@
 """Run a sweep: many configs, here or on SLURM; leaves a table, a plot and the best config.
 
-SWEEP is a Python file with one function, sweep() -> fi_jax.sweeps.expressions.Sweep. Start the same command again to
+SWEEP is a Python file with one function, sweep() -> fi_jax.experiments.expressions.Sweep. Start the same command again to
 go on after an interruption: finished points are not run twice.
 """
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sweep; the exit status is 1 when a point failed, 75 when it was interrupted and can go on."""
     from fi_jax.cli.configs import load_config
     from fi_jax.errors import UserError
-    from fi_jax.sweeps.program import Settings, run_sweep
+    from fi_jax.experiments.program import Settings, run_sweep
 
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; it must be at least 1")
@@ -66,7 +66,7 @@ def _read(path: Path):
     import importlib.util
 
     from fi_jax.errors import UserError
-    from fi_jax.sweeps.expressions import Sweep
+    from fi_jax.experiments.expressions import Sweep
 
     if not path.is_file():
         raise UserError(f"no sweep file {path}")
@@ -82,7 +82,7 @@ def _read(path: Path):
     except Exception as error:
         raise UserError(f"sweep file {path} does not run: {type(error).__name__}: {error}") from error
     if not isinstance(made, Sweep):
-        raise UserError(f"sweep() of {path} returns {type(made).__name__}, not fi_jax.sweeps.expressions.Sweep")
+        raise UserError(f"sweep() of {path} returns {type(made).__name__}, not fi_jax.experiments.expressions.Sweep")
     return made
 
 

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.cli.runtime import start
 
     start()
-    from fi_jax.inference.parser import describe, load_parser, save_parser
-    from fi_jax.training.parser_crossval import cross_validate, read_pairs, report, score, settings_of, train
+    from fi_jax.faces.parser import describe, load_parser, save_parser
+    from fi_jax.faces.parser_crossval import cross_validate, read_pairs, report, score, settings_of, train
 
     training = settings_of(5000 if args.steps is None else args.steps, args.batch_size, args.seed)
     trained = None

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fi_jax.data import images, masks
-from fi_jax.data.cache import cache_folder, write_json
-from fi_jax.data.progress import progress_bar
 from fi_jax.data.records import FaceRecord, Rejected, encode_labels
 from fi_jax.errors import UserError
+from fi_jax.faces import masks
+from fi_jax.files import cache_folder, write_json
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.pictures import images
+from fi_jax.progress import progress_bar
 
 DEFAULT_MASK_CACHE = Path(".cache/masks")
 

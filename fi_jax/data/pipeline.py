@@ -19,11 +19,11 @@ from jaxtyping import Int, UInt8
 
 from fi_jax.config import DataConfig
 from fi_jax.data import examples
-from fi_jax.data.progress import progress_bar
 from fi_jax.data.records import FaceRecord, Rejected
 from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.progress import progress_bar
 
 Batch = dict[str, np.ndarray]
 # Called on every finished batch of this host, with the global step; must be a pure function of both.

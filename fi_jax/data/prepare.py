@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from fi_jax.data import examples, shards
-from fi_jax.data.cache import write_bytes
 from fi_jax.data.counts import count_records
-from fi_jax.data.images import read_bytes
-from fi_jax.data.progress import progress_bar
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.source import Source
 from fi_jax.data.splits import SPLITS
 from fi_jax.errors import UserError
+from fi_jax.files import write_bytes
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
+from fi_jax.pictures.images import read_bytes
+from fi_jax.progress import progress_bar
 
 COUNTS = "counts.npz"
 FACES_PER_SHARD = 2048

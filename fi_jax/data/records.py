@@ -27,7 +27,7 @@ class FaceRecord:
     """One face of one data set; pure data, nothing decoded.
 
     `labels` holds only what is known: label name -> True/False. `box` (left, top, right, bottom, pixels)
-    is the region cropped for the model, squared and padded by `data.images.crop_box`; None is the
+    is the region cropped for the model, squared and padded by `pictures.images.crop_box`; None is the
     whole picture. `image` is a path (or another `Readable`), or the bytes of the image file.
     """
 
@@ -40,7 +40,7 @@ class FaceRecord:
     # Years, where the release states them.
     age: float | None = None
     box: Box | None = None
-    # The set's own segmentation map (index PNG, 19 classes of `data.masks`), where it has one.
+    # The set's own segmentation map (index PNG, 19 classes of `faces.masks`), where it has one.
     mask: Readable | bytes | None = None
     identity: str | None = None
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from fi_jax.data.finder import crop_for_model
-from fi_jax.data.images import crop_square, decode
 from fi_jax.data.records import Box
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
+from fi_jax.faces.face_detector import crop_for_model
+from fi_jax.pictures.images import crop_square, decode
 
 Array = np.ndarray
 MOST_FACES = 8
@@ -60,7 +60,7 @@ class Service:
 
     def __init__(self, answerer):
         """`answerer`: an `inference.answerer.Answerer`."""
-        from fi_jax.inference.parser import load_parser
+        from fi_jax.faces.parser import load_parser
 
         self.answerer = answerer
         self.size = answerer.config.data.image_size
@@ -80,7 +80,7 @@ class Service:
         Raises:
           UserError: not an image, damaged, too large, or without a face (unless `whole`).
         """
-        from fi_jax.inference.picture_map import faces_in
+        from fi_jax.faces.picture_map import faces_in
 
         image = decode(data, "the picture")
         height, width = image.shape[:2]
@@ -152,9 +152,9 @@ class Service:
 
     def ask(self, data: bytes, question: str, switches: Switches) -> Iterator[dict]:
         """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`."""
+        from fi_jax.faces.map_cache import map_of
         from fi_jax.inference.conversation import held_description, is_description, match_question
         from fi_jax.inference.generation import stream
-        from fi_jax.inference.maps import map_of
         from fi_jax.labels.question_bank import questions_for
 
         question = " ".join(question.split())

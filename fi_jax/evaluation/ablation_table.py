@@ -33,7 +33,7 @@ class AblationTable:
 
 
 def tabulate(results: Sequence[dict]) -> list[AblationTable]:
-    """Returns a table a source, from points as `studies.ablation` keeps them; variants in order of appearance."""
+    """Returns a table a source, from points as `experiments.ablation` keeps them; variants in order of appearance."""
     tables = []
     for source in SOURCE_TITLES:
         values: dict[str, dict[Place, list[float]]] = {}

@@ -1,9 +1,9 @@
 """Free-form answers through the protocols: what was generated is read as one of the options, or as unreadable."""
 
 from fi_jax.evaluation.predictions import Answer
-from fi_jax.labels.answers import parse_answer
 from fi_jax.labels.questions import Question
 from fi_jax.labels.tasks import YEAR_CENTRES
+from fi_jax.prompting.answer_parsing import parse_answer
 
 # An answer in a sentence; what comes later is rarely the answer.
 MAX_NEW_TOKENS = 24

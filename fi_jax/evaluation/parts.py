@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fi_jax.config import DataConfig
 from fi_jax.data.pipeline import open_dataset
-from fi_jax.data.progress import progress_bar
 from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import Speak, predict
@@ -18,10 +17,11 @@ from fi_jax.evaluation.free_form import MAX_NEW_TOKENS
 from fi_jax.evaluation.other_models import OtherModel
 from fi_jax.evaluation.predictions import Answer, atomic_text, true_answer, write_predictions
 from fi_jax.evaluation.summarise import train_baseline
+from fi_jax.faces.map_cache import with_maps
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate_many
-from fi_jax.inference.maps import with_maps
 from fi_jax.labels.question_bank import questions_of
+from fi_jax.progress import progress_bar
 
 Model = Answerer | OtherModel
 

@@ -12,17 +12,17 @@ from jaxtyping import Float, UInt8
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
-from fi_jax.data.augment import map_to_pixels, to_pixels
-from fi_jax.data.masks import flip
-from fi_jax.data.sequences import SequenceBuilder
-from fi_jax.data.sequences import Tokenizer as Encodes
-from fi_jax.data.templates import template
 from fi_jax.errors import UserError
-from fi_jax.inference.ready import ready, without_adapters
+from fi_jax.faces.masks import flip
+from fi_jax.inference.prepare import ready, without_adapters
 from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
+from fi_jax.prompting.sequences import SequenceBuilder
+from fi_jax.prompting.sequences import Tokenizer as Encodes
+from fi_jax.prompting.templates import template
+from fi_jax.training.augment import map_to_pixels, to_pixels
 from fi_jax.training.losses import option_probabilities
 from fi_jax.training.material import slots_of
 from fi_jax.training.optimizer import unflatten

@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from fi_jax.data.images import crop_square
 from fi_jax.data.records import Box
 from fi_jax.errors import UserError
+from fi_jax.faces.map_cache import map_of
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate
-from fi_jax.inference.maps import map_of
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import compile_rules
-from fi_jax.labels.descriptions import DESCRIBE_QUESTIONS, describe_answers
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
-from fi_jax.labels.statements import agrees
 from fi_jax.labels.tasks import expected_age, median_age
+from fi_jax.pictures.images import crop_square
+from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, describe_answers
+from fi_jax.prompting.statements import agrees
 from fi_jax.training.losses import label_probabilities
 
 DESCRIBE = "Describe this face."

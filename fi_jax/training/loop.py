@@ -12,7 +12,7 @@ import numpy as np
 from fi_jax.config import Experiment
 from fi_jax.data.pipeline import Mixture, load_mixture, open_dataset, training_batches
 from fi_jax.errors import UserError
-from fi_jax.inference.maps import with_maps
+from fi_jax.faces.map_cache import with_maps
 from fi_jax.knowledge.logic import compile_rules
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for

@@ -111,7 +111,7 @@ def loss_terms(
     """Returns `(sum, count)` of every term that has a weight and whose part ran.
 
     L_c on the LLM's answers is in scope where a label was asked about; on the head, for every label, but not for
-    faces that were blended (`data.mixup`).
+    faces that were blended (`training.mixup`).
     """
     num_labels = batch["labels"].shape[1]
     real = batch["weight"][:, None] > 0

@@ -6,16 +6,16 @@ from functools import partial
 import numpy as np
 
 from fi_jax.config import Experiment, ModelConfig
-from fi_jax.data.asking import training_sequences
 from fi_jax.data.counts import count_records
 from fi_jax.data.pipeline import Mixture
-from fi_jax.data.sequences import SequenceBuilder, Slots
-from fi_jax.data.templates import template
 from fi_jax.errors import UserError
 from fi_jax.knowledge.correlation import build_graph
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.prompting.question_sampling import training_sequences
+from fi_jax.prompting.sequences import SequenceBuilder, Slots
+from fi_jax.prompting.templates import template
 from fi_jax.weights.bundle import TrainedModel
 
 

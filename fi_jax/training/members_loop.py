@@ -16,7 +16,7 @@ from fi_jax.config import Experiment
 from fi_jax.data.counts import count_records
 from fi_jax.data.pipeline import Mixture, load_mixture, open_dataset, training_batches
 from fi_jax.errors import UserError
-from fi_jax.inference.maps import with_maps
+from fi_jax.faces.map_cache import with_maps
 from fi_jax.knowledge.correlation import build_graph
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary

@@ -9,12 +9,12 @@ import optax
 from jaxtyping import Array, Int
 
 from fi_jax.config import Experiment
-from fi_jax.data.augment import Augmentation, augment, map_to_pixels, to_pixels
-from fi_jax.data.mixup import mixup
 from fi_jax.knowledge.logic import RuleTable
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
+from fi_jax.training.augment import Augmentation, augment, map_to_pixels, to_pixels
 from fi_jax.training.losses import Answers, loss_terms, painting_error, total
+from fi_jax.training.mixup import mixup
 from fi_jax.training.optimizer import merge_params
 from fi_jax.training.state import Leaves, TrainState
 
@@ -30,7 +30,7 @@ class StepInputs(NamedTuple):
 
 
 def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
-    """Adds `pixels` and `map_pixels` for the encoders; when a key is given, augments and blends faces (`data.mixup`)."""
+    """Adds `pixels` and `map_pixels` for the encoders; when a key is given, augments and blends faces (`training.mixup`)."""
     image, mask = batch["image"], batch["mask"]
     if key is not None and config.data.augment:
         image, mask = augment(key, image, mask, Augmentation().scaled(config.data.augment_strength))

@@ -8,11 +8,11 @@ from scipy.special import erf
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
-from fi_jax.data.templates import template
 from fi_jax.knowledge.gcn import PromptGcn
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
+from fi_jax.prompting.templates import template
 from fi_jax.training.optimizer import unflatten
 
 # How far a label holds, as the connector sees it: σ(s_i).

@@ -13,13 +13,13 @@ from flax.traverse_util import flatten_dict
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment, to_dict
-from fi_jax.data.augment import MEAN, STD
-from fi_jax.data.masks import CLASSES, FLIPPED, PALETTE
-from fi_jax.data.sequences import SequenceBuilder
 from fi_jax.errors import UserError
+from fi_jax.faces.masks import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.segformer import SegformerConfig
+from fi_jax.prompting.sequences import SequenceBuilder
+from fi_jax.training.augment import MEAN, STD
 from fi_jax.weights import hf_write, mapping, stream
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.huggingface import resolve_folder
@@ -32,7 +32,7 @@ PLAIN_LLAMA = "merged/ is a plain language model: it carries neither image, segm
 
 
 class Parser(Protocol):
-    """A face parser (`inference.parser.FaceParser`): SegFormer, the side of its pictures, its variables."""
+    """A face parser (`faces.parser.FaceParser`): SegFormer, the side of its pictures, its variables."""
 
     @property
     def config(self) -> SegformerConfig: ...

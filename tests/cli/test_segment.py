@@ -10,10 +10,10 @@ from PIL import Image
 from skimage import data as pictures
 
 from fi_jax.cli.main import main
-from fi_jax.data.masks import CLASSES, read_mask
 from fi_jax.errors import UserError
-from fi_jax.inference import parser as parsing
-from fi_jax.inference import picture_map
+from fi_jax.faces import parser as parsing
+from fi_jax.faces import picture_map
+from fi_jax.faces.masks import CLASSES, read_mask
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.weights.bundle import BUNDLED
 
@@ -181,7 +181,7 @@ def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser
 
     written, failed = parsing.fill_cache(parser, records, path_of, batch_size=3)
     assert written == 7 and [record.key for record, _ in failed] == ["bad.jpg"]
-    from fi_jax.data.images import load_square
+    from fi_jax.pictures.images import load_square
 
     for record in records[:3]:
         crop = load_square(record.image, record.box, 32)

@@ -32,7 +32,7 @@ RATES = "grid({'train.learning_rate': [1e-3, 1e-2]})"
 def sweep_file(folder: Path, points: str = RATES, metric: str = "head_bce", config: str = "tiny") -> Path:
     path = folder / "rates.py"
     path.write_text(
-        "from fi_jax.sweeps.expressions import *\n\n\ndef sweep():\n"
+        "from fi_jax.experiments.expressions import *\n\n\ndef sweep():\n"
         f"    return Sweep(config={config!r}, points={points}, metric={metric!r}, overrides={OVERRIDES!r})\n"
     )
     return path

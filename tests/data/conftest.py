@@ -128,7 +128,7 @@ class Releases:
 
     def celebamask_hq(self, official: bool = False) -> Path:
         root = self.root / ("hq_official" if official else "hq")
-        from fi_jax.data.masks import encode_mask
+        from fi_jax.faces.masks import encode_mask
 
         for i in range(4):
             mask = np.zeros((32, 32), np.uint8)

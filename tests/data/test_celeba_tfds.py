@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from fi_jax.data import images
 from fi_jax.data.examples import make_example
 from fi_jax.data.sources.registry import open_source
 from fi_jax.labels import celeba
 from fi_jax.labels.registry import vocabulary
+from fi_jax.pictures import images
 
 LANDMARKS = ["lefteye", "righteye", "nose", "leftmouth", "rightmouth"]
 

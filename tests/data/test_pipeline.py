@@ -170,7 +170,7 @@ def test_mixture_repeats_and_empty_splits(releases):
 
 
 def test_own_mask_then_cached_then_background(releases, tmp_path):
-    from fi_jax.data.masks import encode_mask
+    from fi_jax.faces.masks import encode_mask
 
     record = open_source("celebamask_hq", releases.celebamask_hq()).records("all")[0]
     assert set(np.unique(examples.load_mask(record, 16))) == {0, 1, 13}
@@ -182,7 +182,7 @@ def test_own_mask_then_cached_then_background(releases, tmp_path):
 
 
 def test_mask_of_another_size_is_refused(releases):
-    from fi_jax.data.masks import encode_mask
+    from fi_jax.faces.masks import encode_mask
 
     root = releases.celebamask_hq()
     (root / "masks" / "face0.png").write_bytes(encode_mask(np.zeros((16, 16), np.uint8)))

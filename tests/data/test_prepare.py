@@ -7,10 +7,10 @@ from fi_jax.cli.main import main
 from fi_jax.data import prepare as prepare_module
 from fi_jax.data import shards
 from fi_jax.data.examples import make_example
-from fi_jax.data.masks import encode_mask, read_mask
 from fi_jax.data.prepare import MapMaker, prepare
 from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
+from fi_jax.faces.masks import encode_mask, read_mask
 from fi_jax.labels.registry import vocabulary
 
 
@@ -154,7 +154,7 @@ def test_command_makes_maps(releases, tmp_path):
     import jax
     import jax.numpy as jnp
 
-    from fi_jax.inference.parser import FaceParser, parse_crop, save_parser
+    from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
     from fi_jax.models.segformer import Segformer, SegformerConfig
 
     config = SegformerConfig(

@@ -7,8 +7,8 @@ import pytest
 from fi_jax.cli.configs import load_config
 from fi_jax.errors import UserError
 from fi_jax.evaluation.ablation_table import grid, tabulate, to_csv, to_markdown
-from fi_jax.studies.ablation import points_of, programs
-from fi_jax.studies.variants import FULL, NAMES, chosen
+from fi_jax.experiments.ablation import points_of, programs
+from fi_jax.experiments.variants import FULL, NAMES, chosen
 
 
 def test_variants_are_what_they_say_and_no_doubles():

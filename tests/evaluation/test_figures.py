@@ -12,20 +12,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic_answers import answers
 
 from fi_jax.cli.main import main
-from fi_jax.data.masks import CLASSES
 from fi_jax.errors import UserError
 from fi_jax.evaluation.entries import select
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, Answered, ask_figure, blocks, part_map
+from fi_jax.evaluation.figures.attribution import looking_figure, strongest
 from fi_jax.evaluation.figures.compare import compare_figure, is_right, lines_of
 from fi_jax.evaluation.figures.curves import curves_figure, series, smooth
 from fi_jax.evaluation.figures.graph import graph_figure, strongest_edges
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of
-from fi_jax.evaluation.figures.looking import looking_figure, strongest
 from fi_jax.evaluation.figures.summary import attributes_figure, confusion_figure, groups_figure, reliability_figure
 from fi_jax.evaluation.predictions import Prediction, write_predictions
 from fi_jax.evaluation.summarise import summarise, write_summary
-from fi_jax.inference.looking import Looked
+from fi_jax.faces.masks import CLASSES
+from fi_jax.inference.attribution import Looked
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
 

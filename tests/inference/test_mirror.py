@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fi_jax.cli.configs import load_config
-from fi_jax.data.masks import flip
+from fi_jax.faces.masks import flip
 from fi_jax.inference.answerer import Answerer
 from fi_jax.labels.registry import vocabulary
 from fi_jax.models.face_insight import Constants

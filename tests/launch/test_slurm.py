@@ -176,7 +176,7 @@ def test_sweep_runs_as_an_array(cluster, tmp_path):
     sweep = tmp_path / "seeds.py"
     flags = [*SMALL, "--train.steps", "5", "--train.log-every", "5"]
     sweep.write_text(
-        "from fi_jax.sweeps.expressions import Sweep, grid\n\n\ndef sweep():\n"
+        "from fi_jax.experiments.expressions import Sweep, grid\n\n\ndef sweep():\n"
         f"    return Sweep('tiny', grid({{'train.seed': [0, 1]}}), metric='head_bce', overrides={flags!r})\n"
     )
     command = [sys.executable, "-m", "fi_jax", "sweep", sweep, "--out", tmp_path / "out", "--where", "slurm"]

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from fi_jax.cli.configs import load_config
 from fi_jax.config import Experiment
 from fi_jax.errors import UserError
+from fi_jax.experiments.points import apply
 from fi_jax.parallel.hosts import Hosts
-from fi_jax.sweeps.points import apply
 from fi_jax.training.members import check_members, differing_fields
 
 HEAD = ("knowledge/.*", "head/.*")

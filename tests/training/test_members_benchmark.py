@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fi_jax.cli.configs import load_config
-from fi_jax.sweeps.points import apply
+from fi_jax.experiments.points import apply
 from fi_jax.training.members import check_members, differing_fields, shares_encoders
 
 ROOT = Path(__file__).parents[2]

@@ -23,15 +23,15 @@ from safetensors.numpy import load_file, save_file
 from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.config import KnowledgeConfig, LoraConfig, VitConfig, WeightsConfig
-from fi_jax.data.finder import locate
-from fi_jax.data.images import crop_square, decode
 from fi_jax.errors import UserError
+from fi_jax.faces.face_detector import locate
+from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
 from fi_jax.inference.answerer import Answerer, load_answerer
 from fi_jax.inference.generation import generate
-from fi_jax.inference.parser import FaceParser, parse_crop, save_parser
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.segformer import Segformer, SegformerConfig
+from fi_jax.pictures.images import crop_square, decode
 from fi_jax.weights.assemble import assemble, param_shapes
 from fi_jax.weights.bundle import TrainedModel, bundled_names, load_model, save_model
 from fi_jax.weights.hf_config import read_llama_config, read_llava_config

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fi_jax.data import images
 from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.errors import UserError
 from fi_jax.labels.celeba import LABELS
+from fi_jax.pictures import images
 
 NAME = "celeba"
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}

@@ -33,7 +33,7 @@ class Drawn:
         """Returns the whole file."""
         from PIL import Image
 
-        from fi_jax.data.masks import encode_mask
+        from fi_jax.faces.masks import encode_mask
 
         face = _draw(self.seed, self.index)
         if self.part == "mask":

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from fi_jax.data.records import FaceRecord
-from fi_jax.data.sources.clusters import cluster_names
+from fi_jax.data.sources.near_duplicate_clusters import cluster_names
 from fi_jax.data.sources.reading import require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split

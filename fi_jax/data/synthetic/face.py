@@ -15,7 +15,7 @@ SIZE = 128
 
 @dataclass(frozen=True)
 class SyntheticFace:
-    """One drawn face. `labels` holds what is known of it; the map's classes are those of `data.masks`."""
+    """One drawn face. `labels` holds what is known of it; the map's classes are those of `faces.masks`."""
 
     image: UInt8[np.ndarray, "s s 3"]
     mask: UInt8[np.ndarray, "s s"]

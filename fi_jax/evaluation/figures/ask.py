@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fi_jax.data.masks import CLASSES
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of, readable
+from fi_jax.faces.masks import CLASSES
 from fi_jax.labels.questions import Question
 from fi_jax.labels.tasks import expected_age
 
@@ -192,7 +192,7 @@ def ask_figure(
 
     Args:
       image: the square crop, or any picture.
-      mask: class indices 0..18 (`data.masks.CLASSES`), of any size; None leaves the map out.
+      mask: class indices 0..18 (`faces.masks.CLASSES`), of any size; None leaves the map out.
       answers: yes/no questions become bars of P(yes) under headings, choices become bars of their options. Its
         own `Answered`, or anything with the same three fields.
       title: a line on top: the picture's name, or what was asked.

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from fi_jax import __version__
-from fi_jax.data.images import decode
 from fi_jax.evaluation import tables
 from fi_jax.evaluation.entries import Result, results_of
 from fi_jax.evaluation.figures import style
@@ -28,6 +27,7 @@ from fi_jax.evaluation.report.ablation import ablation_table
 from fi_jax.evaluation.report.cards import Budget, Thumbnails, data_uri, flip_cards, mistake_cards, rule_blocks
 from fi_jax.evaluation.report.gather import Evaluation, Flips, Run
 from fi_jax.evaluation.report.rows import cells_by_place, metric_line, signed, who
+from fi_jax.pictures.images import decode
 
 LARGEST_PAGE = 5_000_000
 # Thumbnails and figures stop being added when they fill these shares of the page.

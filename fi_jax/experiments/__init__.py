@@ -1,0 +1,1 @@
+"""Many runs for one table: sweeps, ablations, leave-one-set-out models."""

@@ -1,0 +1,226 @@
+"""Heads and knowledge graphs over encoders that stay as they are: features are computed once, members train on them.
+
+Thousands of steps of many members then cost what one pass of the encoders over the faces costs. Pictures are not
+augmented, since their features are kept.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from fi_jax.config import Experiment
+from fi_jax.data.examples import stamp
+from fi_jax.data.pipeline import evaluation_batches, open_dataset, stream_places
+from fi_jax.data.records import FaceRecord, encode_labels
+from fi_jax.errors import UserError
+from fi_jax.faces.map_cache import with_maps
+from fi_jax.knowledge.correlation import Counts, build_graph
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
+from fi_jax.progress import progress_bar
+from fi_jax.training.augment import map_to_pixels, to_pixels
+from fi_jax.training.members import check_members, make_member_step, member, member_inputs, own_metrics, stack
+from fi_jax.training.optimizer import make_optimizer, unflatten
+from fi_jax.training.state import Leaves, final_leaves, init_state
+from fi_jax.weights.assemble import init_leaves, param_shapes
+from fi_jax.weights.bundle import TrainedModel
+
+_TOWERS = ("image_encoder/", "segmentation_encoder/")
+_HEAD = ("knowledge/", "head/")
+# Of the encoders and of what is trained over them, whatever type the base was trained in.
+_DTYPE: Literal["float32"] = "float32"
+
+
+class Features(NamedTuple):
+    """What frozen encoders say about `f` faces, and the faces' labels over the vocabulary."""
+
+    image: Float[np.ndarray, "f di"]
+    # None where the model has no segmentation encoder.
+    segmentation: Float[np.ndarray, "f dj"] | None
+    labels: Float[np.ndarray, "f n"]
+    known: Bool[np.ndarray, "f n"]
+
+    def faces(self, rows: np.ndarray | slice, use_segmentation: bool) -> Faces:
+        """The faces at `rows` as the alignment head takes them; it reads no tokens."""
+        image = jnp.asarray(self.image[rows])
+        segmentation = jnp.asarray(cast(np.ndarray, self.segmentation)[rows]) if use_segmentation else None
+        none = jnp.zeros((len(image), 0, 1))
+        return Faces(image[:, None, :], image, none if use_segmentation else None, segmentation)
+
+
+def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
+    """Returns `config` as it trains over the encoders of `base`: stage `align`, nothing random in the encoders.
+
+    Everything is float32, the frozen leaves too: `face_features` computes what `fi-jax train` would with this config.
+    """
+    model = replace(
+        config.model,
+        image_encoder=replace(base.config.model.image_encoder, drop_path=0.0),
+        segmentation_encoder=replace(base.config.model.segmentation_encoder, drop_path=0.0),
+        use_segmentation=base.config.model.use_segmentation,
+        knowledge=replace(config.model.knowledge, prompt_size=base.prompts.shape[-1]),
+        dtype=_DTYPE,
+    )
+    data = replace(
+        config.data,
+        vocabulary=base.config.data.vocabulary,
+        image_size=base.config.data.image_size,
+        augment=False,
+        mixup=0.0,
+    )
+    train = replace(
+        config.train,
+        stage="align",
+        trainable=tuple(f"{part}.*" for part in _HEAD),
+        frozen_dtype=_DTYPE,
+        init_from="",
+        accumulate=1,
+    )
+    # The maps are those that the encoders were trained on.
+    weights = replace(config.weights, parser=base.config.weights.parser)
+    return replace(config, model=model, weights=weights, data=data, train=train)
+
+
+def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path, mask_cache: str = "") -> Features:
+    """Runs the encoders of `base` over faces, once: the result is kept in folder `cache`.
+
+    Raises:
+      UserError: the encoders of `base` were loaded, not trained here, so its folder does not hold them.
+    """
+    config = replace(base.config, model=replace(base.config.model, dtype=_DTYPE, remat="none"))
+    towers = {path: leaf for path, leaf in base.leaves.items() if path.startswith(_TOWERS)}
+    missing = [path for path in param_shapes(config.model) if path.startswith(_TOWERS) and path not in towers]
+    if missing:
+        raise UserError(
+            f"the model holds no '{missing[0]}': its encoders were not trained here, so they cannot be frozen"
+        )
+    vocabulary = find_vocabulary(config.data.vocabulary)
+    encoded = [encode_labels(record, vocabulary) for record in records]
+    labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
+    digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
+    digest.update(repr((config.model, config.data.image_size, config.weights.parser)).encode())
+    for path in sorted(towers):
+        digest.update(np.ascontiguousarray(towers[path]).tobytes())
+    file = cache / f"{digest.hexdigest()[:16]}.npz"
+    if not file.is_file():
+        found = _encode_all(config, towers, records, mask_cache)
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".part.npz")
+        np.savez(temporary, **found)
+        temporary.replace(file)
+    with np.load(file) as arrays:
+        segmentation = arrays.get("segmentation")
+        return Features(arrays["image"], segmentation, labels, known)
+
+
+def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord], mask_cache: str) -> dict:
+    model = FaceInsight(config.model)
+    params = unflatten({path: jnp.asarray(leaf) for path, leaf in towers.items()})
+
+    @jax.jit
+    def encode(params, image, mask):
+        pixels = to_pixels(image, config.model.image_encoder.image_size)
+        maps = map_to_pixels(mask, config.model.segmentation_encoder.image_size)
+        faces = model.apply({"params": params}, pixels, maps, method="encode")
+        return faces.image_pooled, faces.segmentation_pooled
+
+    data = replace(config.data, mask_cache=mask_cache, cache_in_memory=False)
+    if config.model.use_segmentation:
+        data = with_maps(records, data, config.weights.parser)
+    dataset = open_dataset(records, data, find_vocabulary(config.data.vocabulary))
+    rows: list[tuple] = []
+    with progress_bar("encoding faces", len(records)) as advance:
+        for batch in evaluation_batches(dataset, batch_size=min(64, len(records))):
+            real = int((batch["weight"] > 0).sum())
+            made = encode(params, batch["image"], batch["mask"])
+            rows.append(tuple(None if one is None else np.asarray(one, np.float32)[:real] for one in made))
+            advance(real)
+    found = {"image": np.concatenate([image for image, _ in rows])}
+    if config.model.use_segmentation:
+        found["segmentation"] = np.concatenate([segmentation for _, segmentation in rows])
+    return found
+
+
+class Trained(NamedTuple):
+    """One member when it has trained: its leaves and what it reads besides."""
+
+    config: Experiment
+    leaves: Leaves
+    constants: Constants
+    # What was logged: a line a `train.log_every` steps, as a run's `metrics.jsonl` has them.
+    log: list[dict[str, float]]
+
+
+def train_on_features(
+    configs: Sequence[Experiment],
+    features: Features,
+    epoch: np.ndarray,
+    counts: Counts,
+    prompts: np.ndarray,
+    say: Callable[[str], None],
+) -> list[Trained]:
+    """Trains the heads and graphs of all `configs` side by side, in one program, on faces whose features are known.
+
+    Args:
+      configs: of `frozen_config`, differing in numbers only.
+      epoch: places in `features` that make up an epoch.
+      counts: co-occurrence of the same training faces.
+      prompts: T_p^0 (`n d0`).
+
+    Raises:
+      UserError: the configs cannot share a program.
+    """
+    check_members(configs)
+    config = configs[0]
+    paths = [path for path in param_shapes(config.model) if path.startswith(_HEAD)]
+    states = [
+        init_state(init_leaves(one.model, paths, one.train.seed), make_optimizer(one.train), one.train)
+        for one in configs
+    ]
+    graphs = [build_graph(counts, one.model.knowledge, seed=one.train.seed) for one in configs]
+    inputs = member_inputs(configs, {}, prompts, graphs)
+    state = stack(states)
+    step = jax.jit(make_member_step(configs, share_encoders=True), donate_argnums=0)
+    steps, size = config.train.steps, config.data.batch_size
+    logs: list[list[dict[str, float]]] = [[] for _ in configs]
+    for number in range(1, steps + 1):
+        places = stream_places(config.data.seed, (number - 1) * size, number * size, len(epoch))
+        state, metrics = step(state, inputs, _batch(features, epoch[places], config.model.use_segmentation))
+        if number % config.train.log_every == 0 or number == steps:
+            lines = own_metrics(metrics, configs)
+            losses = [line["loss"] for line in lines]
+            if not np.isfinite(losses).all():
+                raise UserError(f"the loss is {losses} at step {number}; lower train.learning_rate")
+            for log, line in zip(logs, lines, strict=True):
+                log.append({"step": number, **line})
+            say(f"step {number}/{steps}  loss {min(losses):.4f} to {max(losses):.4f}")
+    return [
+        Trained(one, final_leaves(member(state, i)), Constants(inputs.prompts, graphs[i]), logs[i])
+        for i, one in enumerate(configs)
+    ]
+
+
+def _batch(features: Features, rows: np.ndarray, use_segmentation: bool) -> dict:
+    return {
+        "faces": features.faces(rows, use_segmentation),
+        "labels": features.labels[rows],
+        "known": features.known[rows],
+        "weight": np.ones(len(rows), np.float32),
+    }
+
+
+def label_scores(trained: Trained, features: Features) -> Float[np.ndarray, "f n"]:
+    """Returns the alignment head's logits of every label for every face."""
+    config = trained.config.model
+    model = FaceInsight(config)
+    faces = features.faces(slice(None), config.use_segmentation)
+    params = unflatten({path: jnp.asarray(leaf) for path, leaf in trained.leaves.items()})
+    alignment = cast(Alignment, model.apply({"params": params}, faces, trained.constants, method="align"))
+    return np.asarray(alignment.scores, np.float32)

@@ -1,0 +1,284 @@
+"""Trains the face parser: a SegFormer on pictures with segmentation maps, all of them on the device.
+
+Ours: cross-entropy with tempered class weights, plus a soft Jaccard loss over the batch, which is the metric
+itself made differentiable; an exponential moving average of the weights is what is kept. Pictures with rare
+classes are drawn more often (repeat factors of LVIS, Gupta et al. 2019). Folds are weights over the pictures, so
+that every fold runs the same compiled program.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from fi_jax.data.splits import hash_fraction
+from fi_jax.errors import UserError
+from fi_jax.faces.masks import FLIPPED, NUM_CLASSES
+from fi_jax.faces.parser_augment import PASTED, ParserAugmentation, augment
+from fi_jax.models.segformer import Segformer, SegformerConfig
+
+# ImageNet's statistics, as every SegFormer expects.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
+STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+
+# Smaller than B0, and twice as fine: 1.9 million weights, logits at half the input's side.
+SMALL_SEGFORMER = SegformerConfig(
+    depths=(2, 2, 2, 2),
+    hidden_sizes=(32, 64, 128, 192),
+    num_heads=(1, 2, 4, 6),
+    patch_sizes=(5, 3, 3, 3),
+    strides=(2, 2, 2, 2),
+    decoder_hidden_size=128,
+    hidden_act="gelu_tanh",
+)
+
+
+@dataclass(frozen=True)
+class ParserTraining:
+    """How the parser is trained. Sizes are sides of squares, in pixels."""
+
+    model: SegformerConfig = SMALL_SEGFORMER
+    augmentation: ParserAugmentation = ParserAugmentation()
+    input_size: int = 128
+    # Size the pictures are kept at; augmentation cuts its crops from it.
+    source_size: int = 192
+    steps: int = 5000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    ema: float = 0.998
+    # Exponent of the inverse pixel frequency in the cross-entropy's class weights.
+    balance: float = 0.25
+    # Classes in a smaller share of the pictures have these drawn more often.
+    repeat_below: float = 0.2
+    jaccard: float = 1.0
+    steps_per_dispatch: int = 250
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError(
+                f"parser training needs steps and batch_size above 0, not {self.steps} and {self.batch_size}"
+            )
+        if self.input_size % self.model.size_multiple:
+            raise UserError(f"input_size {self.input_size} is not a multiple of {self.model.size_multiple}")
+
+
+class ParserState(NamedTuple):
+    """What a step changes. `variables` and `average` hold `params` and `batch_stats`."""
+
+    step: Int[Array, ""]
+    variables: dict
+    average: dict
+    optimizer: optax.OptState
+
+
+class Pictures(NamedTuple):
+    """The training set on the device. `log_weight` is −inf for pictures that are held out."""
+
+    image: UInt8[Array, "n y x 3"]
+    mask: UInt8[Array, "n y x"]
+    log_weight: Float[Array, "n"]
+    # The same for donors of accessories.
+    log_donor: Float[Array, "n"]
+
+
+def normalise(image: Float[Array, "*b 3"] | UInt8[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """Returns pictures (0..255) as the parser takes them."""
+    return (image.astype(jnp.float32) - MEAN) / STD
+
+
+def logits_at(logits: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
+    """Enlarges logits to the picture's size (bilinear)."""
+    return jax.image.resize(logits, (logits.shape[0], size, size, logits.shape[-1]), "bilinear", antialias=False)
+
+
+def segmentation_loss(
+    logits: Float[Array, "b y x c"],
+    label: Int[Array, "b y x"],
+    valid: Bool[Array, "b y x"],
+    class_weight: Float[Array, "c"],
+    jaccard: float,
+) -> Float[Array, ""]:
+    """Weighted cross-entropy plus `jaccard` × soft Jaccard loss, over valid pixels.
+
+    The Jaccard part is the mean, over the classes that the batch shows, of
+    `1 − Σ p·t / Σ (p + t − p·t)`, sums over the whole batch; it is 0 for a perfect map.
+    """
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    target = jax.nn.one_hot(label, logits.shape[-1]) * valid[..., None]
+    weight = class_weight[label] * valid
+    cross_entropy = -(target * log_p).sum(-1) * weight
+    p = jnp.exp(log_p) * valid[..., None]
+    inner, total = (p * target).sum((0, 1, 2)), (p + target - p * target).sum((0, 1, 2))
+    shown = target.sum((0, 1, 2)) > 0
+    overlap = jnp.where(shown, 1 - inner / jnp.maximum(total, 1e-6), 0.0).sum() / jnp.maximum(shown.sum(), 1)
+    return cross_entropy.sum() / jnp.maximum(weight.sum(), 1e-6) + jaccard * overlap
+
+
+def class_weights(masks: UInt8[np.ndarray, "n y x"], balance: float) -> Float[np.ndarray, "c"]:
+    """Returns `frequency^-balance`, scaled so that the mean over pixels is 1; absent classes count as one pixel."""
+    frequency = np.bincount(masks.ravel(), minlength=NUM_CLASSES) / masks.size
+    weight = np.maximum(frequency, 1 / masks.size) ** -balance
+    return (weight / (weight * frequency).sum()).astype(np.float32)
+
+
+def repeat_factors(masks: UInt8[np.ndarray, "n y x"], below: float) -> Float[np.ndarray, "n"]:
+    """Returns how often each picture is drawn: the largest `max(1, sqrt(below / f_c))` over the classes it shows.
+
+    `f_c` is the share of pictures that show class c (Gupta et al. 2019).
+    """
+    shown = np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in masks])
+    factor = np.maximum(1.0, np.sqrt(below / np.maximum(shown.mean(0), 1 / len(masks))))
+    return np.where(shown, factor, 1.0).max(1)
+
+
+def folds_of(names: list[str], count: int) -> Int[np.ndarray, "n"]:
+    """Deals pictures to `count` folds by a hash of their names."""
+    return np.array([int(hash_fraction(name, "celebamask_hq folds") * count) for name in names])
+
+
+def on_device(
+    images: UInt8[np.ndarray, "n y x 3"],
+    masks: UInt8[np.ndarray, "n y x"],
+    training: ParserTraining,
+    held_out: Bool[np.ndarray, "n"] | None = None,
+) -> Pictures:
+    """Puts pictures on the device with their sampling weights; those `held_out` are never drawn, not as donors either."""
+    used = np.ones(len(images), bool) if held_out is None else ~held_out
+    if not used.any():
+        raise UserError("every picture is held out; there is nothing to train on")
+    weight = np.where(used, repeat_factors(masks, training.repeat_below), 0.0)
+    # Each accessory is drawn equally often, whatever its share.
+    shows = np.stack([(masks == c).any((1, 2)) for c in PASTED], 1) & used[:, None]
+    donor = (shows / np.maximum(shows.sum(0), 1)).sum(1)
+    donor = donor if donor.any() else weight
+    with np.errstate(divide="ignore"):
+        return Pictures(jnp.asarray(images), jnp.asarray(masks), jnp.log(weight), jnp.log(donor))
+
+
+class ParserTrainer:
+    """The compiled programs of one training: the same for every fold. Holds no state."""
+
+    def __init__(self, training: ParserTraining, class_weight: Float[np.ndarray, "c"], dtype: jnp.dtype = jnp.float32):
+        self.training, self.class_weight = training, jnp.asarray(class_weight)
+        self.model = Segformer(training.model, dtype=dtype)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, training.learning_rate, min(training.warmup_steps, training.steps - 1), training.steps
+        )
+        self.optimizer = optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(
+                schedule,
+                weight_decay=training.weight_decay,
+                mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+            ),
+        )
+
+    def init(self, key: PRNGKeyArray) -> ParserState:
+        """Returns the state before the first step."""
+        size = self.training.input_size
+        variables = jax.jit(self.model.init)(key, jnp.zeros((1, size, size, 3)))
+        copy = jax.tree.map(jnp.copy, variables)
+        return ParserState(jnp.zeros((), jnp.int32), variables, copy, self.optimizer.init(variables["params"]))
+
+    @partial(jax.jit, static_argnums=(0, 4), donate_argnums=1)
+    def run(
+        self, state: ParserState, key: PRNGKeyArray, pictures: Pictures, steps: int
+    ) -> tuple[ParserState, Float[Array, "steps"]]:
+        """Runs `steps` steps in one program; returns the state and their losses."""
+        if steps == 1:
+            state, loss = self._step(state, key, pictures)
+            return state, loss[None]
+        return jax.lax.scan(lambda s, _: self._step(s, key, pictures), state, length=steps)
+
+    def _step(self, state: ParserState, key: PRNGKeyArray, pictures: Pictures):
+        training = self.training
+        k_face, k_donor, k_augment, k_drop = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        face = jax.random.categorical(k_face, pictures.log_weight, shape=(training.batch_size,))
+        donor = jax.random.categorical(k_donor, pictures.log_donor, shape=(training.batch_size,))
+        image, label, valid = augment(
+            k_augment, pictures.image[face], pictures.mask[face], pictures.image[donor], pictures.mask[donor],
+            training.input_size, training.augmentation,
+        )  # fmt: skip
+
+        def loss_of(params):
+            variables = {"params": params, "batch_stats": state.variables["batch_stats"]}
+            logits, updated = self.model.apply(
+                variables, normalise(image), train=True, mutable=["batch_stats"], rngs={"dropout": k_drop}
+            )
+            logits = logits_at(logits, training.input_size)
+            return segmentation_loss(logits, label, valid, self.class_weight, training.jaccard), updated["batch_stats"]
+
+        (loss, stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
+        update, optimizer = self.optimizer.update(gradient, state.optimizer, state.variables["params"])
+        variables = {"params": optax.apply_updates(state.variables["params"], update), "batch_stats": stats}
+        # The average forgets the first steps quickly, then slowly.
+        decay = jnp.minimum(training.ema, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, variables)
+        return ParserState(state.step + 1, variables, average, optimizer), loss
+
+    def fit(
+        self, pictures: Pictures, seed: int, say: Callable[[str], None] = lambda text: None
+    ) -> tuple[dict, Float[np.ndarray, "steps"]]:
+        """Trains from scratch; returns the averaged variables and the loss of every step."""
+        k_init, k_steps = jax.random.split(jax.random.key(seed))
+        state, losses = self.init(k_init), []
+        # XLA runs convolutions inside loops on one core: on CPUs single steps are several times faster.
+        together = 1 if jax.default_backend() == "cpu" else self.training.steps_per_dispatch
+        for done in range(0, self.training.steps, together):
+            state, loss = self.run(state, k_steps, pictures, min(together, self.training.steps - done))
+            losses += np.asarray(loss).tolist()
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"the parser's loss is {losses[-1]} at step {len(losses)}; lower the learning rate")
+            if len(losses) % self.training.steps_per_dispatch == 0 or len(losses) == self.training.steps:
+                say(f"step {len(losses)}/{self.training.steps} loss {np.mean(losses[-50:]):.4f}")
+        return jax.device_get(state.average), np.array(losses)
+
+
+def class_probabilities(model: Segformer, variables: dict, image: UInt8[Array, "b y x 3"]) -> Float[Array, "b y x c"]:
+    """Returns class probabilities a pixel, the mean over the picture and its mirror image (classes swapped back)."""
+    both = jnp.concatenate([image, image[:, :, ::-1]])
+    logits = logits_at(cast(Array, model.apply(variables, normalise(both))), image.shape[1])
+    plain, mirrored = jnp.split(jax.nn.softmax(logits, axis=-1), 2)
+    return (plain + mirrored[:, :, ::-1][..., FLIPPED]) / 2
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict(model: Segformer, variables: dict, image: UInt8[Array, "b y x 3"]) -> UInt8[Array, "b y x"]:
+    return class_probabilities(model, variables, image).argmax(-1).astype(jnp.uint8)
+
+
+def confusion_matrix(
+    model: Segformer,
+    variables: dict,
+    images: UInt8[np.ndarray, "n y x 3"],
+    masks: UInt8[np.ndarray, "n y x"],
+    batch_size: int = 64,
+) -> Int[np.ndarray, "c c"]:
+    """Counts pixels by (true class, predicted class)."""
+    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    for start in range(0, len(images), batch_size):
+        image, mask = images[start : start + batch_size], masks[start : start + batch_size]
+        # The last batch is filled up, so that one program serves all.
+        filled = np.concatenate([image, np.zeros((batch_size - len(image), *image.shape[1:]), np.uint8)])
+        predicted = np.asarray(_predict(model, variables, filled))[: len(image)]
+        pairs = mask.astype(np.int64) * NUM_CLASSES + predicted
+        counts += np.bincount(pairs.ravel(), minlength=NUM_CLASSES**2).reshape(counts.shape)
+    return counts
+
+
+def intersection_over_union(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
+    """Returns the IoU of each class; NaN for a class that is neither there nor predicted."""
+    inner = np.diag(confusion).astype(float)
+    union = confusion.sum(0) + confusion.sum(1) - inner
+    with np.errstate(invalid="ignore"):
+        return inner / union

@@ -1,0 +1,150 @@
+"""Where the model looked for one answer: evidence for and against it, per image token and per segmentation token.
+
+Integrated gradients (Sundararajan et al. 2017) from a neutral face to this one, summed over the pixels of each token.
+The neutral face has no parts: a picture of one colour, this one's mean, and an empty map (ours).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from fi_jax.errors import UserError
+from fi_jax.inference.answerer import Answerer
+from fi_jax.labels.questions import Question
+from fi_jax.models.face_insight import FaceInsight
+from fi_jax.training.augment import map_to_pixels, to_pixels
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Evidence for one option of one question about one face, in nats of log-odds against the other options.
+
+    `image` and `segmentation` are grids of tokens: positive speaks for the option, negative against it. Their sum is
+    `log_odds - neutral`, up to the error of the integral.
+    """
+
+    question: Question
+    option: int
+    image: Float[np.ndarray, "gy gx"]
+    segmentation: Float[np.ndarray, "sy sx"] | None
+    # Of the option, for this face and for the neutral one.
+    log_odds: float
+    neutral: float
+
+    @property
+    def explained(self) -> float:
+        """Sum of all evidence; equals `log_odds - neutral` when the integral has enough steps."""
+        return float(self.image.sum() + (0 if self.segmentation is None else self.segmentation.sum()))
+
+    @property
+    def image_share(self) -> float:
+        """Share of the evidence, for and against, that lies in the image rather than in the map."""
+        seen = np.abs(self.image).sum()
+        mapped = 0 if self.segmentation is None else np.abs(self.segmentation).sum()
+        return float(seen / max(seen + mapped, 1e-12))
+
+
+def look(
+    answerer: Answerer,
+    image: UInt8[np.ndarray, "y x 3"],
+    mask: UInt8[np.ndarray, "y x"],
+    question: Question,
+    option: int | None = None,
+    *,
+    by_llm: bool = True,
+    steps: int = 32,
+) -> Looked:
+    """Finds the evidence for an answer about one square crop.
+
+    Args:
+      answerer: the model.
+      image: the crop.
+      mask: its segmentation map.
+      question: a closed question.
+      option: which of its options; None explains the answer that the model gives.
+      by_llm: explain the LLM's answer, else the alignment head's.
+      steps: points of the integral; each costs a forward and a backward pass.
+
+    Raises:
+      UserError: the model's vocabulary lacks the question, or the option does not exist.
+    """
+    if not answerer.answerable([question]):
+        raise UserError(
+            f"the model's vocabulary '{answerer.vocabulary.name}' knows no answer to '{question.name}', "
+            "so there is nothing to explain"
+        )
+    by_llm = by_llm and answerer.speaks
+    if option is None:
+        answers = answerer.answer(image[None], mask[None], [question], by_llm=by_llm)
+        option = int(answers.said(by_llm)[0, 0].argmax())
+    if not 0 <= option < len(question.options):
+        raise UserError(f"'{question.name}' has {len(question.options)} options; there is no option {option}")
+    config = answerer.config.model
+    # A numpy picture does as well, and is normalised by numpy.
+    pixels = to_pixels(cast(Array, image[None]), config.image_encoder.image_size)
+    maps = map_to_pixels(jnp.asarray(mask[None]), config.segmentation_encoder.image_size)
+    empty = map_to_pixels(jnp.asarray(np.zeros_like(mask)[None]), maps.shape[1])
+    ends = (neutral_pixels(pixels), pixels), (empty, maps)
+    batch = {k: jnp.asarray(v) for k, v in answerer.builder((question,)).build([range(1)]).items()} if by_llm else {}
+    labels = jnp.array([-1 if label is None else answerer.vocabulary.index(label) for label in question.labels])
+    arguments = (answerer.params, answerer.constants, *ends, batch, labels, jnp.int32(option))
+    evidence, scores = _integrate(answerer.model, steps, *arguments)
+    grids = [
+        np.asarray(_by_token(e, encoder.patch_size * encoder.merge), np.float32)
+        for e, encoder in zip(evidence, (config.image_encoder, config.segmentation_encoder), strict=True)
+    ]
+    neutral, log_odds = (float(s) for s in scores)
+    return Looked(question, option, grids[0], grids[1] if config.use_segmentation else None, log_odds, neutral)
+
+
+def neutral_pixels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
+    """Pictures of one colour, the mean of each. A blur would leave large things, such as a hat, where they are."""
+    return jnp.broadcast_to(pixels.mean((1, 2), keepdims=True), pixels.shape)
+
+
+def _by_token(evidence: Float[Array, "s s 3"], side: int) -> Float[Array, "gy gx"]:
+    grid = evidence.shape[0] // side
+    return evidence.reshape(grid, side, grid, side, 3).sum((1, 3, 4))
+
+
+def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels, option) -> Float[Array, ""]:
+    """Of one option against all others: by the LLM where `batch` asks the question, else by the alignment head."""
+
+    def logits(module: FaceInsight):
+        faces = module.encode(pixels, maps)
+        alignment = module.align(faces, constants)
+        if not batch:
+            scores = alignment.scores[0]
+            # "No" stands for no label: its logit is zero.
+            return jnp.where(labels >= 0, scores[jnp.maximum(labels, 0)], 0.0)
+        return module.answers(module.sequence(faces, alignment, batch), batch)[0][0, 0]
+
+    result: Any = model.apply({"params": params}, method=logits)
+    said = result.astype(jnp.float32)
+    own = jnp.arange(len(said)) == option
+    return said[option] - jax.nn.logsumexp(jnp.where(own, -jnp.inf, said))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _integrate(model: FaceInsight, steps: int, params, constants, image, maps, batch, labels, option):
+    """Midpoint rule over the straight line from the neutral ends to the face; one face at a time bounds memory."""
+
+    def score(pixels, coloured):
+        return _log_odds(model, params, constants, pixels, coloured, batch, labels, option)
+
+    def between(ends, share):
+        return ends[0] + share * (ends[1] - ends[0])
+
+    def step(total, share):
+        slopes = jax.grad(score, argnums=(0, 1))(between(image, share), between(maps, share))
+        return jax.tree.map(jnp.add, total, slopes), None
+
+    start = (jnp.zeros_like(image[1]), jnp.zeros_like(maps[1]))
+    slopes, _ = jax.lax.scan(step, start, (jnp.arange(steps) + 0.5) / steps)
+    evidence = tuple(s[0] / steps * (ends[1] - ends[0])[0] for s, ends in zip(slopes, (image, maps)))
+    return evidence, (score(image[0], maps[0]), score(image[1], maps[1]))

@@ -1,0 +1,56 @@
+"""Which questions are asked about each face of a batch: all of them, or a draw of those with a known answer."""
+
+import numpy as np
+
+from fi_jax.labels.tasks import YEAR_CENTRES, YEAR_LABELS
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.prompting.descriptions import open_examples
+from fi_jax.prompting.sequences import OpenQuestion, SequenceBuilder
+
+
+def draw_questions(answerable: np.ndarray, rng: np.random.Generator, limit: int) -> list[int]:
+    """Draws up to `limit` of one face's answerable questions (`questions` bool), in random order."""
+    return list(rng.permutation(np.flatnonzero(answerable))[:limit])
+
+
+def training_sequences(
+    batch: dict[str, np.ndarray],
+    builder: SequenceBuilder,
+    vocabulary: Vocabulary,
+    seed: tuple[int, ...],
+    *,
+    open_per_face: int = 1,
+    closed_in_lm: int = 2,
+) -> dict[str, np.ndarray]:
+    """Adds token arrays to a batch with `labels` and `known`: closed questions drawn, open ones at the end.
+
+    The draw of a face depends on `seed` and its `row` in the global batch alone, so it is the same on any number of
+    hosts. What an open answer says of a face comes from its known labels, so sets that state little yield short ones.
+    """
+    targets, answerable = builder.targets(batch["labels"], batch["known"])
+    ages = stated_ages(batch["labels"], batch["known"], vocabulary)
+    chosen, open_questions = [], []
+    for at, row in enumerate(batch["row"]):
+        rng = np.random.default_rng((*seed, int(row)))
+        chosen.append(draw_questions(answerable[at], rng, builder.num_segments - open_per_face))
+        known = np.flatnonzero(batch["known"][at])
+        labels = {vocabulary.names[i]: bool(batch["labels"][at, i] >= 0.5) for i in known}
+        pairs = open_examples(labels, ages[at], rng) if open_per_face else []
+        open_questions.append([OpenQuestion(*pairs[i]) for i in rng.permutation(len(pairs))[:open_per_face]])
+    return batch | builder.build(chosen, targets, open_questions, closed_in_lm)
+
+
+def stated_ages(labels: np.ndarray, known: np.ndarray, vocabulary: Vocabulary) -> list[float | None]:
+    """Ages in years where the five-year bins are known (they are two-hot, so their expectation is the age)."""
+    if any(label.name not in vocabulary for label in YEAR_LABELS):
+        return [None] * len(labels)
+    bins = [vocabulary.index(label.name) for label in YEAR_LABELS]
+    years = labels[:, bins] @ np.asarray(YEAR_CENTRES)
+    return [
+        float(age) if is_known else None for age, is_known in zip(years, np.all(known[:, bins], axis=1), strict=True)
+    ]
+
+
+def all_questions(builder: SequenceBuilder, faces: int) -> dict[str, np.ndarray]:
+    """Token arrays that ask every question of the builder about each of `faces` faces."""
+    return builder.build([range(len(builder.questions))] * faces)

@@ -1,0 +1,208 @@
+"""Questions about a face -> one shared-prefix sequence: token arrays of the batch contract (docs/architecture.md)."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fi_jax.errors import UserError
+from fi_jax.labels.questions import Question
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.prompting.templates import Template
+
+IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer (`tokenizers.Tokenizer` has it)."""
+
+    def encode(self, text: str, add_special_tokens: bool = False):
+        """Returns an object with `.ids`."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many tokens the model puts into the prefix for each modality."""
+
+    image: int
+    segmentation: int
+    knowledge: int
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """A free-form question with its answer (empty when it is to be generated)."""
+
+    question: str
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class _Closed:
+    tokens: np.ndarray
+    option_tokens: np.ndarray
+    option_labels: np.ndarray
+
+
+class SequenceBuilder:
+    """Turns labels into token arrays. Immutable after construction; the closed questions are tokenised once.
+
+    Shapes are static: `num_segments` segments of `segment_length` tokens, `lm_length` token-loss positions.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        vocabulary: Vocabulary,
+        questions: Seq[Question],
+        slots: Slots,
+        *,
+        num_segments: int,
+        segment_length: int = 0,
+        lm_length: int = 0,
+    ):
+        """Raises `UserError` for an answer that is not one token or a question longer than a segment."""
+        self.tokenizer, self.template, self.vocabulary = tokenizer, template, vocabulary
+        self.questions = tuple(questions)
+        self.num_segments, self.lm_length = num_segments, lm_length
+        self.num_options = max((len(q.options) for q in self.questions), default=1)
+        self.prefix = self._prefix(slots)
+        self._closed = [self._encode_closed(q) for q in self.questions]
+        longest = max((len(c.tokens) for c in self._closed), default=1)
+        self.segment_length = segment_length or longest
+        if longest > self.segment_length:
+            at = int(np.argmax([len(c.tokens) for c in self._closed]))
+            raise UserError(
+                f"question '{self.questions[at].name}' takes {longest} tokens but data.segment_length is "
+                f"{self.segment_length}; raise it to {longest} or more"
+            )
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens of its own."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _prefix(self, slots: Slots) -> np.ndarray:
+        t = self.template
+        parts = [self.ids(t.opening), [IMAGE_SLOT] * slots.image]
+        if slots.segmentation:
+            parts += [self.ids(t.between), [SEGMENTATION_SLOT] * slots.segmentation]
+        parts += [self.ids(t.between), [KNOWLEDGE_SLOT] * slots.knowledge, self.ids(t.closing)]
+        return np.array([token for part in parts for token in part], np.int32)
+
+    def question_ids(self, text: str) -> list[int]:
+        """Tokens of one question, up to where its answer is due."""
+        return self.ids(self.template.before + text + self.template.after)
+
+    def _encode_closed(self, question: Question) -> _Closed:
+        options = np.full(self.num_options, -1, np.int32)
+        labels = np.full(self.num_options, -1, np.int32)
+        for k, (answer, label) in enumerate(zip(question.answers, question.labels, strict=True)):
+            options[k] = self._answer_id(question, answer)
+            labels[k] = -1 if label is None or label not in self.vocabulary else self.vocabulary.index(label)
+        return _Closed(np.array(self.question_ids(question.text), np.int32), options, labels)
+
+    def _answer_id(self, question: Question, answer: str) -> int:
+        # In its place after the template: alone, a SentencePiece tokenizer would put another word start before it.
+        before = self.ids(self.template.after)
+        ids = self.ids(self.template.after + self.template.answer_prefix + answer)
+        if ids[: len(before)] != before or len(ids) != len(before) + 1:
+            count = len(ids) - len(before)
+            raise UserError(
+                f"answer '{answer}' of question '{question.name}' is {count} tokens with this tokenizer; it must be one"
+            )
+        return ids[-1]
+
+    def targets(self, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Target distributions of every question for a batch of faces.
+
+        Args:
+          labels, known: shape `b n`.
+
+        Returns:
+          `(targets, answerable)` of shapes `b questions k` and `b questions`; a question is answerable when all
+          its labels are known and some option holds.
+        """
+        faces, count = len(labels), len(self.questions)
+        targets = np.zeros((faces, count, self.num_options), np.float32)
+        answerable = np.zeros((faces, count), bool)
+        for i, (question, closed) in enumerate(zip(self.questions, self._closed, strict=True)):
+            at = closed.option_labels[: len(question.options)]
+            if question.is_binary:
+                if at[0] >= 0:
+                    value = labels[:, at[0]]
+                    answerable[:, i] = known[:, at[0]]
+                    targets[:, i, :2] = np.stack([value, 1 - value], -1) * answerable[:, i, None]
+            elif (at >= 0).all():
+                mass = labels[:, at].sum(-1)
+                answerable[:, i] = known[:, at].all(-1) & (mass > 0)
+                targets[:, i, : len(at)] = labels[:, at] / np.maximum(mass, 1e-6)[:, None] * answerable[:, i, None]
+        return targets, answerable
+
+    def build(
+        self,
+        chosen: Seq[Seq[int]],
+        targets: np.ndarray | None = None,
+        open_questions: Seq[Seq[OpenQuestion]] = (),
+        closed_in_lm: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Makes the token arrays of a batch.
+
+        Args:
+          chosen: for each face, indices of the closed questions to ask, in order.
+          targets: `b questions k` target distributions, or None when nothing is known.
+          open_questions: for each face, free-form questions; they stand after the closed ones.
+          closed_in_lm: how many of a face's first closed questions also enter the token loss.
+
+        Returns:
+          The keys `prefix_*`, `segment_*`, `answer_position`, `option_*`, `lm_*` of the batch contract, and
+          `question_index` (`b q`, −1 where a segment is empty or free-form).
+        """
+        b, q, s, k, m = len(chosen), self.num_segments, self.segment_length, self.num_options, self.lm_length
+        batch = {
+            "prefix_tokens": np.broadcast_to(self.prefix, (b, len(self.prefix))).copy(),
+            "prefix_valid": np.ones((b, len(self.prefix)), bool),
+            "segment_tokens": np.zeros((b, q, s), np.int32),
+            "segment_valid": np.zeros((b, q, s), bool),
+            "answer_position": np.zeros((b, q), np.int32),
+            "option_tokens": np.full((b, q, k), -1, np.int32),
+            "option_labels": np.full((b, q, k), -1, np.int32),
+            "option_targets": np.zeros((b, q, k), np.float32),
+            "question_index": np.full((b, q), -1, np.int32),
+            "lm_positions": np.zeros((b, m), np.int32),
+            "lm_targets": np.zeros((b, m), np.int32),
+            "lm_weights": np.zeros((b, m), np.float32),
+        }
+        for row, indices in enumerate(chosen):
+            asked = list(open_questions[row]) if open_questions else []
+            if len(indices) + len(asked) > q:
+                raise UserError(f"{len(indices) + len(asked)} questions about one face, but sequences hold {q}")
+            loss_tokens: list[tuple[int, int]] = []
+            for at, index in enumerate(indices):
+                closed = self._closed[index]
+                length = len(closed.tokens)
+                batch["segment_tokens"][row, at, :length] = closed.tokens
+                batch["segment_valid"][row, at, :length] = True
+                batch["answer_position"][row, at] = length - 1
+                batch["option_tokens"][row, at] = closed.option_tokens
+                batch["option_labels"][row, at] = closed.option_labels
+                batch["question_index"][row, at] = index
+                if targets is not None:
+                    batch["option_targets"][row, at] = targets[row, index]
+                    best = int(targets[row, index].argmax())
+                    if at < closed_in_lm and targets[row, index, best] > 0:
+                        loss_tokens.append((at * s + length - 1, int(closed.option_tokens[best])))
+            for at, item in enumerate(asked, start=len(indices)):
+                question = self.question_ids(item.question)
+                answer = self.ids(self.template.answer_prefix + item.answer + self.template.end) if item.answer else []
+                tokens = (question + answer)[:s]
+                batch["segment_tokens"][row, at, : len(tokens)] = tokens
+                batch["segment_valid"][row, at, : len(tokens)] = True
+                batch["answer_position"][row, at] = min(len(question), s) - 1
+                loss_tokens += [(at * s + i - 1, tokens[i]) for i in range(len(question), len(tokens))]
+            for i, (position, token) in enumerate(loss_tokens[:m]):
+                batch["lm_positions"][row, i] = position
+                batch["lm_targets"][row, i] = token
+                batch["lm_weights"][row, i] = 1.0
+        return batch

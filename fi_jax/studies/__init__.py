@@ -1,1 +1,0 @@
-"""Studies: many models trained and judged for one table (leave-one-out cells, ablations)."""

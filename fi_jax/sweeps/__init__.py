@@ -1,1 +1,0 @@
-"""Many runs: which configurations (expressions), where they run (runners), and what came out (tables)."""

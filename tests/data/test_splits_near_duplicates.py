@@ -1,0 +1,95 @@
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fi_jax.data import near_duplicates as twins
+from fi_jax.data import splits
+from fi_jax.errors import UserError
+from fi_jax.pictures import images
+
+
+def test_split_of_a_name_never_changes():
+    # The published rule: whoever recomputes it must get these.
+    assert [splits.hash_split(f"{i:06d}.jpg", "celeba") for i in range(1, 13)] == [
+        "val",
+        "train",
+        "train",
+        "train",
+        "train",
+        "train",
+        "val",
+        "train",
+        "train",
+        "val",
+        "train",
+        "train",
+    ]
+    import hashlib
+
+    by_hand = int.from_bytes(hashlib.sha256(b"celeba:000001.jpg").digest()[:8], "big") / 2**64
+    assert splits.hash_fraction("000001.jpg", "celeba") == by_hand
+
+
+def test_shares_and_salt():
+    names = [str(i) for i in range(20000)]
+    counts = Counter(splits.hash_split(name, "a") for name in names)
+    assert abs(counts["train"] / 20000 - 0.8) < 0.01 and abs(counts["val"] / 20000 - 0.1) < 0.01
+    both = sum(splits.hash_split(n, "a") == splits.hash_split(n, "b") == "test" for n in names)
+    assert both < 300
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        splits.select([], "trian")
+
+
+def face(seed):
+    low = np.random.default_rng(seed).integers(0, 256, (7, 7), dtype=np.uint8)
+    return np.asarray(Image.fromarray(low).resize((96, 96), Image.Resampling.BICUBIC))
+
+
+def thumbnail(grey, quality=90):
+    buffer = io.BytesIO()
+    Image.fromarray(np.repeat(grey[..., None], 3, 2)).save(buffer, "JPEG", quality=quality)
+    return images.thumbnail(buffer.getvalue(), twins.THUMBNAIL)
+
+
+def test_twins_are_found_through_compression_brightness_and_mirror():
+    a, b = face(1), face(2)
+    brighter = np.clip(a.astype(float) * 0.7 + 30, 0, 255).astype(np.uint8)
+    shots = np.stack(
+        [thumbnail(x, q) for x, q in ((b, 90), (a, 95), (a, 30), (brighter, 80), (a[:, ::-1], 90), (face(3), 90))]
+    )
+    assert list(twins.find_twins(shots)) == [0, 1, 1, 1, 1, 5]
+
+
+def test_flat_pictures_have_no_twin():
+    assert list(twins.find_twins(np.full((3, 32, 32), 7, np.uint8))) == [0, 1, 2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(9)))
+def test_clusters_do_not_depend_on_the_order(order):
+    base = [thumbnail(face(i // 3), 40 + 20 * (i % 3)) for i in range(9)]
+    keys = [f"k{i}" for i in range(9)]
+    expected = twins.group(keys, twins.find_twins(np.stack(base)))
+    found = twins.group([keys[i] for i in order], twins.find_twins(np.stack([base[i] for i in order])))
+    assert found == expected == {f"k{i}": f"k{3 * (i // 3)}" for i in range(9)}
+
+
+def test_blocks_meet(monkeypatch):
+    shots = np.stack([thumbnail(face(i % 5), 60 + i) for i in range(15)])
+    whole = twins.find_twins(shots)
+    monkeypatch.setattr(twins, "_BLOCK", 4)
+    assert np.array_equal(twins.find_twins(shots), whole)
+    assert list(whole) == [i % 5 for i in range(15)]
+
+
+def test_second_grouping_joins_clusters():
+    names = twins.group(["a#0", "b#0", "b#1", "c#0"], np.array([0, 0, 2, 3]), also=["a", "b", "b", "c"])
+    assert names == {"a#0": "a#0", "b#0": "a#0", "b#1": "a#0", "c#0": "c#0"}

@@ -1,0 +1,68 @@
+"""Heads trained on features that were computed once are those that `fi-jax train` trains over the same encoders."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fi_jax.cli.configs import load_config
+from fi_jax.config import Experiment
+from fi_jax.data.counts import count_records
+from fi_jax.data.pipeline import load_mixture
+from fi_jax.experiments.frozen import face_features, frozen_config, train_on_features
+from fi_jax.labels.registry import vocabulary
+from fi_jax.parallel.hosts import Hosts
+from fi_jax.training.loop import train
+from fi_jax.weights.bundle import TrainedModel, load_model
+
+
+def coarse() -> Experiment:
+    """Trained as configs are by default: computed in bfloat16, frozen leaves kept in bfloat16."""
+    config = load_config("tiny")
+    model = replace(config.model, dtype="bfloat16")
+    data = replace(config.data, vocabulary="faces")
+    given = replace(config.train, stage="align", steps=3, warmup_steps=0, frozen_dtype="bfloat16")
+    return replace(config, model=model, data=data, train=given)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> tuple[Path, TrainedModel]:
+    """A run that trained the encoders alone, so that every head over it is fresh."""
+    folder = tmp_path_factory.mktemp("base")
+    config = coarse()
+    config = replace(config, train=replace(config.train, steps=1, trainable=(r".*_encoder/.*",)))
+    assert train(config, folder, Hosts(), lambda _: None) == 0
+    return folder, load_model(folder)
+
+
+@pytest.mark.slow
+def test_kept_features_train_what_training_trains(base, tmp_path):
+    folder, model = base
+    config = frozen_config(coarse(), model)
+    mixture = load_mixture(config.data)
+    features = face_features(model, mixture.records, tmp_path / "features")
+    counts = count_records(mixture.records, vocabulary(config.data.vocabulary))
+    (ours,) = train_on_features([config], features, mixture.epoch, counts, model.prompts, lambda _: None)
+
+    alone = replace(config, train=replace(config.train, init_from=str(folder)))
+    assert train(alone, tmp_path / "run", Hosts(), lambda _: None) == 0
+    wanted = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"head_bce", "head_logic"} < wanted[0].keys() and len(wanted) == 3
+    for line, want in zip(ours.log, wanted, strict=True):
+        np.testing.assert_allclose([line[name] for name in want], list(want.values()), rtol=1e-5, err_msg=str(want))
+    trained = load_model(tmp_path / "run")
+    for path, leaf in ours.leaves.items():
+        np.testing.assert_allclose(leaf, trained.leaves[path], rtol=1e-5, atol=1e-5, err_msg=path)
+    np.testing.assert_array_equal(ours.constants.graph, trained.graph)
+
+
+def test_features_are_computed_once(base, tmp_path, monkeypatch):
+    _, model = base
+    records = load_mixture(frozen_config(coarse(), model).data).records[:4]
+    first = face_features(model, records, tmp_path)
+    monkeypatch.setattr("fi_jax.experiments.frozen._encode_all", None)
+    again = face_features(model, records, tmp_path)
+    assert first.image.dtype == np.float32 and len(list(tmp_path.iterdir())) == 1
+    np.testing.assert_array_equal(first.image, again.image)

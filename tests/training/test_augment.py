@@ -1,0 +1,118 @@
+"""Pictures for the encoders: normalisation, colour-coded maps, and augmentation whose map follows the picture."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fi_jax.faces.masks import FLIPPED, PALETTE
+from fi_jax.training import augment as module
+from fi_jax.training.augment import MEAN, STD, Augmentation, augment, map_to_pixels, to_pixels
+
+STILL = Augmentation(
+    min_scale=1, max_shift=0, aspect=0, rotation=0, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0
+)  # fmt: skip
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
+MASK = RNG.integers(0, 19, (3, 24, 24), dtype=np.uint8)
+
+
+@pytest.fixture(params=[True, False], ids=["one by one", "together"], autouse=True)
+def one_by_one(request, monkeypatch):
+    """Both ways through a batch: the loop of a lone CPU, and all faces at once."""
+    monkeypatch.setattr(module, "_one_by_one", lambda: request.param)
+
+
+def compiled(strength):
+    # A function of its own each time: what was traced for the other way must not be found again.
+    return jax.jit(lambda key, image, mask: augment(key, image, mask, strength))
+
+
+def changed(**strength) -> tuple[np.ndarray, np.ndarray]:
+    from dataclasses import replace
+
+    image, mask = compiled(replace(STILL, **strength))(jax.random.key(0), IMAGE, MASK)
+    return np.asarray(image), np.asarray(mask)
+
+
+def test_pixels_are_normalised_as_clip_does():
+    np.testing.assert_allclose(to_pixels(jnp.asarray(IMAGE), 24), (IMAGE / 255.0 - MEAN) / STD, atol=1e-6)
+    assert to_pixels(jnp.asarray(IMAGE), 8).shape == (3, 8, 8, 3)
+
+
+def test_maps_become_their_palette_even_when_resized():
+    np.testing.assert_allclose(map_to_pixels(jnp.asarray(MASK), 24), (PALETTE[MASK] / 255.0 - MEAN) / STD, atol=1e-5)
+    back = np.asarray(map_to_pixels(jnp.asarray(MASK), 12)) * STD + MEAN
+    # Nearest: no colour in between.
+    distances = np.abs(back[..., None, :] * 255 - PALETTE).max(-1).min(-1)
+    assert distances.max() < 1e-2
+
+
+def test_zero_strength_changes_nothing():
+    image, mask = changed()
+    np.testing.assert_allclose(image, IMAGE, atol=2e-3)
+    np.testing.assert_array_equal(mask, MASK)
+
+
+def test_a_flip_mirrors_both_and_swaps_left_and_right():
+    image, mask = changed(flip=1)
+    np.testing.assert_allclose(image, IMAGE[:, :, ::-1], atol=2e-3)
+    np.testing.assert_array_equal(mask, np.asarray(FLIPPED)[MASK[:, :, ::-1]])
+    assert (np.asarray(FLIPPED) != np.arange(19)).any()
+
+
+def test_the_map_follows_the_geometry():
+    """A picture that shows its own map still does after crop, turn and shift."""
+    y, x = np.mgrid[:48, :48]
+    square = ((abs(y - 20) < 10) & (abs(x - 26) < 8)).astype(np.uint8)
+    picture = np.repeat(square[None, ..., None] * 255, 3, -1).astype(np.uint8)
+    geometry = Augmentation(
+        min_scale=0.7, rotation=0.3, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0
+    )
+    run = compiled(geometry)
+    for seed in range(5):
+        image, mask = run(jax.random.key(seed), picture, square[None])
+        agree = (np.asarray(image)[0, ..., 0] > 127) == (np.asarray(mask)[0] == 1)
+        assert agree.mean() > 0.99
+        assert (np.asarray(mask)[0] != square).any()
+
+
+def test_colours_leave_the_map_alone():
+    image, mask = changed(brightness=0.3, contrast=0.3, saturation=0.5, blur=1.0, grey=0.5, erase=1.0)
+    np.testing.assert_array_equal(mask, MASK)
+    assert np.abs(image - IMAGE).max() > 5
+    assert image.min() >= 0 and image.max() <= 255
+
+
+def test_a_key_decides_everything_and_faces_differ():
+    run = compiled(Augmentation())
+    same = np.repeat(IMAGE[:1], 3, 0), np.repeat(MASK[:1], 3, 0)
+    one, two, other = (run(jax.random.key(seed), *same)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(np.asarray(one - other)).max() > 1
+    assert np.abs(np.asarray(one[0] - one[1])).max() > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_classes_are_still_classes(seed):
+    _, mask = compiled(Augmentation())(jax.random.key(seed), IMAGE, MASK)
+    assert np.asarray(mask).min() >= 0 and np.asarray(mask).max() <= 18
+
+
+def test_one_by_one_and_together_give_the_same(monkeypatch):
+    found = []
+    for way in (True, False):
+        monkeypatch.setattr(module, "_one_by_one", lambda way=way: way)
+        found.append([np.asarray(array) for array in compiled(Augmentation())(jax.random.key(0), IMAGE, MASK)])
+    (image, mask), (other, other_mask) = found
+    # A place that falls between two 256ths of a pixel may be rounded either way: 1 of 255 in a picture of noise.
+    assert np.abs(image - other).max() < 1.2 and (np.abs(image - other) > 1e-3).mean() < 5e-3
+    assert (mask != other_mask).mean() < 5e-3
+
+
+def test_the_blur_reads_neighbours_never_the_other_side():
+    """A picture that is dark left and above, and shifted nowhere, stays dark there."""
+    picture = np.zeros((1, 24, 24, 3), np.uint8)
+    picture[:, -1], picture[:, :, -1] = 255, 255
+    image, _ = compiled(Augmentation(**{**vars(STILL), "blur": 1.0}))(jax.random.key(0), picture, MASK[:1])
+    assert np.asarray(image)[0, 0, :-1].max() == 0 and np.asarray(image)[0, :-1, 0].max() == 0
