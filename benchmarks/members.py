@@ -58,7 +58,8 @@ def _parts(config):
     from fi_jax.labels.registry import vocabulary
     from fi_jax.labels.rule_tables import rules_for
     from fi_jax.training.abstract import batch_shapes, shapes_of_parameters
-    from fi_jax.training.optimizer import split_params, unflatten
+    from fi_jax.training.optimizer import split_params
+    from fi_jax.trees import unflatten
 
     rng = np.random.default_rng(0)
     # The stage does not read the language model.

@@ -23,12 +23,13 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
+from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.question_sampling import training_sequences
 from fi_jax.prompting.sequences import SequenceBuilder
 from fi_jax.prompting.templates import template
-from fi_jax.training.material import slots_of
-from fi_jax.training.optimizer import split_params, unflatten
+from fi_jax.training.optimizer import split_params
 from fi_jax.training.step import StepInputs
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.tokenizers import byte_tokenizer
 

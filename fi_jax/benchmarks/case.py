@@ -16,7 +16,7 @@ from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
 from fi_jax.parallel.mesh import make_mesh
-from fi_jax.training.material import slots_of
+from fi_jax.prompting.builders import slots_of
 from fi_jax.weights.assemble import param_shapes
 
 # Text tokens of the prefix (system prompt) and of one question: 64 in all a question, as `--what` counts them.

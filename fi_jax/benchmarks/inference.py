@@ -18,8 +18,8 @@ from fi_jax.models.attention import Layout
 from fi_jax.models.llama import Llama, unstack_layers
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
-from fi_jax.training.losses import option_probabilities
-from fi_jax.training.optimizer import flatten, unflatten
+from fi_jax.prompting.probabilities import option_probabilities
+from fi_jax.trees import flatten, unflatten
 
 _QUESTION_KEYS = (
     "prefix_tokens",

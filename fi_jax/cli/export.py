@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.faces.parser import load_parser
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.labels.question_bank import questions_for
-    from fi_jax.training.optimizer import flatten
+    from fi_jax.trees import flatten
     from fi_jax.weights.export import export
 
     answerer = load_answerer(model, merge=False)

@@ -55,9 +55,10 @@ def _segment(parser, path: Path, args: argparse.Namespace) -> str:
     from PIL import Image
 
     from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
-    from fi_jax.faces.masks import CLASSES, colourise, write_mask
+    from fi_jax.faces.masks import colourise, write_mask
     from fi_jax.faces.picture_map import faces_in, map_of_picture
     from fi_jax.files import write_bytes
+    from fi_jax.labels.face_parts import CLASSES
     from fi_jax.pictures.images import decode
 
     image = decode(path)

@@ -3,23 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from fi_jax.labels.tasks import age_labels
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.pictures.readable import Box, Readable
 
 Split = Literal["train", "val", "test"]
-Box = tuple[float, float, float, float]
-
-
-class Readable(Protocol):
-    """Whatever gives the bytes of a file: a `pathlib.Path`, a record in a shard, a face drawn on demand."""
-
-    def read_bytes(self) -> bytes:
-        """Returns the whole file."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from fi_jax.data.records import Box
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
 from fi_jax.faces.face_detector import crop_for_model
 from fi_jax.pictures.images import crop_square, decode
+from fi_jax.pictures.readable import Box
 
 Array = np.ndarray
 MOST_FACES = 8

@@ -24,11 +24,12 @@ from fi_jax.faces.map_cache import with_maps
 from fi_jax.knowledge.correlation import Counts, build_graph
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
+from fi_jax.models.pixels import map_to_pixels, to_pixels
 from fi_jax.progress import progress_bar
-from fi_jax.training.augment import map_to_pixels, to_pixels
 from fi_jax.training.members import check_members, make_member_step, member, member_inputs, own_metrics, stack
-from fi_jax.training.optimizer import make_optimizer, unflatten
+from fi_jax.training.optimizer import make_optimizer
 from fi_jax.training.state import Leaves, final_leaves, init_state
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.bundle import TrainedModel
 

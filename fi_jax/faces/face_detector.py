@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fi_jax.data.records import Box
 from fi_jax.errors import UserError
+from fi_jax.pictures.readable import Box
 
 # The cascade sees 24-pixel windows; pictures are brought to a longer side between these before the search.
 MIN_SEARCH_SIDE = 320

@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, UInt8
 from fi_jax.config import from_dict
 from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import CLASSES, write_mask
+from fi_jax.faces.masks import write_mask
 from fi_jax.faces.parser_training import class_probabilities, logits_at, normalise
+from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.pictures.images import load_square
 from fi_jax.progress import progress_bar
-from fi_jax.training.optimizer import flatten, unflatten
+from fi_jax.trees import flatten, unflatten
 from fi_jax.weights.bundle import BUNDLED
 from fi_jax.weights.leaves import load_leaves, save_leaves
 

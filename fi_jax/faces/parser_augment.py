@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from fi_jax.faces.masks import CLASSES, FLIPPED
+from fi_jax.labels.face_parts import CLASSES, FLIPPED
 
 # Classes that are copied from one face to another: glasses, hat, earrings, necklace.
 PASTED = tuple(CLASSES.index(name) for name in ("eye_g", "hat", "ear_r", "neck_l"))

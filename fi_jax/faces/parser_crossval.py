@@ -15,7 +15,6 @@ from PIL import Image
 from fi_jax.data.examples import load_mask
 from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import CLASSES, NUM_CLASSES
 from fi_jax.faces.parser import FaceParser
 from fi_jax.faces.parser_training import (
     ParserTrainer,
@@ -26,6 +25,7 @@ from fi_jax.faces.parser_training import (
     intersection_over_union,
     on_device,
 )
+from fi_jax.labels.face_parts import CLASSES, NUM_CLASSES
 from fi_jax.models.segformer import Segformer
 from fi_jax.pictures.images import load_square
 

@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from fi_jax.data.splits import hash_fraction
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import FLIPPED, NUM_CLASSES
 from fi_jax.faces.parser_augment import PASTED, ParserAugmentation, augment
+from fi_jax.labels.face_parts import FLIPPED, NUM_CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 
 # ImageNet's statistics, as every SegFormer expects.

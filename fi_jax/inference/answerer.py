@@ -19,13 +19,13 @@ from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
+from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.prompting.builders import slots_of
+from fi_jax.prompting.probabilities import option_probabilities
 from fi_jax.prompting.sequences import SequenceBuilder
 from fi_jax.prompting.sequences import Tokenizer as Encodes
 from fi_jax.prompting.templates import template
-from fi_jax.training.augment import map_to_pixels, to_pixels
-from fi_jax.training.losses import option_probabilities
-from fi_jax.training.material import slots_of
-from fi_jax.training.optimizer import unflatten
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.tokenizers import load_tokenizer

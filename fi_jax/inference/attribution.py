@@ -17,7 +17,7 @@ from fi_jax.errors import UserError
 from fi_jax.inference.answerer import Answerer
 from fi_jax.labels.questions import Question
 from fi_jax.models.face_insight import FaceInsight
-from fi_jax.training.augment import map_to_pixels, to_pixels
+from fi_jax.models.pixels import map_to_pixels, to_pixels
 
 
 @dataclass(frozen=True)

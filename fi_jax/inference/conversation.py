@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from fi_jax.data.records import Box
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import map_of
 from fi_jax.inference.answerer import Answerer
@@ -20,9 +19,10 @@ from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.tasks import expected_age, median_age
 from fi_jax.pictures.images import crop_square
+from fi_jax.pictures.readable import Box
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, describe_answers
+from fi_jax.prompting.probabilities import label_probabilities
 from fi_jax.prompting.statements import agrees
-from fi_jax.training.losses import label_probabilities
 
 DESCRIBE = "Describe this face."
 # Words that name a choice; the first that occurs decides. Attributes are matched by their own question.

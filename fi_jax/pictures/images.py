@@ -11,8 +11,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from fi_jax.data.records import Box, Readable
 from fi_jax.errors import UserError
+from fi_jax.pictures.readable import Box, Readable
 from fi_jax.pictures.resize import resize
 
 # Larger pictures are refused: one of 200 megapixels already takes 600 MB decoded.

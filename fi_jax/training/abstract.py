@@ -18,9 +18,10 @@ from fi_jax.models.llama import unstack_layers
 from fi_jax.parallel.memory import TEXT_TOKENS
 from fi_jax.parallel.mesh import run_on
 from fi_jax.parallel.rules import activation_scope, batch_sharding, replicated, state_shardings
-from fi_jax.training.optimizer import make_optimizer, split_params, unflatten
+from fi_jax.training.optimizer import make_optimizer, split_params
 from fi_jax.training.state import TrainState, init_state
 from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
 
 # cuBLAS adds an adapter's product to a sum inside it (`models.projections`). By default XLA tries its own Triton kernels

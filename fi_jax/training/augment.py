@@ -1,4 +1,4 @@
-"""Pictures on the accelerator: normalisation, colour-coding of maps, and augmentation keyed by the step.
+"""Augmentation of pictures and their maps on the accelerator, keyed by the step.
 
 Augmenting inside the jitted step keeps the host to decoding alone, and makes the picture a pure function of
 (seed, step, row): a resumed run sees the same pixels.
@@ -11,11 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
-from fi_jax.faces.masks import FLIPPED, PALETTE
-
-# CLIP's image statistics.
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+from fi_jax.labels.face_parts import FLIPPED
 
 
 @dataclass(frozen=True)
@@ -39,23 +35,6 @@ class Augmentation:
         """Returns every part at `strength` times its own, 0 to 1; the flip stays, as it costs a picture nothing."""
         parts = {name: strength * value for name, value in asdict(self).items()}
         return Augmentation(**parts | {"min_scale": 1 - strength * (1 - self.min_scale), "flip": self.flip})
-
-
-def to_pixels(image: UInt8[Array, "b y x 3"] | Float[Array, "b y x 3"], size: int) -> Float[Array, "b s s 3"]:
-    """Resizes (bilinear, anti-aliased) and normalises pictures with values 0..255 for a CLIP-style encoder."""
-    x = image.astype(jnp.float32) / 255.0
-    if image.shape[1:3] != (size, size):
-        x = jax.image.resize(x, (image.shape[0], size, size, 3), "linear", antialias=True)
-    return (x - MEAN) / STD
-
-
-def map_to_pixels(mask: UInt8[Array, "b y x"] | Int[Array, "b y x"], size: int) -> Float[Array, "b s s 3"]:
-    """Colour-codes a segmentation map by the 19-class palette, as a picture for the segmentation encoder."""
-    if mask.shape[1:3] != (size, size):
-        rows = (jnp.arange(size) * mask.shape[1] + mask.shape[1] // 2) // size
-        cols = (jnp.arange(size) * mask.shape[2] + mask.shape[2] // 2) // size
-        mask = mask[:, rows][:, :, cols]
-    return (jnp.asarray(PALETTE, jnp.float32)[mask.astype(jnp.int32)] / 255.0 - MEAN) / STD
 
 
 def augment(

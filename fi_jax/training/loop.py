@@ -26,11 +26,12 @@ from fi_jax.parallel.rules import activation_scope, fetch, local_rows, place, pl
 from fi_jax.training.abstract import jit_step
 from fi_jax.training.checkpoints import Checkpoints
 from fi_jax.training.material import learnt_from, make_transform, training_graph
-from fi_jax.training.optimizer import cast, make_optimizer, split_params, unflatten
+from fi_jax.training.optimizer import cast, make_optimizer, split_params
 from fi_jax.training.run_folder import RunLog
 from fi_jax.training.state import Leaves, TrainState, final_leaves, init_state
 from fi_jax.training.step import StepInputs
 from fi_jax.training.warm_start import word_connector
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
 from fi_jax.weights.tokenizers import load_tokenizer

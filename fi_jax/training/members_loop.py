@@ -38,10 +38,11 @@ from fi_jax.training.members import (
     shares_encoders,
     stack,
 )
-from fi_jax.training.optimizer import cast, make_optimizer, split_params, unflatten
+from fi_jax.training.optimizer import cast, make_optimizer, split_params
 from fi_jax.training.run_folder import RunLog
 from fi_jax.training.state import TrainState, init_state
 from fi_jax.training.warm_start import word_connector
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
 from fi_jax.weights.tokenizers import load_tokenizer

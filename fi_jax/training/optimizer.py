@@ -1,25 +1,14 @@
 """The optimiser of the trained tree, and which leaves are trained."""
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
 from fi_jax.config import TrainConfig
 from fi_jax.errors import UserError
-
-
-def flatten(tree: dict) -> dict[str, Any]:
-    """Returns a nested parameter tree, of arrays or of what stands for them, as {"a/b/c": leaf}."""
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
-def unflatten(leaves: dict[str, Any]) -> dict:
-    """The inverse of `flatten`."""
-    return traverse_util.unflatten_dict(leaves, sep="/")
+from fi_jax.trees import flatten, unflatten
 
 
 def split_params(params: dict, patterns: tuple[str, ...]) -> tuple[dict, dict]:

@@ -12,7 +12,8 @@ from fi_jax.config import Experiment
 from fi_jax.knowledge.logic import RuleTable
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
-from fi_jax.training.augment import Augmentation, augment, map_to_pixels, to_pixels
+from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.training.augment import Augmentation, augment
 from fi_jax.training.losses import Answers, loss_terms, painting_error, total
 from fi_jax.training.mixup import mixup
 from fi_jax.training.optimizer import merge_params

@@ -13,7 +13,7 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
 from fi_jax.prompting.templates import template
-from fi_jax.training.optimizer import unflatten
+from fi_jax.trees import unflatten
 
 # How far a label holds, as the connector sees it: σ(s_i).
 _GATES = np.linspace(0.0, 1.0, 9, dtype=np.float32)

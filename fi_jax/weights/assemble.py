@@ -16,7 +16,7 @@ from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight
 from fi_jax.parallel.rules import param_shardings, place, place_parameter
-from fi_jax.training.optimizer import flatten, unflatten
+from fi_jax.trees import flatten, unflatten
 from fi_jax.weights import mapping
 from fi_jax.weights.bundle import is_llm_adapter
 from fi_jax.weights.peft import Adapter, import_peft

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import CLASSES, FLIPPED, PALETTE
+from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.pixels import MEAN, STD
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.prompting.sequences import SequenceBuilder
-from fi_jax.training.augment import MEAN, STD
 from fi_jax.weights import hf_write, mapping, stream
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.huggingface import resolve_folder

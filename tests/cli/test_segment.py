@@ -13,7 +13,8 @@ from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.faces import parser as parsing
 from fi_jax.faces import picture_map
-from fi_jax.faces.masks import CLASSES, read_mask
+from fi_jax.faces.masks import read_mask
+from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.weights.bundle import BUNDLED
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import transformers
+from clip_preprocess import clip_pixels, llava_prompt, resize_and_crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fi_jax.data.clip_preprocess import clip_pixels, llava_prompt, resize_and_crop
 from fi_jax.errors import UserError
 
 CHAT_TEMPLATE = (

@@ -8,8 +8,9 @@ from fi_jax.data.records import encode_labels
 from fi_jax.data.sources.registry import open_source
 from fi_jax.data.synthetic.face import draw_face, traits_of
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import CLASSES, NUM_CLASSES, read_mask
+from fi_jax.faces.masks import read_mask
 from fi_jax.knowledge.correlation import conditional, empty, update
+from fi_jax.labels.face_parts import CLASSES, NUM_CLASSES
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.pictures.images import decode

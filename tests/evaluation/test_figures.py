@@ -24,8 +24,8 @@ from fi_jax.evaluation.figures.headings import HEADINGS, heading_of
 from fi_jax.evaluation.figures.summary import attributes_figure, confusion_figure, groups_figure, reliability_figure
 from fi_jax.evaluation.predictions import Prediction, write_predictions
 from fi_jax.evaluation.summarise import summarise, write_summary
-from fi_jax.faces.masks import CLASSES
 from fi_jax.inference.attribution import Looked
+from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
 

@@ -12,11 +12,11 @@ from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.faces import parser_training as training
-from fi_jax.faces.masks import CLASSES, FLIPPED, NUM_CLASSES
 from fi_jax.faces.masks import flip as flip_mask
 from fi_jax.faces.parser import FaceParser, load_parser, parse, parse_crop, save_parser
 from fi_jax.faces.parser_augment import ParserAugmentation, augment
 from fi_jax.faces.parser_crossval import Pairs, cross_validate, read_pairs, report, score, summary, train
+from fi_jax.labels.face_parts import CLASSES, FLIPPED, NUM_CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 
 REAL = Path("../shared/data/celebamask_hq")

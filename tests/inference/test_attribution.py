@@ -14,14 +14,15 @@ from fi_jax.config import VitConfig
 from fi_jax.data.synthetic.face import draw_face, traits_of
 from fi_jax.data.synthetic.traits import labels_of
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import CLASSES, colourise
+from fi_jax.faces.masks import colourise
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.attribution import look, neutral_pixels
+from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.training.augment import map_to_pixels, to_pixels
-from fi_jax.training.optimizer import unflatten
+from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.tokenizers import byte_tokenizer
 

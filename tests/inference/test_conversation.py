@@ -13,7 +13,7 @@ from fi_jax.inference.conversation import Answer, Asked, Reply, _consistent, con
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.training.optimizer import unflatten
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.tokenizers import byte_tokenizer

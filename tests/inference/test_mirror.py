@@ -12,7 +12,7 @@ from fi_jax.faces.masks import flip
 from fi_jax.inference.answerer import Answerer
 from fi_jax.labels.registry import vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.training.optimizer import unflatten
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 
 

@@ -11,7 +11,7 @@ from fi_jax.cli.configs import load_config
 from fi_jax.config import LoraConfig
 from fi_jax.inference.prepare import ready, without_adapters
 from fi_jax.models.face_insight import Constants, FaceInsight
-from fi_jax.training.optimizer import unflatten
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import dummy_batch, param_shapes
 
 # Compiling is what takes the time; the values do not depend on how well it runs.

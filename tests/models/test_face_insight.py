@@ -12,9 +12,9 @@ from fi_jax.models.face_insight import KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Alignm
 from fi_jax.parallel.collectives import collectives
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.rules import batch_sharding
-from fi_jax.training.material import slots_of
-from fi_jax.training.optimizer import unflatten
+from fi_jax.prompting.builders import slots_of
 from fi_jax.training.step import add_pixels
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from fi_jax.cli.configs import load_config
-from fi_jax.training.optimizer import split_params, unflatten
+from fi_jax.training.optimizer import split_params
+from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
 
 

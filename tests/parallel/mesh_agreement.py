@@ -29,9 +29,10 @@ def main() -> int:
     from fi_jax.parallel.mesh import make_mesh
     from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
     from fi_jax.training.abstract import batch_shapes, jit_step, prefix_slots
-    from fi_jax.training.optimizer import make_optimizer, split_params, unflatten
+    from fi_jax.training.optimizer import make_optimizer, split_params
     from fi_jax.training.state import init_state
     from fi_jax.training.step import StepInputs
+    from fi_jax.trees import unflatten
     from fi_jax.weights.assemble import param_shapes
 
     config = load_config("tiny")

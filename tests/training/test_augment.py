@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fi_jax.faces.masks import FLIPPED, PALETTE
+from fi_jax.labels.face_parts import FLIPPED, PALETTE
+from fi_jax.models.pixels import MEAN, STD, map_to_pixels, to_pixels
 from fi_jax.training import augment as module
-from fi_jax.training.augment import MEAN, STD, Augmentation, augment, map_to_pixels, to_pixels
+from fi_jax.training.augment import Augmentation, augment
 
 STILL = Augmentation(
     min_scale=1, max_shift=0, aspect=0, rotation=0, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0

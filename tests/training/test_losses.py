@@ -13,15 +13,8 @@ from fi_jax.config import LossConfig
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.rules import Rule, excludes
 from fi_jax.labels.vocabulary import Label, Vocabulary
-from fi_jax.training.losses import (
-    TERMS,
-    Answers,
-    label_chances,
-    label_probabilities,
-    loss_terms,
-    option_probabilities,
-    total,
-)
+from fi_jax.prompting.probabilities import label_chances, label_probabilities, option_probabilities
+from fi_jax.training.losses import TERMS, Answers, loss_terms, total
 
 VOCABULARY = Vocabulary("abcd", tuple(Label(name, name) for name in "abcd"))
 RULES: tuple[Rule, ...] = (excludes("a", ("b",), "test"), excludes("c", ("d",), "test"))

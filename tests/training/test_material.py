@@ -9,7 +9,8 @@ from fi_jax.cli.configs import load_config
 from fi_jax.config import DataConfig
 from fi_jax.errors import UserError
 from fi_jax.labels.registry import vocabulary
-from fi_jax.training.material import make_transform, training_builders
+from fi_jax.prompting.builders import training_builders
+from fi_jax.training.material import make_transform
 from fi_jax.weights.tokenizers import byte_tokenizer
 
 VOCABULARY = vocabulary("faces")

@@ -10,15 +10,8 @@ import pytest
 
 from fi_jax.config import TrainConfig
 from fi_jax.errors import UserError
-from fi_jax.training.optimizer import (
-    cast,
-    flatten,
-    learning_rate,
-    make_optimizer,
-    merge_params,
-    split_params,
-    unflatten,
-)
+from fi_jax.training.optimizer import cast, learning_rate, make_optimizer, merge_params, split_params
+from fi_jax.trees import flatten, unflatten
 
 TREE = {
     "head": {"out": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "log_scale": jnp.ones(())},

@@ -11,9 +11,10 @@ import pytest
 from fi_jax.models.face_insight import FaceInsight
 from fi_jax.models.llama import unstack_layers
 from fi_jax.training.losses import TERMS
-from fi_jax.training.optimizer import make_optimizer, merge_params, unflatten
+from fi_jax.training.optimizer import make_optimizer, merge_params
 from fi_jax.training.state import TrainState, final_leaves, init_state
 from fi_jax.training.step import add_pixels, batch_loss, forward, make_train_step
+from fi_jax.trees import unflatten
 
 
 def start(small, config=None) -> TrainState:

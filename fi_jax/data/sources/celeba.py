@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int8
 
-from fi_jax.data.records import Box, FaceRecord, Split
+from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, missing_and_unlabelled, read_text, require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
@@ -14,6 +14,7 @@ from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.labels import celeba as labels
 from fi_jax.pictures import images
+from fi_jax.pictures.readable import Box
 
 NAME = "celeba"
 _ATTRIBUTES = tuple(f"{d}list_attr_celeba.{e}" for e in ("txt", "csv") for d in ("", "Anno/"))

@@ -4,14 +4,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fi_jax.data.records import FaceRecord, Readable
+from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources import celeba
 from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import CLASSES, PartFiles
+from fi_jax.faces.masks import PartFiles
+from fi_jax.labels.face_parts import CLASSES
+from fi_jax.pictures.readable import Readable
 
 NAME = "celebamask_hq"
 _PICTURES = ("images", "CelebA-HQ-img")

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from fi_jax.data.records import Box, FaceRecord
+from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.near_duplicate_clusters import cluster_names
 from fi_jax.data.sources.reading import find, picture_key, read_rows, require_pictures, require_root, without_duplicates
 from fi_jax.data.sources.source import Findings, FolderSource
@@ -11,6 +11,7 @@ from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.labels.tasks import EXPRESSION, EXPRESSIONS, one_of
 from fi_jax.pictures.images import enlarge
+from fi_jax.pictures.readable import Box
 
 NAME = "expw"
 # The labelled boxes are tight; so much larger they hold what other sets' face crops hold.

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fi_jax.data import near_duplicates as twins
-from fi_jax.data.records import Box
 from fi_jax.errors import UserError
 from fi_jax.files import cache_folder, write_json
 from fi_jax.pictures import images
+from fi_jax.pictures.readable import Box
 from fi_jax.progress import progress_bar
 
 _VERSION = 1

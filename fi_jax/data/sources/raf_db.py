@@ -4,7 +4,7 @@ import math
 import re
 from pathlib import Path
 
-from fi_jax.data.records import Box, FaceRecord, Split
+from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.reading import (
     find,
     missing_and_unlabelled,
@@ -21,6 +21,7 @@ from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.labels.tasks import EXPRESSION, GENDER, RACE_GROUPS, one_of
 from fi_jax.pictures.images import enlarge, picture_size
+from fi_jax.pictures.readable import Box
 
 NAME = "raf_db"
 # The release's codes 1 to 7.

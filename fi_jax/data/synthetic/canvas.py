@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from fi_jax.faces.masks import CLASSES
+from fi_jax.labels.face_parts import CLASSES
 
 Points = Float[np.ndarray, "n 2"]
 Colour = Sequence[float] | Float[np.ndarray, "3"]

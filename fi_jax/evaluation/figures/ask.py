@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of, readable
-from fi_jax.faces.masks import CLASSES
+from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.questions import Question
 from fi_jax.labels.tasks import expected_age
 
