@@ -47,7 +47,7 @@ class RuleTable(NamedTuple):
     rest_valid: Bool[NumpyOrJax, "r k"]
 
 
-class Chances(NamedTuple):
+class LogProbs(NamedTuple):
     """Probabilities of labels as logarithms, of yes and of no.
 
     Both, since float32 has lost 1 - p where p is near 1, and that is all that a rule broken for certain goes by.
@@ -57,10 +57,10 @@ class Chances(NamedTuple):
     no: Float[Array, "b n"]
 
 
-def chances(logits: Float[Array, "b n"]) -> Chances:
+def log_probs(logits: Float[Array, "b n"]) -> LogProbs:
     """Returns what independent yes/no logits say of each label."""
     logits = logits.astype(jnp.float32)
-    return Chances(jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits))
+    return LogProbs(jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits))
 
 
 class LogicPieces(NamedTuple):
@@ -128,7 +128,7 @@ class _Events(NamedTuple):
     many: Float[Array, "b r"]
 
 
-def _events(members: Chances) -> _Events:
+def _events(members: LogProbs) -> _Events:
     """The events of independent members (`b r m`): sums of products of what they give, no differences."""
     yes, no = members
     before, after = _elsewhere(no)
@@ -138,7 +138,7 @@ def _events(members: Chances) -> _Events:
     return _Events(none, _log_sum(yes + before + after), _log_complement(none), many)
 
 
-def _choice_events(members: Chances, rest: Float[Array, "b r"], whole: Bool[NumpyOrJax, "b r"]) -> _Events:
+def _choice_events(members: LogProbs, rest: Float[Array, "b r"], whole: Bool[NumpyOrJax, "b r"]) -> _Events:
     """The events of alternatives of one choice: their probabilities add up, and `rest` is what is left (if `whole`)."""
     yes, no = members
     # Else from what the likeliest leaves, less the others.
@@ -181,20 +181,20 @@ class _Judged(NamedTuple):
     """A batch seen through the rules."""
 
     kind: Int[Array, "r"]
-    premise: Chances
-    members: Chances
+    premise: LogProbs
+    members: LogProbs
     events: _Events
     mask: Bool[Array, "b r"]
 
 
-def _judge(said: Chances, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool) -> _Judged:
-    said = Chances(*(jnp.maximum(part.astype(jnp.float32), _NEVER) for part in said))
+def _judge(said: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool) -> _Judged:
+    said = LogProbs(*(jnp.maximum(part.astype(jnp.float32), _NEVER) for part in said))
     table = RuleTable(*(jnp.asarray(part) for part in table))
     in_scope = jnp.asarray(in_scope)
     member_in, mask = _scope(in_scope, table)
-    premise = Chances(*(part[:, table.premise] for part in said))
+    premise = LogProbs(*(part[:, table.premise] for part in said))
     yes, no = (part[:, table.members] for part in said)
-    members = Chances(jnp.where(member_in, yes, _NEVER), jnp.where(member_in, no, 0.0))
+    members = LogProbs(jnp.where(member_in, yes, _NEVER), jnp.where(member_in, no, 0.0))
     kind, events = jnp.asarray(table.kind), _events(members)
     if categorical:
         rest_in = in_scope[:, table.rest] & table.rest_valid
@@ -234,7 +234,7 @@ def _evenly(x: Float[Array, "b r"], kind: Int[Array, "r"]) -> Float[Array, "b r"
 
 
 def violations(
-    said: Chances, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
+    said: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
 ) -> tuple[Float[Array, "b r"], Bool[Array, "b r"]]:
     """Returns `(v, mask)`: how far each rule is broken on each face, in [0, 1], and where it is in scope.
 
@@ -263,7 +263,7 @@ def _cost(judged: _Judged) -> Float[Array, "b r"]:
 
 
 def logic_pieces(
-    said: Chances, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
+    said: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
 ) -> LogicPieces:
     """Returns the additive pieces of L_c of a batch (arguments as in `violations`)."""
     judged = _judge(said, in_scope, table, categorical)
@@ -288,7 +288,7 @@ def logic_pieces(
     )
 
 
-def _others(members: Chances) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
+def _others(members: LogProbs) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
     """Σ_i sg(p_i)·Pr(some other member holds), and Σ_i sg(p_i)."""
     premise = jnp.exp(jax.lax.stop_gradient(members.yes))
     before, after = _elsewhere(members.no)
@@ -312,7 +312,7 @@ def combine(pieces: LogicPieces, form: Literal["semantic", "lcp"], alpha: float)
 
 
 def logic_loss(
-    said: Chances,
+    said: LogProbs,
     in_scope: Bool[Array, "b n"],
     table: RuleTable,
     form: Literal["semantic", "lcp"] = "semantic",

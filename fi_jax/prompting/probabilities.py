@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fi_jax.knowledge.logic import Chances
+from fi_jax.knowledge.logic import LogProbs
 
 
 def option_probabilities(logits: Float[Array, "b q k"]) -> Float[Array, "b q k"]:
@@ -26,9 +26,9 @@ def label_probabilities(
     return values / jnp.maximum(times, 1.0), times > 0
 
 
-def label_chances(
+def label_log_probs(
     logits: Float[Array, "b q k"], batch: dict[str, Array], num_labels: int
-) -> tuple[Chances, Bool[Array, "b n"]]:
+) -> tuple[LogProbs, Bool[Array, "b n"]]:
     """The same from option logits, as logarithms of ŷ and of 1 - ŷ that are exact wherever ŷ is."""
     index, rows = _places(batch, num_labels)
     times = _times(batch, num_labels)
@@ -45,7 +45,7 @@ def label_chances(
     likeliest = jax.nn.one_hot(jnp.argmax(yes, -1), yes.shape[-1], dtype=bool)
     left = jax.nn.logsumexp(jnp.where(likeliest, -jnp.inf, yes), axis=-1, keepdims=True)
     no = jnp.where(likeliest, left, jnp.log1p(-jnp.exp(jnp.where(likeliest, -1.0, yes))))
-    return Chances(mean(yes), mean(no)), times > 0
+    return LogProbs(mean(yes), mean(no)), times > 0
 
 
 def _places(batch: dict[str, Array], num_labels: int) -> tuple[Int[Array, "b qk"], Int[Array, "b 1"]]:

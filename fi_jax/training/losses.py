@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fi_jax.config import LossConfig
-from fi_jax.knowledge.logic import RuleTable, chances, logic_loss
-from fi_jax.prompting.probabilities import label_chances
+from fi_jax.knowledge.logic import RuleTable, log_probs, logic_loss
+from fi_jax.prompting.probabilities import label_log_probs
 
 TERMS = ("lm", "bce", "logic", "head_bce", "head_logic")
 
@@ -69,13 +69,13 @@ def loss_terms(
         whole = batch["whole"][:, None] if "whole" in batch else True
         in_scope = jnp.broadcast_to(real & whole, answers.scores.shape)
         terms["head_logic"] = logic_loss(
-            chances(answers.scores), in_scope, rules, config.logic_form, config.logic_alpha
+            log_probs(answers.scores), in_scope, rules, config.logic_form, config.logic_alpha
         )
     if answers.option_logits is not None:
         if config.bce:
             terms["bce"] = _closed(answers.option_logits, batch)
         if config.logic:
-            said, asked = label_chances(answers.option_logits, batch, num_labels)
+            said, asked = label_log_probs(answers.option_logits, batch, num_labels)
             terms["logic"] = logic_loss(
                 said, asked & real, rules, config.logic_form, config.logic_alpha, categorical=True
             )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.knowledge import logic
-from fi_jax.knowledge.logic import Chances, LogicPieces, broken, chances, compile_rules, violation_rate
+from fi_jax.knowledge.logic import LogicPieces, LogProbs, broken, compile_rules, log_probs, violation_rate
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.rules import Rule, excludes, implies
@@ -29,9 +29,9 @@ TABLE = compile_rules(RULES, VOCAB)
 N = len(VOCAB)
 
 
-def of(p) -> Chances:
+def of(p) -> LogProbs:
     """What probabilities say, as the module takes it."""
-    return Chances(jnp.log(p), jnp.log1p(-p))
+    return LogProbs(jnp.log(p), jnp.log1p(-p))
 
 
 # Of probabilities. Compiled once: op-by-op dispatch is most of the time otherwise.
@@ -108,7 +108,9 @@ def test_zero_exactly_when_every_rule_holds(form):
 @pytest.mark.parametrize("categorical", [False, True])
 def test_finite_with_finite_gradients_when_certain(form, categorical):
     def loss(logits):
-        return logic.logic_loss(chances(logits), jnp.ones(logits.shape, bool), TABLE, form, categorical=categorical)[0]
+        return logic.logic_loss(log_probs(logits), jnp.ones(logits.shape, bool), TABLE, form, categorical=categorical)[
+            0
+        ]
 
     for certainty in (0.0, 20.0, 90.0, 1e3, 1e9):
         logits = np.where(ALL, certainty, -certainty).astype(np.float32)
@@ -121,7 +123,7 @@ def test_an_implication_never_denies_its_premise(form):
     table = compile_rules([implies("a", "bc", "test")], VOCAB)
 
     def loss(logits):
-        total, count = logic.logic_loss(chances(logits), jnp.ones(logits.shape, bool), table, form)
+        total, count = logic.logic_loss(log_probs(logits), jnp.ones(logits.shape, bool), table, form)
         return total / count
 
     logits = jnp.zeros((3, N)).at[:, 0].set(1.0)
@@ -166,7 +168,7 @@ def test_lcp_skips_rules_without_premise_mass():
     total, count = logic_loss(np.zeros((4, N), np.float32), np.ones((4, N), bool), table, "lcp")
     assert total == 0 and count == 0
     every, never = jnp.ones((4, N), bool), jnp.full((4, N), -1e9)
-    gradient = jax.grad(lambda s: logic.logic_loss(chances(s), every, table, "lcp")[0])(never)
+    gradient = jax.grad(lambda s: logic.logic_loss(log_probs(s), every, table, "lcp")[0])(never)
     assert np.isfinite(gradient).all()
 
 
@@ -231,14 +233,14 @@ def compared():
         table = compile_rules([rule, RULES[3]] if categorical else [rule], VOCAB)
 
         def cost(logits):
-            said = chances(logits)
+            said = log_probs(logits)
             if categorical:
                 yes = jax.nn.log_softmax(logits[:, 4:])
                 rest = jnp.stack([jnp.delete(yes, i, 1, assume_unique_indices=True) for i in range(3)], 1)
                 no = jax.nn.logsumexp(rest, -1)
-                said = Chances(said.yes.at[:, 4:].set(yes), said.no.at[:, 4:].set(no))
+                said = LogProbs(said.yes.at[:, 4:].set(yes), said.no.at[:, 4:].set(no))
             one = lambda yes, no: logic.logic_loss(  # noqa: E731
-                Chances(yes[None], no[None]), jnp.ones((1, N), bool), table, categorical=categorical
+                LogProbs(yes[None], no[None]), jnp.ones((1, N), bool), table, categorical=categorical
             )
             return jax.vmap(one)(*said)[0]
 
@@ -284,7 +286,7 @@ def test_a_certain_breach_still_pulls():
     """Where sigmoid has rounded to one, the gradient is that of the logits."""
     table = compile_rules(RULES[:1], VOCAB)
     logits = jnp.full((1, N), -30.0).at[0, 0].set(30.0)
-    cost, slope = costs_and_slopes(lambda s: logic.logic_loss(chances(s), jnp.ones((1, N), bool), table)[0], logits)
+    cost, slope = costs_and_slopes(lambda s: logic.logic_loss(log_probs(s), jnp.ones((1, N), bool), table)[0], logits)
     np.testing.assert_allclose(cost, 30 - np.log(3), rtol=1e-6)
     np.testing.assert_allclose(slope[0, :4], [0, -1 / 3, -1 / 3, 0], rtol=1e-5)
 

@@ -13,7 +13,7 @@ from fi_jax.config import LossConfig
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.rules import Rule, excludes
 from fi_jax.labels.vocabulary import Label, Vocabulary
-from fi_jax.prompting.probabilities import label_chances, label_probabilities, option_probabilities
+from fi_jax.prompting.probabilities import label_log_probs, label_probabilities, option_probabilities
 from fi_jax.training.losses import TERMS, Answers, loss_terms, total
 
 VOCABULARY = Vocabulary("abcd", tuple(Label(name, name) for name in "abcd"))
@@ -129,22 +129,22 @@ def test_labels_asked_twice_get_the_mean_and_unasked_ones_are_out_of_scope():
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 10.0, 40.0]))
-def test_chances_are_the_logarithms_of_label_probabilities(seed, scale):
+def test_log_probs_are_the_logarithms_of_label_probabilities(seed, scale):
     answers, batch = made(seed)
     logits = np.where(batch["option_tokens"] >= 0, scale * np.asarray(answers.option_logits), -1e9).astype(np.float32)
     # Label 1 is asserted by both questions.
     batch["option_labels"] = np.tile(np.array([[1, -1, -1, -1], [1, 2, 3, -1], [-1] * 4]), (B, 1, 1))
-    chances, asked = label_chances(jnp.asarray(logits), batch, N)
+    said_logs, asked = label_log_probs(jnp.asarray(logits), batch, N)
     assert asked.tolist() == [[False, True, True, True]] * B
     said = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     said /= said.sum(-1, keepdims=True)
     other = np.stack([np.delete(said, k, -1).sum(-1) for k in range(K)], -1)
-    for logs, p in ((chances.yes, said), (chances.no, other)):
+    for logs, p in ((said_logs.yes, said), (said_logs.no, other)):
         want = np.log(np.stack([(p[:, 0, 0] + p[:, 1, 0]) / 2, p[:, 1, 1], p[:, 1, 2]], -1))
         np.testing.assert_allclose(logs[:, 1:], want, rtol=1e-5, atol=1e-6)
     p, asked_too = label_probabilities(option_probabilities(jnp.asarray(logits)), batch, N)
     np.testing.assert_array_equal(asked, asked_too)
-    np.testing.assert_allclose(np.exp(chances.yes[:, 1:]), p[:, 1:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.exp(said_logs.yes[:, 1:]), p[:, 1:], rtol=1e-5, atol=1e-6)
 
 
 def test_option_probabilities_leave_padding_out():
