@@ -165,7 +165,7 @@ class KnowledgeConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What paints hidden patches in stage `pretrain` (a masked autoencoder, He et al. 2022); no other stage has it."""
+    """What reconstructs hidden patches in stage `pretrain` (a masked autoencoder, He et al. 2022); no other stage has it."""
 
     # 0: no decoder.
     num_layers: int = 0
@@ -300,7 +300,7 @@ class LossConfig:
     logic: float = 1.0
     head_bce: float = 1.0
     head_logic: float = 1.0
-    # Error of painted patches; stage `pretrain` has this term alone.
+    # Error of reconstructed patches; stage `pretrain` has this term alone.
     pixels: float = 1.0
     logic_form: Literal["semantic", "lcp"] = "semantic"
     # alpha of the lcp form: weight of the excluded against the implied frequency.
@@ -316,7 +316,7 @@ class LossConfig:
 class TrainConfig:
     """Optimisation and bookkeeping of one stage.
 
-    Stage `pretrain` teaches the image encoder to paint hidden patches, without labels; stage `align` runs the encoders
+    Stage `pretrain` teaches the image encoder to reconstruct hidden patches, without labels; stage `align` runs the encoders
     and the alignment head alone (no LLM); stage `instruct` runs everything.
     """
 

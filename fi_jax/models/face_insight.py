@@ -118,7 +118,7 @@ class FaceInsight(nn.Module):
         segmentation = self.segmentation_encoder(map_pixels, train=train)
         return Faces(image.tokens, image.pooled, segmentation.tokens, segmentation.pooled)
 
-    def paint(
+    def reconstruct(
         self, pixels: Float[Array, "b y x 3"], keep: Int[Array, "b k"], train: bool = False
     ) -> Float[Array, "b i c"]:
         """Paints all patches from the visible ones (stage `pretrain`; see `models.masked`)."""
@@ -192,7 +192,7 @@ class FaceInsight(nn.Module):
     def __call__(self, batch: dict[str, Array], constants: Constants, train: bool = False):
         """Touches every parameter once (for `init`): returns scores, option logits and answer logits."""
         if self.config.decoder.num_layers:
-            self.paint(batch["pixels"], jnp.zeros((batch["pixels"].shape[0], 1), jnp.int32), train)
+            self.reconstruct(batch["pixels"], jnp.zeros((batch["pixels"].shape[0], 1), jnp.int32), train)
         faces = self.encode(batch["pixels"], batch["map_pixels"], train)
         alignment = self.align(faces, constants)
         sequence = self.sequence(faces, alignment, batch)

@@ -1,6 +1,6 @@
-"""Masked pre-training of an encoder: which patches are hidden, the decoder that paints them, and its targets.
+"""Masked pre-training of an encoder: which patches are hidden, the decoder that reconstructs them, and its targets.
 
-After He et al. 2022 (a masked autoencoder): the encoder sees a few patches, a small decoder paints the others, and what
+After He et al. 2022 (a masked autoencoder): the encoder sees a few patches, a small decoder reconstructs the others, and what
 is compared are patches normalised one by one. Ours is a stage before the paper's own, for encoders that start from
 nothing: faces teach it without labels. The decoder is dropped afterwards.
 """

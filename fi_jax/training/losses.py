@@ -84,11 +84,11 @@ def loss_terms(
     return terms
 
 
-def painting_error(
-    painted: Float[Array, "b i c"], targets: Float[Array, "b i c"], hidden: Bool[Array, "b i"]
+def mae_loss(
+    reconstructed: Float[Array, "b i c"], targets: Float[Array, "b i c"], hidden: Bool[Array, "b i"]
 ) -> tuple[Array, Array]:
     """Sum and count over hidden patches of the mean squared error of their values."""
-    return jnp.sum(jnp.mean((painted - targets) ** 2, axis=-1) * hidden), jnp.sum(hidden)
+    return jnp.sum(jnp.mean((reconstructed - targets) ** 2, axis=-1) * hidden), jnp.sum(hidden)
 
 
 def total(terms: dict[str, tuple[Array, Array]], counts: dict[str, Array], config: LossConfig) -> Array:

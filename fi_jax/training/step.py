@@ -14,7 +14,7 @@ from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
 from fi_jax.models.pixels import map_to_pixels, to_pixels
 from fi_jax.training.augment import Augmentation, augment
-from fi_jax.training.losses import Answers, loss_terms, painting_error, total
+from fi_jax.training.losses import Answers, loss_terms, mae_loss, total
 from fi_jax.training.mixup import mixup
 from fi_jax.training.optimizer import merge_params
 from fi_jax.training.state import Leaves, TrainState
@@ -91,19 +91,19 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
     params = merge_params(trained, inputs.frozen)
     model = FaceInsight(config.model)
     if config.train.stage == "pretrain":
-        terms = {"pixels": _painted(model, params, batch["pixels"], model_key)}
+        terms = {"pixels": _reconstruct(model, params, batch["pixels"], model_key)}
     else:
         answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
         terms = loss_terms(answers, batch, inputs.rules, config.loss)
     return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
 
 
-def _painted(model: FaceInsight, params: dict, pixels: Array, key: Array) -> tuple[Array, Array]:
+def _reconstruct(model: FaceInsight, params: dict, pixels: Array, key: Array) -> tuple[Array, Array]:
     encoder, decoder = model.config.image_encoder, model.config.decoder
     keep = visible_patches(key, pixels.shape[0], encoder.grid**2, decoder.mask_ratio)
-    painted = model.apply({"params": params}, pixels, keep, True, rngs={"dropout": key}, method="paint")
+    reconstructed = model.apply({"params": params}, pixels, keep, True, rngs={"dropout": key}, method="reconstruct")
     hidden = hidden_patches(keep, encoder.grid**2)
-    return painting_error(cast(Array, painted), patch_targets(pixels, encoder.patch_size), hidden)
+    return mae_loss(cast(Array, reconstructed), patch_targets(pixels, encoder.patch_size), hidden)
 
 
 def make_train_step(config: Experiment, optimizer: optax.GradientTransformation) -> Callable:

@@ -1,4 +1,4 @@
-"""Masked pre-training: what is hidden, what is painted, and that the encoder sees nothing of what is hidden."""
+"""Masked pre-training: what is hidden, what is reconstructed, and that the encoder sees nothing of what is hidden."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from fi_jax.config import DecoderConfig, Experiment, ModelConfig, TrainConfig, V
 from fi_jax.errors import UserError
 from fi_jax.models.masked import PatchDecoder, hidden_patches, patch_targets, visible_patches
 from fi_jax.models.vit import Vit
-from fi_jax.training.losses import painting_error
+from fi_jax.training.losses import mae_loss
 
 ENCODER = VitConfig(
     image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, pool="mean"
@@ -53,13 +53,13 @@ def test_hidden_pixels_reach_nothing_and_visible_ones_do():
     vit, decoder = Vit(ENCODER), PatchDecoder(DECODER, ENCODER, jnp.float32)
     params = vit.init(jax.random.key(1), pixels)
     seen = vit.apply(params, pixels, keep=keep).tokens
-    painter = decoder.init(jax.random.key(3), seen, keep)
+    decoder_params = decoder.init(jax.random.key(3), seen, keep)
 
-    def painted(pixels):
-        return decoder.apply(painter, vit.apply(params, pixels, keep=keep).tokens, keep)
+    def reconstructed(pixels):
+        return decoder.apply(decoder_params, vit.apply(params, pixels, keep=keep).tokens, keep)
 
-    assert painted(pixels).shape == (2, 16, 192)
-    change = jax.grad(lambda pixels: jnp.sum(painted(pixels) ** 2))(pixels)
+    assert reconstructed(pixels).shape == (2, 16, 192)
+    change = jax.grad(lambda pixels: jnp.sum(reconstructed(pixels) ** 2))(pixels)
     touched = np.abs(change.reshape(2, 4, 8, 4, 8, 3)).sum((2, 4, 5)).reshape(2, 16) > 0
     np.testing.assert_array_equal(touched, ~np.asarray(hidden_patches(keep, 16)))
 
@@ -74,17 +74,17 @@ def test_a_visible_token_stands_in_its_own_place():
     assert np.abs(decoder.apply(params, tokens[:, ::-1], keep) - there).max() > 1e-3
 
 
-def test_targets_are_normalised_patches_and_perfect_paint_costs_nothing():
+def test_targets_are_normalised_patches_and_perfect_reconstruction_costs_nothing():
     pixels = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     targets = patch_targets(pixels, 8)
     np.testing.assert_allclose(targets.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(targets.std(-1), 1, atol=1e-3)
     hidden = jnp.zeros((2, 16), bool).at[0, :4].set(True)
-    assert painting_error(targets, targets, hidden) == (0.0, 4)
-    # What is painted where the encoder looked does not count.
+    assert mae_loss(targets, targets, hidden) == (0.0, 4)
+    # What is reconstructed where the encoder looked does not count.
     off = targets.at[0, 4:].add(1.0).at[1].add(1.0)
-    assert float(painting_error(off, targets, hidden)[0]) == 0.0
-    total, count = painting_error(targets + 2.0, targets, hidden)
+    assert float(mae_loss(off, targets, hidden)[0]) == 0.0
+    total, count = mae_loss(targets + 2.0, targets, hidden)
     assert float(total / count) == pytest.approx(4.0, rel=1e-5)
 
 
