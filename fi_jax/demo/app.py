@@ -39,13 +39,13 @@ class _TooLarge(Exception):
     """A body over its limit."""
 
 
-def page(speaks: bool) -> str:
+def page(is_instruction_tuned: bool) -> str:
     """The page as a file; where the LLM was not taught to read faces, it cannot be chosen to answer."""
     values = {
         "version": __version__,
-        "llm": "checked" if speaks else "disabled",
-        "head": "" if speaks else "checked",
-        "untaught": "" if speaks else " (not taught to read faces yet)",
+        "llm": "checked" if is_instruction_tuned else "disabled",
+        "head": "" if is_instruction_tuned else "checked",
+        "untaught": "" if is_instruction_tuned else " (not taught to read faces yet)",
     }
     text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     for name, value in values.items():
@@ -58,7 +58,7 @@ class Demo:
 
     def __init__(self, service: Service):
         self.service = service
-        self.page = page(service.answerer.speaks)
+        self.page = page(service.answerer.is_instruction_tuned)
         self.model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.picture_threads = ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="picture")
         self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)

@@ -165,7 +165,7 @@ class Service:
         crop = self._crop(data)
         answerer = self._switched(switches)
         # A model of stage 1 puts a description together from its head's answers and refuses other open questions.
-        if match_question(question, questions_for(answerer.vocabulary)) or not answerer.speaks:
+        if match_question(question, questions_for(answerer.vocabulary)) or not answerer.is_instruction_tuned:
             yield {"text": self.reply(crop, question, switches).to_text(), "done": True}
             return
         text, mask = "", map_of(crop, answerer.config.weights.parser)

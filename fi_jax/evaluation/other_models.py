@@ -71,7 +71,7 @@ class OtherModel:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.vocabulary = vocabulary("all")
-        self.speaks = True
+        self.is_instruction_tuned = True
         self.info: dict[str, Any] = {"name": name, "sources": []}
         self.config = Experiment(
             name=name, data=DataConfig(vocabulary="all", image_size=336), model=ModelConfig(use_segmentation=False)

@@ -75,7 +75,7 @@ def _evaluate(path: Path, cell: Cell, root: str, asked: Asked, model: Model) -> 
         raise UserError(
             f"the model's vocabulary '{model.vocabulary.name}' knows no answer to any question about {name}"
         )
-    if asked.free_form and not model.speaks:
+    if asked.free_form and not model.is_instruction_tuned:
         raise UserError("--free-form needs a model whose LLM was taught to read faces (train.stage instruct)")
     data: DataConfig = replace(model.config.data, mask_cache=asked.mask_cache, cache_in_memory=False)
     if model.config.model.use_segmentation:
@@ -87,7 +87,7 @@ def _evaluate(path: Path, cell: Cell, root: str, asked: Asked, model: Model) -> 
             open_dataset(records, data, model.vocabulary),
             questions,
             batch_size=min(asked.batch_size, len(records)),
-            by_llm=not asked.head_only and model.speaks,
+            by_llm=not asked.head_only and model.is_instruction_tuned,
             speak=_speaker(model) if asked.free_form else None,
             seen=cell.seen,
             estimator=model.info.get("age_estimator", "expected"),

@@ -60,7 +60,7 @@ class Answerer:
         self.model = FaceInsight(config.model)
 
     @property
-    def speaks(self) -> bool:
+    def is_instruction_tuned(self) -> bool:
         """Whether the LLM was taught to read faces (stage 2); after stage 1 alone only the alignment head answers."""
         return self.config.train.stage == "instruct"
 

@@ -78,7 +78,7 @@ def look(
             f"the model's vocabulary '{answerer.vocabulary.name}' knows no answer to '{question.name}', "
             "so there is nothing to explain"
         )
-    by_llm = by_llm and answerer.speaks
+    by_llm = by_llm and answerer.is_instruction_tuned
     if option is None:
         answers = answerer.answer(image[None], mask[None], [question], by_llm=by_llm)
         option = int(answers.said(by_llm)[0, 0].argmax())

@@ -169,7 +169,7 @@ def _normal(text: str) -> str:
 def converse(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, asked: Asked) -> Reply:
     """Crops, parses and answers. Race is answered when asked for, never volunteered."""
     # A model of stage 1 has no LLM that reads faces: its alignment head answers.
-    asked = replace(asked, by_llm=asked.by_llm and answerer.speaks)
+    asked = replace(asked, by_llm=asked.by_llm and answerer.is_instruction_tuned)
     crop = crop_square(image, box, answerer.config.data.image_size)
     mask = map_of(crop, answerer.config.weights.parser)
     bank = questions_for(answerer.vocabulary)
@@ -190,7 +190,7 @@ def _with_text(answerer: Answerer, shown: Reply, asked: Asked, bank: tuple[Quest
             return one
         text = _said(one.answers[0], one.age)
         return Reply(**{**shown.__dict__, "text": text})
-    if not answerer.speaks:
+    if not answerer.is_instruction_tuned:
         return Reply(**{**shown.__dict__, "text": _without_llm(answerer, shown, asked)})
     text = generate(answerer, shown.image, shown.mask, asked.text or DESCRIBE, asked.max_new_tokens)
     if is_description(asked.text or DESCRIBE):

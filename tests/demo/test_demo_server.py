@@ -197,5 +197,7 @@ def test_a_model_of_stage_1_answers_by_its_head_and_says_so(service):
     assert said["done"] and said["text"]
     with pytest.raises(UserError, match="stage 2"):
         list(first.ask(crop, "What is this person's job?", Switches()))
-    assert 'value="1" disabled' in page(answerer.speaks) and 'value="1" checked' in page(service.answerer.speaks)
+    assert 'value="1" disabled' in page(answerer.is_instruction_tuned) and 'value="1" checked' in page(
+        service.answerer.is_instruction_tuned
+    )
     assert "{{llm}}" not in page(True) and "{{head}}" not in page(False)
