@@ -13,7 +13,7 @@ from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import peak_gib, timed
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
-from fi_jax.inference.prepare import ready, without_adapters
+from fi_jax.inference.prepare import prepare_for_inference, without_adapters
 from fi_jax.models.attention import Layout
 from fi_jax.models.llama import Llama, unstack_layers
 from fi_jax.parallel.mesh import check_batch, run_on
@@ -39,7 +39,7 @@ def score40(case: Case) -> dict:
     check_batch(case.batch, 1, mesh)
     shapes = cases.model_shapes(config)
     leaves = cases.random_leaves(shapes, config.model.dtype, state_shardings(shapes, mesh))
-    params = unflatten(ready(leaves, config.model))
+    params = unflatten(prepare_for_inference(leaves, config.model))
     constants = place(cases.random_constants(config), replicated(mesh))
     # The benchmark has token arrays already, so no tokenizer.
     answerer = Answerer(config, params, constants, cast(Any, None), {})

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from fi_jax.config import Experiment
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import flip
-from fi_jax.inference.prepare import ready, without_adapters
+from fi_jax.inference.prepare import prepare_for_inference, without_adapters
 from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
@@ -206,7 +206,7 @@ def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     check_base(model, base)
     leaves = {path: jnp.asarray(leaves.pop(path)) for path in list(leaves)}
     if accelerated and merge:
-        leaves = ready(leaves, config.model)
+        leaves = prepare_for_inference(leaves, config.model)
         config = replace(config, model=without_adapters(config.model))
     params = unflatten(leaves)
     constants = Constants(jnp.asarray(model.prompts), jnp.asarray(model.graph))

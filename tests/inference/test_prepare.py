@@ -9,7 +9,7 @@ import pytest
 
 from fi_jax.cli.configs import load_config
 from fi_jax.config import LoraConfig
-from fi_jax.inference.prepare import ready, without_adapters
+from fi_jax.inference.prepare import prepare_for_inference, without_adapters
 from fi_jax.models.face_insight import Constants, FaceInsight
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import dummy_batch, param_shapes
@@ -47,7 +47,7 @@ def test_merged_and_written_out_it_says_the_same(trained, scan_layers):
     assert any(path.endswith("lora_a") for path in leaves if path.startswith("segmentation_encoder"))
     model = replace(model, scan_layers=scan_layers)
     given = dict(leaves)
-    made = ready(given, model)
+    made = prepare_for_inference(given, model)
     assert not any("lora" in path for path in made)
     if scan_layers:
         assert set(made) == set(param_shapes(without_adapters(model)))
