@@ -191,7 +191,7 @@ def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype.
 
     On a GPU in bfloat16 it is made ready for speed: adapters are merged into their kernels and the LLM's layers are
-    written out. `merge` false leaves the parameters as they were trained, stacks and adapters, everywhere.
+    unrolled. `merge` false leaves the parameters as they were trained, stacks and adapters, everywhere.
     """
     if model.config.train.stage == "pretrain":
         raise UserError(

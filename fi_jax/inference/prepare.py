@@ -17,7 +17,7 @@ def without_adapters(model: ModelConfig) -> ModelConfig:
 
 
 def prepare_for_inference(leaves: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Parameters of `without_adapters(model)`, flat; the LLM's layers come apart if they are to be written out.
+    """Parameters of `without_adapters(model)`, flat; the LLM's layers come apart if they are to be unrolled.
 
     `leaves` are flat and given up. Kernels are merged in float32, layer by layer, and keep their dtype.
     """

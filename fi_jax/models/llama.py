@@ -1,4 +1,4 @@
-"""A Llama-architecture language model: layers in a scan or written out, shared prefixes, and a cache of them."""
+"""A Llama-architecture language model: layers in a scan or unrolled, shared prefixes, and a cache of them."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class KVCache(flax.struct.PyTreeNode):
 
     With `q` = 1 it is the usual cache; with `q` = 32 the prefix is stored and read once for 32 questions.
     Only the tail is written after the prefill, so a decoding loop carries and donates the tail alone.
-    Where the layers are written out (`Llama.scan_layers` false), keys and values are tuples of one array a layer
+    Where the layers are unrolled (`Llama.scan_layers` false), keys and values are tuples of one array a layer
     instead of stacks: a step then reads each where it lies, and no layer's slice is copied.
     """
 
@@ -233,7 +233,7 @@ class Llama(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     attention: Implementation = "xla"
-    # False: the layers are written out, one after the other. Slower to compile; but no kernel and nothing that the
+    # False: the layers are unrolled, one after the other. Slower to compile; but no kernel and nothing that the
     # backward pass keeps is copied in or out of a stack (kernels, if they come one by one: `unstack_layers`), and the
     # last layer does no more than it is asked for.
     scan_layers: bool = True
@@ -383,7 +383,7 @@ class Llama(nn.Module):
 
 
 def unstack_layers(leaves: dict[str, Any], prefix: str = "llm/") -> dict[str, Any]:
-    """Cuts every stacked leaf of an LLM's layers into a tuple of one array a layer, for layers that are written out.
+    """Cuts every stacked leaf of an LLM's layers into a tuple of one array a layer, for layers that are unrolled.
 
     `leaves` are flat and given up: each is taken out as it is cut, so that no more than one is held twice. `prefix` is
     where the LLM's paths begin. What is no leaf of a layer stays as it is.

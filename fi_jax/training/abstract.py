@@ -128,7 +128,7 @@ def jit_step(config: Experiment, state: Any, mesh: Mesh) -> Any:
 def compile_step(config: Experiment, mesh: Mesh) -> Any:
     """Compiles the step ahead of time from shapes alone; returns the compiled object (`as_text`, `cost_analysis`).
 
-    Without a GPU, flash attention is compiled as plain attention and written-out layers as a loop: what is sent between
+    Without a GPU, flash attention is compiled as plain attention and unrolled layers as a loop: what is sent between
     devices is the same, and a CPU's compiler would take many minutes.
     """
     if mesh.devices.flat[0].platform != "gpu":

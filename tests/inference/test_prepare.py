@@ -42,7 +42,7 @@ def says(model, leaves):
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_merged_and_written_out_it_says_the_same(trained, scan_layers):
+def test_merged_and_unrolled_it_says_the_same(trained, scan_layers):
     model, leaves, want = trained
     assert any(path.endswith("lora_a") for path in leaves if path.startswith("segmentation_encoder"))
     model = replace(model, scan_layers=scan_layers)

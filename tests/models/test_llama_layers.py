@@ -7,7 +7,7 @@ from fi_jax.config import LlamaConfig
 from fi_jax.models.llama import Llama, unstack_layers
 
 
-def test_written_out_layers_equal_scanned_ones():
+def test_unrolled_layers_equal_scanned_ones():
     config = LlamaConfig(31, 16, 24, 3, 4, 2, 6)
     scanned, written = Llama(config), Llama(config, scan_layers=False)
     rng = np.random.default_rng(0)

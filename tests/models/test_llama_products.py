@@ -50,7 +50,7 @@ def test_dots_policy_computes_no_product_twice_but_those_of_attention():
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_written_out_layers_leave_no_loop_and_no_copy_into_a_stack(remat):
+def test_unrolled_layers_leave_no_loop_and_no_copy_into_a_stack(remat):
     looping = compiled_step(Llama(CONFIG, remat=remat))
     straight = compiled_step(Llama(CONFIG, remat=remat, scan_layers=False))
     assert count("while", looping) == 2 and count("dynamic-update-slice", looping) > 0

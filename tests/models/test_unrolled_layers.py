@@ -82,7 +82,7 @@ def assert_near(got, want, relative):
 
 
 @pytest.mark.parametrize(("remat", "cut"), [("none", False), ("dots", True), ("full", False)])
-def test_remat_and_written_out_layers_change_nothing(remat, cut):
+def test_remat_and_unrolled_layers_change_nothing(remat, cut):
     params = _params(CONFIG)
     want = _run(Llama(CONFIG), params)
     assert_near(_run(Llama(CONFIG, remat=remat), params), want, 1e-5)
@@ -115,7 +115,7 @@ def test_the_last_layer_computes_only_the_tokens_that_are_asked_for(remat, layou
     assert_near(got, want, 1e-5)
 
 
-def test_a_cache_goes_on_from_a_written_out_prefill():
+def test_a_cache_goes_on_from_a_unrolled_prefill():
     inputs, _ = _inputs()
 
     def run(model):

@@ -55,7 +55,7 @@ def test_every_trained_leaf_moves_and_the_loss_falls(small, step, after):
     assert all(path.startswith("llm/") and "lora" not in path for path in small.inputs.frozen)
 
 
-def test_written_out_layers_take_the_same_step(small, after):
+def test_unrolled_layers_take_the_same_step(small, after):
     config = replace(small.config, model=replace(small.config.model, scan_layers=False))
     inputs = small.inputs._replace(frozen=unstack_layers(dict(small.inputs.frozen)))
     assert isinstance(inputs.frozen["llm/layers/attn/q_proj/kernel"], tuple)
