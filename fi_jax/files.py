@@ -1,32 +1,92 @@
-"""The folder where slow findings about data are kept between runs, and whole-or-nothing writing into it."""
+"""Files written whole or not at all, their hashes, and the folder where slow findings are kept between runs."""
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from fi_jax.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Returns the cache folder: `$FI_JAX_CACHE`, or `~/.cache/fi_jax`."""
-    return Path(os.environ.get("FI_JAX_CACHE") or Path.home() / ".cache" / "fi_jax")
+    """Returns the cache folder: `$FI_JAX_CACHE`, else `~/.cache/fi_jax`, else one in the folder for temporary files."""
+    if named := os.environ.get("FI_JAX_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "fi_jax"
+    except RuntimeError:  # No HOME, and a user that the system does not know (containers).
+        return Path(tempfile.gettempdir()) / f"fi_jax-cache-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in `path`'s folder (made if missing); what is written there replaces `path` at the end.
+
+    When the block fails, nothing is left behind and `path` is as it was. The temporary path has `path`'s suffix.
+
+    Raises:
+      UserError: the folder cannot be made or written to, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, making its folder; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
-        file.write(data)
-    # NamedTemporaryFile makes files that only their owner may read.
-    Path(file.name).chmod(0o666 & ~_umask())
-    Path(file.name).replace(path)
+    """Writes a file, making its folder; it appears whole or not at all. Errors are those of `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
-def write_json(path: Path, content) -> None:
-    """Writes JSON as `write_bytes` does."""
-    write_bytes(path, json.dumps(content).encode())
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON as `write_bytes` does; indented JSON ends with a newline."""
+    write_text(path, json.dumps(content, indent=indent) + ("\n" if indent else ""))
+
+
+def sha256(data: bytes | str) -> str:
+    """Returns the SHA-256 of bytes, or of a text's UTF-8, in hexadecimal."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's content in hexadecimal; the file is read in pieces."""
+    with Path(path).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Writes `<path>.sha256` beside a file, for `is_intact`."""
+    write_text(Path(f"{path}.sha256"), file_sha256(path) + "\n")
+
+
+def is_intact(path: Path) -> bool:
+    """Says whether a file is there and has the content that `seal` saw. A file is hashed once a process."""
+    try:
+        sealed = Path(f"{path}.sha256").read_text().strip()
+        stat = Path(path).stat()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return _digest(str(path), stat.st_size, stat.st_mtime_ns) == sealed
+
+
+@lru_cache(maxsize=256)
+def _digest(path: str, size: int, time: int) -> str:
+    return file_sha256(Path(path))

@@ -2,7 +2,9 @@
 
 import argparse
 import ast
+import errno
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -31,6 +33,22 @@ COMMANDS = {
     "bench": "bench",
     "demo-server": "demo_server",
 }
+
+# Full, read-only and forbidden disks: the user's to mend.
+_NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class _Stdout(logging.Handler):
+    """Prints what the library logs, plainly, on today's stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def _log_to_stdout() -> None:
+    log = logging.getLogger("fi_jax")
+    log.handlers, log.propagate = [_Stdout()], False
+    log.setLevel(logging.INFO)
 
 
 def _available() -> dict[str, str]:
@@ -62,6 +80,7 @@ def _overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 2 a user's mistake)."""
     argv = sys.argv[1:] if argv is None else argv
+    _log_to_stdout()
     commands = _available()
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
@@ -80,6 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        where = f" '{error.filename}'" if error.filename else ""
+        print(f"fi-jax: cannot write{where} ({error.strerror}); free space or choose another folder", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fi-jax: interrupted", file=sys.stderr)
         return 130

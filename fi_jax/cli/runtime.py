@@ -1,20 +1,23 @@
 """Starts JAX for a command: joins the other processes and turns the compile cache on."""
 
-import os
-from pathlib import Path
+import logging
 
+from fi_jax.files import cache_folder
 from fi_jax.parallel.hosts import Hosts, initialise
 
 
 def start() -> Hosts:
     """Joins the other processes, if any, and points JAX's compile cache to `FI_JAX_CACHE` (default ~/.cache/fi_jax).
 
+    Of many processes, the first alone prints what is logged as information.
+
     On a cluster, set it to a folder that all hosts share: one compiles, the others read.
     """
     hosts = initialise()
     import jax
 
-    cache = Path(os.environ.get("FI_JAX_CACHE", Path.home() / ".cache" / "fi_jax"))
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    if not hosts.is_first:
+        logging.getLogger("fi_jax").setLevel(logging.WARNING)
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     return hosts
