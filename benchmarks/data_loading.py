@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     args = parser.parse_args()
 
-    from fi_jax.data.sources.registry import open_source
+    from fi_jax.data.datasets import open_source
     from fi_jax.labels.registry import vocabulary
 
     words = vocabulary("faces")

@@ -33,14 +33,13 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from fi_jax.config import KnowledgeConfig
-    from fi_jax.errors import require_choice
+    from fi_jax.data.datasets import find_dataset
     from fi_jax.knowledge import correlation
-    from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
+    from fi_jax.labels.registry import vocabulary
 
     config = KnowledgeConfig(tau=args.tau, omega=args.omega, graph=args.graph)
-    name = args.vocabulary or (args.dataset if args.dataset in VOCABULARY_NAMES else "faces")
-    require_choice("vocabulary", name, VOCABULARY_NAMES)
-    vocab = vocabulary(name)
+    dataset = find_dataset(args.dataset)
+    vocab = vocabulary(args.vocabulary) if args.vocabulary else dataset.vocabulary
     labels, known = read_labels(args.dataset, args.data_root, args.split, vocab)
     counts = correlation.update(correlation.empty(len(vocab)), labels, known)
     p, lift = correlation.conditional(counts), correlation.lift(counts)
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "dataset": args.dataset,
         "split": args.split,
-        "vocabulary": name,
+        "vocabulary": vocab.name,
         "faces": len(labels),
         "graph": args.graph,
         "tau": args.tau,
@@ -94,8 +93,8 @@ def read_labels(dataset: str, root: Path, split: Any, vocab):
                 at = vocab.index(attribute)
                 labels[:, at], known[:, at] = values[chosen, column] > 0, values[chosen, column] != 0
     else:
+        from fi_jax.data.datasets import open_source
         from fi_jax.data.records import encode_labels
-        from fi_jax.data.sources.registry import open_source
 
         pairs = [encode_labels(record, vocab) for record in open_source(dataset, root).records(split)]
         labels = np.array([pair[0] for pair in pairs], np.float32).reshape(len(pairs), len(vocab))

@@ -19,8 +19,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from rich.console import Console
 
+    from fi_jax.data.datasets import open_source
     from fi_jax.data.prepare import prepare
-    from fi_jax.data.sources.registry import open_source
     from fi_jax.errors import UserError
 
     if args.faces_per_shard < 1:

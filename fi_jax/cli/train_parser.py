@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from fi_jax.data.sources.registry import open_source
+    from fi_jax.data.datasets import open_source
     from fi_jax.errors import UserError
 
     if args.folds == 1 or args.folds < 0 or (args.only_validate and not args.folds):

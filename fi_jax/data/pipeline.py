@@ -19,8 +19,8 @@ from jaxtyping import Int, UInt8
 
 from fi_jax.config import DataConfig
 from fi_jax.data import examples
+from fi_jax.data.datasets import open_source
 from fi_jax.data.records import FaceRecord, Rejected
-from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.progress import progress_bar

@@ -12,12 +12,13 @@ import numpy as np
 
 from fi_jax.data import examples, shards
 from fi_jax.data.counts import count_records
+from fi_jax.data.datasets import find_dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.source import Source
 from fi_jax.data.splits import SPLITS
 from fi_jax.errors import UserError
 from fi_jax.files import write_bytes
-from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
+from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures.images import read_bytes
 from fi_jax.progress import progress_bar
 
@@ -33,13 +34,6 @@ class MapMaker:
     identity: str
     # Returns one palette PNG a face, with the geometry of the face's crop.
     make: Callable[[Sequence[FaceRecord]], list[bytes]]
-
-
-def vocabulary_of(dataset: str) -> str:
-    """Returns the vocabulary whose labels are counted for a data set."""
-    if dataset in VOCABULARY_NAMES:
-        return dataset
-    return "celeba" if dataset == "celebamask_hq" else "faces"
 
 
 def prepare(
@@ -75,8 +69,8 @@ def prepare(
             part = readable[start : start + faces_per_shard]
             entries.append(_write_one(out / f"faces-{number:05d}.array_record", part, names, maps))
             advance(len(part))
-    words = vocabulary_of(source.name)
-    _write_counts(out / COUNTS, readable, words)
+    vocabulary = find_dataset(source.name).vocabulary
+    _write_counts(out / COUNTS, readable, vocabulary)
     rejected = defaultdict(list)
     for item in (*source.rejected, *unreadable):
         rejected[item.reason].append(item.key.removeprefix(f"{source.name}/"))
@@ -87,7 +81,7 @@ def prepare(
         "faces": len(readable),
         "splits": {split: Counter(face.split for face in readable)[split] for split in SPLITS},
         "labels": names,
-        "vocabulary": words,
+        "vocabulary": vocabulary.name,
         "counts": {"file": COUNTS, "sha256": _sha256((out / COUNTS).read_bytes())},
         "shards": entries,
         "notes": list(source.notes),
@@ -141,8 +135,7 @@ def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], ma
     return entry
 
 
-def _write_counts(path: Path, faces: Sequence[FaceRecord], words: str) -> None:
-    vocab = vocabulary(words)
+def _write_counts(path: Path, faces: Sequence[FaceRecord], vocab: Vocabulary) -> None:
     counts = count_records((face for face in faces if face.split == "train"), vocab)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, names=np.array(vocab.names), **counts._asdict())

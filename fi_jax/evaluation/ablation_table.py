@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fi_jax.evaluation.tables import BLANK, SOURCE_TITLES, dataset_title, format_value, metric_title, task_title
+from fi_jax.data.datasets import dataset_title
+from fi_jax.evaluation.tables import BLANK, SOURCE_TITLES, format_value, metric_title, task_title
 
 Place = tuple[str, str, str]  # data set, task, metric
 

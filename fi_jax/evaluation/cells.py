@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
 
 Setting = Literal["training-free", "fine-tuned"]
 SETTINGS: tuple[Setting, ...] = ("training-free", "fine-tuned")
-# Releases that hold the same photographs: who saw one of them saw the others.
-_SAME_PICTURES = (frozenset({"celeba", "celebamask_hq"}),)
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,9 @@ class Cell:
         return self.setting == "fine-tuned"
 
 
-def same_pictures(dataset: str) -> frozenset[str]:
-    """The data set and every other one that holds the same photographs."""
-    return next((group for group in _SAME_PICTURES if dataset in group), frozenset({dataset}))
-
-
 def saw(sources: Iterable[str], dataset: str) -> bool:
     """Whether a model trained on `sources` has seen pictures of `dataset`."""
-    return not same_pictures(dataset).isdisjoint(sources)
+    return not find_dataset(dataset).same_pictures.isdisjoint(sources)
 
 
 def plan_cells(

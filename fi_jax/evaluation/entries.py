@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fi_jax.data.datasets import dataset_title
 from fi_jax.errors import UserError, require_choice
-from fi_jax.evaluation.tables import SOURCE_TITLES, dataset_title, task_title
+from fi_jax.evaluation.tables import SOURCE_TITLES, task_title
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def _number(text: str) -> float | None:
 
 def unreadable_lines(summary: dict) -> list[str]:
     """Returns one sentence a data set on how many free-form answers could not be read, to stand below the table."""
-    from fi_jax.evaluation.tables import dataset_title, task_title
+    from fi_jax.data.datasets import dataset_title
+    from fi_jax.evaluation.tables import task_title
 
     lines = []
     for entry in summary["entries"]:

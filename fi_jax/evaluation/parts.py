@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from fi_jax.config import DataConfig
+from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import open_dataset
-from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import Speak, predict
 from fi_jax.evaluation.cells import Cell
@@ -20,7 +20,6 @@ from fi_jax.evaluation.summarise import train_baseline
 from fi_jax.faces.map_cache import with_maps
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate_many
-from fi_jax.labels.question_bank import questions_of
 from fi_jax.progress import progress_bar
 
 Model = Answerer | OtherModel
@@ -65,12 +64,13 @@ def fill_part(path: Path, cell: Cell, root: str, asked: Asked, load: Callable[[]
 
 def _evaluate(path: Path, cell: Cell, root: str, asked: Asked, model: Model) -> dict[str, Answer]:
     name = cell.dataset
-    source = open_source(name, root)
+    dataset = find_dataset(name)
+    source = dataset.open(root)
     records = source.records(asked.split)
     if not records:
         raise UserError(f"{name} at '{root}' has no faces in split '{asked.split}'")
     records = records[: asked.limit] if asked.limit else records
-    questions = model.answerable(questions_of(name))
+    questions = model.answerable(dataset.questions)
     if not questions:
         raise UserError(
             f"the model's vocabulary '{model.vocabulary.name}' knows no answer to any question about {name}"

@@ -4,18 +4,10 @@ import csv
 import io
 from dataclasses import asdict, dataclass
 
+from fi_jax.data.datasets import DATASET_NAMES, dataset_title
+
 SETTINGS = ("training-free", "fine-tuned")
 SOURCE_TITLES = {"head": "alignment head", "llm": "LLM", "free": "LLM, free-form"}
-_DATASETS = {
-    "celeba": "CelebA",
-    "maad_face": "MAAD-Face",
-    "fairface": "FairFace",
-    "utkface": "UTKFace",
-    "expw": "ExpW",
-    "raf_db": "RAF-DB",
-    "celebamask_hq": "CelebAMask-HQ",
-    "synthetic_faces": "synthetic faces",
-}
 _TASKS = {
     "attribute": "attributes",
     "age_group": "age group",
@@ -63,11 +55,6 @@ class Row:
     cells: dict[tuple[str, str], Cell]
 
 
-def dataset_title(name: str) -> str:
-    """A data set's name as its authors write it."""
-    return _DATASETS.get(name, name)
-
-
 def task_title(name: str) -> str:
     """A task family in words."""
     return _TASKS.get(name, name)
@@ -110,7 +97,7 @@ def render(summary: dict, headlines_only: bool = False) -> list[Row]:
                     gaps if headline else {},
                     result["faces"],
                 )
-    order = {name: i for i, name in enumerate(_DATASETS)}
+    order = {name: i for i, name in enumerate(DATASET_NAMES)}
     tasks = {name: i for i, name in enumerate(_TASKS)}
     return sorted(
         rows.values(), key=lambda r: (order.get(r.dataset, 99), r.dataset, tasks.get(r.task, 99), not r.headline)

@@ -14,8 +14,8 @@ import numpy as np
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.data.counts import count_records
+from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import Mixture, load_mixture
-from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import closed_lines
 from fi_jax.evaluation.cells import Cell
@@ -27,7 +27,6 @@ from fi_jax.experiments.frozen import Features, Trained, face_features, label_sc
 from fi_jax.experiments.together import groups
 from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
-from fi_jax.labels.question_bank import questions_of
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.loop import train
@@ -176,12 +175,13 @@ class _Frozen:
         self.judged: list[tuple[str, list, Features, list]] = []
         self.baselines = {}
         for name, root in study.sets:
-            source = open_source(name, root)
+            dataset = find_dataset(name)
+            source = dataset.open(root)
             records = source.records(study.asked.split)
             records = list(records[: study.asked.limit] if study.asked.limit else records)
             if not records:
                 raise UserError(f"{name} at '{root}' has no faces in split '{study.asked.split}'")
-            asked = [q for q in questions_of(name) if all(label is None or label in vocabulary for label in q.labels)]
+            asked = [q for q in dataset.questions if all(label is None or label in vocabulary for label in q.labels)]
             if not asked:
                 raise UserError(f"vocabulary '{vocabulary.name}' knows no answer to any question about {name}")
             say(f"encoding {len(records)} faces of {name} to judge by")

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fi_jax.config import Experiment, to_dict
+from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
-from fi_jax.evaluation.cells import same_pictures
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.loop import train
 from fi_jax.weights.bundle import CONFIG, find_model, read_config
@@ -27,7 +27,7 @@ def stages_without(
     Raises:
       UserError: nothing would be left to train on.
     """
-    out = same_pictures(dataset)
+    out = find_dataset(dataset).same_pictures
     kept = tuple(source for source in config.data.sources if source.name not in out)
     if not kept:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Every closed question there is, and which of them a vocabulary or a data set asks."""
+"""Every closed question there is, and which of them a vocabulary asks."""
 
 from functools import cache
 
@@ -59,25 +59,6 @@ _CHOICES: dict[str, Question] = {
     )
 }
 
-_OF_DATASET: dict[str, tuple[str, ...]] = {
-    "celeba": tuple(celeba.QUESTIONS),
-    # CelebAMask-HQ's attribute file is CelebA's 40.
-    "celebamask_hq": tuple(celeba.QUESTIONS),
-    "maad_face": tuple(maad_face.QUESTIONS),
-    "fairface": ("gender", "race:fairface", "age_group"),
-    "utkface": ("gender", "race:utkface", "age_group", "age_years"),
-    "expw": ("expression",),
-    "raf_db": ("expression", "gender", "race:raf_db"),
-    "synthetic_faces": (
-        *celeba.QUESTIONS,
-        "gender",
-        "race:utkface",
-        "age_group",
-        "age_years",
-        "expression",
-    ),
-}
-
 
 def question(name: str) -> Question:
     """Returns the question `name` (an attribute's label, or "gender", "race:utkface", "age_group", ...)."""
@@ -97,9 +78,3 @@ def questions_for(vocab: Vocabulary) -> tuple[Question, ...]:
     fits = [q for q in _CHOICES.values() if all(label in vocab for label in q.labels if label)]
     choices = tuple(q for q in fits if not any(set(q.labels) < set(other.labels) for other in fits))
     return binary + choices
-
-
-def questions_of(dataset: str) -> tuple[Question, ...]:
-    """Returns the questions that the protocol of `dataset` asks; an unknown set is a `UserError`."""
-    require_choice("data set", dataset, _OF_DATASET)
-    return tuple(question(name) for name in _OF_DATASET[dataset])

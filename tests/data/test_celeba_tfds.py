@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from fi_jax.data.datasets import open_source
 from fi_jax.data.examples import make_example
-from fi_jax.data.sources.registry import open_source
 from fi_jax.labels import celeba
 from fi_jax.labels.registry import vocabulary
 from fi_jax.pictures import images
@@ -89,7 +89,7 @@ def test_needs_no_tensorflow(prepared):
     root = prepared[0]
     program = (
         "import sys\n"
-        "from fi_jax.data.sources.registry import open_source\n"
+        "from fi_jax.data.datasets import open_source\n"
         f"print(len(open_source('celeba', {str(root)!r}).records('all')), 'tensorflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fi_jax.config import DataConfig, SourceConfig
 from fi_jax.data import examples, pipeline
 from fi_jax.data.counts import count_records, label_arrays, label_blocks
+from fi_jax.data.datasets import open_source
 from fi_jax.data.records import FaceRecord
-from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.knowledge import correlation
 from fi_jax.labels.registry import vocabulary

@@ -6,9 +6,9 @@ import pytest
 from fi_jax.cli.main import main
 from fi_jax.data import prepare as prepare_module
 from fi_jax.data import shards
+from fi_jax.data.datasets import open_source
 from fi_jax.data.examples import make_example
 from fi_jax.data.prepare import MapMaker, prepare
-from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import encode_mask, read_mask
 from fi_jax.labels.registry import vocabulary

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from fi_jax.data.datasets import open_source
 from fi_jax.data.sources import celeba, fairface
-from fi_jax.data.sources.registry import open_source
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.faces import masks

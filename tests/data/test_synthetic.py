@@ -3,9 +3,9 @@ import time
 import numpy as np
 import pytest
 
+from fi_jax.data.datasets import open_source
 from fi_jax.data.examples import make_example
 from fi_jax.data.records import encode_labels
-from fi_jax.data.sources.registry import open_source
 from fi_jax.data.synthetic.face import draw_face, traits_of
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import read_mask

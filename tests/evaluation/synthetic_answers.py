@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.evaluation.predictions import Prediction
-from fi_jax.labels.question_bank import questions_of
 from fi_jax.labels.tasks import age_group_of, expected_age
 
 RACES = ("White", "Black", "Asian", "Indian", "Others")
@@ -21,7 +21,7 @@ def answers(dataset: str, faces: int, skill: float, seed: int = 0, **kwargs):
             if dataset == "utkface"
             else {}
         )
-        for q in questions_of(dataset):
+        for q in find_dataset(dataset).questions:
             k = len(q.options)
             label = {"gender": gender, "race": race, "age_group": fields.get("age_group"), "age_years": years}.get(
                 q.family

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation.other_models import OtherModel, is_other_model, load_other_model
-from fi_jax.labels.question_bank import question, questions_of
+from fi_jax.labels.question_bank import question
 
 torch = pytest.importorskip("torch")
 
@@ -147,7 +148,7 @@ def test_the_models_own_chat_format_is_used(other):
 
 
 def test_every_question_can_be_asked_and_the_head_cannot(other):
-    assert len(other.answerable(questions_of("utkface"))) == 4
+    assert len(other.answerable(find_dataset("utkface").questions)) == 4
     with pytest.raises(UserError, match="no alignment head"):
         other.answer(PICTURES, None, [question("Smiling")], by_llm=False)
 

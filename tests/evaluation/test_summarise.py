@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation import tables
 from fi_jax.evaluation.columns import gather
@@ -13,7 +14,7 @@ from fi_jax.evaluation.predictions import Prediction
 from fi_jax.evaluation.protocols import age, attributes, expression, gender, race
 from fi_jax.evaluation.rules import consistent_options
 from fi_jax.evaluation.summarise import read_summary, summarise, train_baseline, write_summary
-from fi_jax.labels.question_bank import question, questions_of
+from fi_jax.labels.question_bank import question
 from fi_jax.labels.tasks import YEAR_CENTRES, age_group_of
 
 
@@ -231,7 +232,7 @@ def test_every_question_of_every_set_belongs_to_exactly_one_protocol():
     protocols = (attributes, gender, race, expression, age)
     for dataset in ("celeba", "maad_face", "fairface", "utkface", "expw", "raf_db", "synthetic_faces"):
         asked = [q for p in protocols for q in p.questions(dataset)]
-        assert sorted(q.name for q in asked) == sorted(q.name for q in questions_of(dataset))
+        assert sorted(q.name for q in asked) == sorted(q.name for q in find_dataset(dataset).questions)
 
 
 def test_table_has_both_settings_gaps_and_majority(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fi_jax.data.datasets import open_source
 from fi_jax.data.records import FaceRecord
-from fi_jax.data.sources.registry import open_source
 from fi_jax.errors import UserError
 from fi_jax.faces import parser_training as training
 from fi_jax.faces.masks import flip as flip_mask

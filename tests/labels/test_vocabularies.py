@@ -4,7 +4,7 @@ import pytest
 
 from fi_jax.errors import UserError
 from fi_jax.labels import celeba, maad_face
-from fi_jax.labels.question_bank import question, questions_for, questions_of
+from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
 
 
@@ -57,15 +57,13 @@ def test_sizes():
     }
 
 
-def test_protocol_questions():
-    assert len(questions_of("celeba")) == 40 and len(questions_of("maad_face")) == 47
-    assert [q.name for q in questions_of("utkface")] == ["gender", "race:utkface", "age_group", "age_years"]
+def test_questions_of_choices():
     assert question("race:fairface").options[2] == "Latino or Hispanic"
     years = question("age_years")
     assert years.answers[0] == "A" and years.answers[-1] == "T" and years.options[-1] == "95+"
 
 
-@pytest.mark.parametrize("ask", [vocabulary, questions_of, question])
+@pytest.mark.parametrize("ask", [vocabulary, question])
 def test_unknown_names_are_user_errors(ask):
     with pytest.raises(UserError, match="did you mean"):
         ask("utkfacee" if ask is not question else "genderr")

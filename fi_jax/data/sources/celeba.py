@@ -6,13 +6,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int8
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Split
+from fi_jax.data.sources import celeba_tfds
 from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, missing_and_unlabelled, read_text, require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.labels import celeba as labels
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary
 from fi_jax.pictures import images
 from fi_jax.pictures.readable import Box
 
@@ -25,13 +29,15 @@ _PARTS: dict[int, Split] = {0: "train", 1: "val", 2: "test"}
 
 
 def read(root: Path | str) -> FolderSource:
-    """Reads CelebA.
+    """Reads CelebA, from its own files or from a TFDS data folder (`celeba_tfds`).
 
     Splits: the official partition, as soon as a picture of its val or test part is under the root.
     When every picture there is of the official train part, the faces are dealt 80/10/10 by
     `hash_split(identity, "celeba")`, so that no person is on two sides.
     """
     root = require_root(NAME, root)
+    if celeba_tfds.is_prepared(root):
+        return celeba_tfds.read(root)
     findings = Findings()
     names, attributes, values = read_attributes(root, findings)
     attributes, values = with_female(attributes, values)
@@ -231,3 +237,13 @@ def _pairs(path: Path, findings: Findings) -> dict[str, str]:
         if pairs.setdefault(name, value) != value:
             raise UserError(f"label file '{path}' line {number} contradicts an earlier row about {name}")
     return pairs
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="CelebA",
+    read=read,
+    vocabulary=vocabulary("celeba"),
+    questions=questions_for(vocabulary("celeba")),
+    same_pictures_as=("celebamask_hq",),
+)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources import celeba
 from fi_jax.data.sources.attributes import AttributeRow, with_female
@@ -13,6 +14,8 @@ from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import PartFiles
 from fi_jax.labels.face_parts import CLASSES
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary
 from fi_jax.pictures.readable import Readable
 
 NAME = "celebamask_hq"
@@ -72,3 +75,13 @@ def _attributes(root: Path, findings: Findings) -> dict[str, AttributeRow]:
     names, attributes, values = celeba.read_attribute_file(root / _ATTRIBUTES, findings)
     attributes, values = with_female(attributes, values)
     return {name: AttributeRow(attributes, row) for name, row in zip(names, values, strict=True)}
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="CelebAMask-HQ",
+    read=read,
+    vocabulary=vocabulary("celeba"),
+    questions=questions_for(vocabulary("celeba")),
+    same_pictures_as=("celeba",),
+)

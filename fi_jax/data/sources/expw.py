@@ -3,12 +3,15 @@
 import math
 from pathlib import Path
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.near_duplicate_clusters import cluster_names
 from fi_jax.data.sources.reading import find, picture_key, read_rows, require_pictures, require_root, without_duplicates
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import EXPRESSION, EXPRESSIONS, one_of
 from fi_jax.pictures.images import enlarge
 from fi_jax.pictures.readable import Box
@@ -71,3 +74,12 @@ def _rows(path: Path, pictures: dict[str, Path], findings: Findings):
             continue
         box: Box = (left, top, right, bottom)
         yield f"{name}#{face}", (name, box, int(cells[7]))
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="ExpW",
+    read=read,
+    vocabulary=vocabulary("expw"),
+    questions=questions_for(vocabulary("expw")),
+)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.reading import (
     find,
@@ -15,6 +16,8 @@ from fi_jax.data.sources.reading import (
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError, did_you_mean
+from fi_jax.labels.question_bank import question
+from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import AGE_GROUP, GENDER, RACE_GROUPS, one_of
 
 NAME = "fairface"
@@ -111,3 +114,12 @@ def _mended(value: str, table: dict[str, str], what: str, path: Path, findings: 
         findings.note(f"{path.name}: {what} '{value}' read as '{table[value]}'")
         return table[value]
     return value
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="FairFace",
+    read=read,
+    vocabulary=vocabulary("fairface"),
+    questions=tuple(map(question, ("gender", "race:fairface", "age_group"))),
+)

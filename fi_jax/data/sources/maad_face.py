@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.attributes import AttributeRow, with_female
 from fi_jax.data.sources.reading import find, missing_and_unlabelled, picture_key, pictures_in, read_table, require_root
@@ -11,6 +12,8 @@ from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.labels.maad_face import LABELS
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary
 
 NAME = "maad_face"
 ATTRIBUTES = tuple(label.name for label in LABELS)
@@ -95,3 +98,12 @@ def _rows(path: Path, pictures: dict[str, Path], findings: Findings) -> tuple[li
     kept = [i for i, key in enumerate(keys) if key not in disagree]
     values = np.array([table[i] for i in kept], np.int8).reshape(len(kept), len(ATTRIBUTES))
     return [keys[i] for i in kept], [people[i] for i in kept], values
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="MAAD-Face",
+    read=read,
+    vocabulary=vocabulary("maad_face"),
+    questions=questions_for(vocabulary("maad_face")),
+)

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.reading import (
     find,
@@ -19,6 +20,8 @@ from fi_jax.data.sources.reading import (
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
+from fi_jax.labels.question_bank import question
+from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import EXPRESSION, GENDER, RACE_GROUPS, one_of
 from fi_jax.pictures.images import enlarge, picture_size
 from fi_jax.pictures.readable import Box
@@ -141,3 +144,12 @@ def _manual(base: Path, key: str) -> dict[str, bool]:
         raise UserError(f"label file '{path}' does not end in a gender (0-2), a race (0-2) and an age group")
     labels = one_of(RACE_GROUPS["raf_db"], _RACES[int(codes[1])])
     return labels | (one_of(GENDER, _GENDERS[int(codes[0])]) if codes[0] != "2" else {})
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="RAF-DB",
+    read=read,
+    vocabulary=vocabulary("raf_db"),
+    questions=tuple(map(question, ("expression", "gender", "race:raf_db"))),
+)

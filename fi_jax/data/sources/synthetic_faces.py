@@ -7,12 +7,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.source import FolderSource
 from fi_jax.data.splits import hash_split
 from fi_jax.data.synthetic.face import SyntheticFace, draw_face, traits_of
 from fi_jax.data.synthetic.traits import labels_of
 from fi_jax.errors import UserError
+from fi_jax.labels import celeba
+from fi_jax.labels.question_bank import question
+from fi_jax.labels.registry import vocabulary
 
 NAME = "synthetic_faces"
 DEFAULT_COUNT = 2000
@@ -76,3 +80,14 @@ def _parse(root: str) -> tuple[int, int]:
     if settings["count"] < 1:
         raise UserError(f"{NAME}: count must be at least 1")
     return settings["count"], settings["seed"]
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="synthetic faces",
+    read=read,
+    vocabulary=vocabulary("faces"),
+    questions=tuple(
+        map(question, (*celeba.QUESTIONS, "gender", "race:utkface", "age_group", "age_years", "expression"))
+    ),
+)

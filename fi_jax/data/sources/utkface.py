@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.sources.near_duplicate_clusters import cluster_names
 from fi_jax.data.sources.reading import require_pictures, require_root
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.data.splits import hash_split
+from fi_jax.labels.question_bank import question
+from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import GENDER, RACE_GROUPS, RACES, one_of
 
 NAME = "utkface"
@@ -59,3 +62,12 @@ def _parse(key: str) -> tuple[str, tuple[float, dict[str, bool]]]:
         return f"race {race} in the name is unknown (0 to {len(races) - 1})", nothing
     labels = one_of(GENDER, _GENDERS[gender]) | one_of(RACE_GROUPS["utkface"], f"race:{races[race]}")
     return "", (float(age), labels)
+
+
+DATASET = Dataset(
+    name=NAME,
+    title="UTKFace",
+    read=read,
+    vocabulary=vocabulary("utkface"),
+    questions=tuple(map(question, ("gender", "race:utkface", "age_group", "age_years"))),
+)

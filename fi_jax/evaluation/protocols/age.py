@@ -13,12 +13,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers, Block
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import ACCURACY, BALANCED_ACCURACY, MACRO_F1, WITHIN_ONE, score_choice
 from fi_jax.evaluation.protocols.scoring import Metric, Options, breakdown, scores
-from fi_jax.labels.question_bank import questions_of
 from fi_jax.labels.tasks import expected_age, median_age
 
 Array = np.ndarray
@@ -32,7 +32,7 @@ ERROR = Metric("mae_years", metrics.mean_error, higher_is_better=False)
 
 def questions(dataset: str):
     """The questions this family asks about `dataset`."""
-    return tuple(q for q in questions_of(dataset) if q.family in FAMILIES)
+    return tuple(q for q in find_dataset(dataset).questions if q.family in FAMILIES)
 
 
 def years_from(probs: Float[Array, "f 20"], estimator: Estimator = "expected") -> Float[Array, "f"]:

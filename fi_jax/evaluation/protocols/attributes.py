@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Answers, Block
 from fi_jax.evaluation.predictions import Answer
@@ -25,7 +26,6 @@ from fi_jax.evaluation.protocols.scoring import (
     number,
     scores,
 )
-from fi_jax.labels.question_bank import questions_of
 
 Array = np.ndarray
 FAMILIES = ("attribute",)
@@ -48,7 +48,7 @@ _EACH = {"accuracy": metrics.accuracy, "balanced_accuracy": metrics.balanced_acc
 
 def questions(dataset: str):
     """The questions this family asks about `dataset`."""
-    return tuple(q for q in questions_of(dataset) if q.family in FAMILIES)
+    return tuple(q for q in find_dataset(dataset).questions if q.family in FAMILIES)
 
 
 def _targets(answers: Answers) -> Array:

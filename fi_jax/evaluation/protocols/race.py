@@ -8,11 +8,11 @@ follow the paper's protocol, and is not for use on people.
 
 from collections.abc import Mapping
 
+from fi_jax.data.datasets import find_dataset
 from fi_jax.evaluation.columns import Block
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import ACCURACY, BALANCED_ACCURACY, MACRO_F1, score_choice
 from fi_jax.evaluation.protocols.scoring import Options
-from fi_jax.labels.question_bank import questions_of
 
 FAMILIES = ("race",)
 METRICS = (ACCURACY, BALANCED_ACCURACY, MACRO_F1)
@@ -20,7 +20,7 @@ METRICS = (ACCURACY, BALANCED_ACCURACY, MACRO_F1)
 
 def questions(dataset: str):
     """The questions this family asks about `dataset`."""
-    return tuple(q for q in questions_of(dataset) if q.family in FAMILIES)
+    return tuple(q for q in find_dataset(dataset).questions if q.family in FAMILIES)
 
 
 def judge(block: Block, baselines: Mapping[str, Answer], options: Options) -> dict[str, dict]:

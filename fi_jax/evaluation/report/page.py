@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fi_jax import __version__
+from fi_jax.data.datasets import dataset_title
 from fi_jax.evaluation import tables
 from fi_jax.evaluation.entries import Result, results_of
 from fi_jax.evaluation.figures import style
@@ -108,7 +109,7 @@ def side_figures(
     for before, after in pairs:
         face = after[0]
         data = thumbnails(face) if thumbnails else None
-        what = f"{tables.dataset_title(face.dataset)}, {face.image} ({who(face.source, face.seen)})"
+        what = f"{dataset_title(face.dataset)}, {face.image} ({who(face.source, face.seen)})"
         drawn = compare_figure(dict(zip(names, (before, after))), decode(data) if data else None, what, most=16)
         words = f"Answers of {' and '.join(names)} side by side about {what}"
         figures.append(_embed(drawn, words, budget, face.dataset))
@@ -156,7 +157,7 @@ def flip_table(flips: dict[tuple, Flips], names: tuple[str, str]) -> dict:
         lines.append(
             {
                 "cells": [
-                    tables.dataset_title(dataset),
+                    dataset_title(dataset),
                     tables.task_title(task),
                     who(source, seen),
                     f"{f.both_right:,}",
@@ -235,7 +236,7 @@ def build_page(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["dataset_title"] = tables.dataset_title
+    environment.filters["dataset_title"] = dataset_title
     environment.filters["task_title"] = tables.task_title
     environment.filters["readable"] = readable
     in_page = [(c.dataset, c.task, c.groups) for _, c in cards]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fi_jax.data.datasets import dataset_title
 from fi_jax.evaluation import tables
 from fi_jax.evaluation.report.gather import Evaluation
 
@@ -36,7 +37,7 @@ def metric_line(place: Place, texts: Sequence[str]) -> dict:
     said = who(place.source, place.setting == "fine-tuned")
     return {
         "cells": [
-            tables.dataset_title(place.dataset),
+            dataset_title(place.dataset),
             tables.task_title(place.task),
             tables.metric_title(place.metric),
             said,
