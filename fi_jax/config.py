@@ -273,7 +273,7 @@ class DataConfig:
     mixup: float = 0.0
     # Training refuses to start when a larger share of the files cannot be read.
     max_unreadable: float = 0.01
-    # Folder where segmentation maps made by the parser are kept ("" for `.cache/masks`).
+    # Folder where segmentation maps made by the parser are kept ("" for `masks` in the cache folder).
     mask_cache: str = ""
     # Keep decoded pictures in memory (small sets, many epochs).
     cache_in_memory: bool = False

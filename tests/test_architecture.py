@@ -46,14 +46,6 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-# TO GO: what the plan does not have and the code still does.
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("faces.map_cache", "data"): "",
-    ("faces.parser", "data"): "",
-    ("faces.parser_crossval", "data"): "",
-    ("faces.parser_training", "data"): "",
-}
-
 
 def module_of(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
@@ -99,16 +91,9 @@ def test_rooms_know_only_the_rooms_below():
     strays = [
         f"{module} imports {target}"
         for module, target in imports()
-        if room(module) not in (room(target), "cli")
-        and room(target) not in OPEN | ALLOWED.get(room(module), set())
-        and (module, room(target)) not in EXCEPTIONS
+        if room(module) not in (room(target), "cli") and room(target) not in OPEN | ALLOWED.get(room(module), set())
     ]
     assert not strays, "\n".join(strays)
-
-
-def test_exceptions_are_still_needed():
-    existing = {(module, room(target)) for module, target in imports()}
-    assert not [key for key in EXCEPTIONS if key not in existing]
 
 
 def test_every_room_is_in_the_plan():

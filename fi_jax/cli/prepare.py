@@ -53,7 +53,7 @@ def _map_maker(name: str):
 
     from fi_jax.data.prepare import MapMaker
     from fi_jax.faces.masks import encode_mask
-    from fi_jax.faces.parser import load_parser, parse_records
+    from fi_jax.faces.parser import load_parser, parse_faces
 
     parser = load_parser(name)
     digest = hashlib.sha256()
@@ -61,7 +61,7 @@ def _map_maker(name: str):
         digest.update(np.asarray(leaf).tobytes())
 
     def make(faces) -> list[bytes]:
-        found = [mask for _, mask in parse_records(parser, faces)]
+        found = [mask for _, mask in parse_faces(parser, faces)]
         encoded = []
         for mask in found:
             # Every picture was decoded before, so this one vanished meanwhile.

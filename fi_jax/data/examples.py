@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,51 +10,11 @@ import numpy as np
 
 from fi_jax.data.records import FaceRecord, Rejected, encode_labels
 from fi_jax.errors import UserError
-from fi_jax.faces import masks
+from fi_jax.faces.map_cache import load_mask
 from fi_jax.files import cache_folder, write_json
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures import images
 from fi_jax.progress import progress_bar
-
-DEFAULT_MASK_CACHE = Path(".cache/masks")
-
-
-def mask_path(cache: Path, record: FaceRecord) -> Path:
-    """Returns where the parser's map of a record's crop is kept: `<cache>/<dataset>/<key>.png`."""
-    return Path(cache) / record.dataset / f"{record.key}.png"
-
-
-def load_mask(record: FaceRecord, size: int, cache: Path | None = None) -> np.ndarray:
-    """Returns the segmentation map of a record's crop, shape `size size` uint8.
-
-    It is the set's own map, cut as the picture is; else the parser's from `cache` (already a crop); else
-    class 0 everywhere.
-
-    Raises:
-      UserError: a map is damaged, or is of another size than its picture. One exception is the official
-        CelebAMask-HQ, whose maps are 512×512 for pictures of 1024×1024.
-    """
-    if record.mask is not None:
-        mask = masks.read_mask(record.mask, f"{record.key} (mask)" if isinstance(record.mask, bytes) else "")
-        if getattr(record.mask, "is_crop", False):
-            return images.crop_square_mask(mask, None, size)
-        return images.crop_square_mask(mask, _mask_box(record, mask), size)
-    # `mask_path` as a plain string: joining paths would cost more than asking for the file.
-    if cache is not None and os.path.exists(f"{cache}/{record.dataset}/{record.key}.png"):  # noqa: PTH110
-        return images.crop_square_mask(masks.read_mask(mask_path(cache, record)), None, size)
-    return np.zeros((size, size), np.uint8)
-
-
-def _mask_box(record: FaceRecord, mask: np.ndarray):
-    name = record.key
-    height, width = images.picture_size(record.image, name)
-    if mask.shape == (height, width):
-        return record.box
-    if mask.shape == (512, 512) and (height, width) == (1024, 1024):
-        return None if record.box is None else tuple(edge / 2 for edge in record.box)
-    raise UserError(
-        f"mask of '{name}' is {mask.shape[1]}x{mask.shape[0]} but the picture is {width}x{height}; they must be equal"
-    )
 
 
 def make_example(
@@ -67,10 +26,11 @@ def make_example(
       UserError: the picture or its map cannot be read.
     """
     labels, known = encode_labels(record, vocabulary)
-    name = f"{record.dataset} {record.key}" if isinstance(record.image, bytes) else ""
+    name = f"{record.dataset} {record.key}" if isinstance(record.image, bytes) else str(record.image)
+    picture = images.read_bytes(record.image, name)
     return {
-        "image": images.load_square(record.image, record.box, size, name),
-        "mask": load_mask(record, size, mask_cache),
+        "image": images.load_square(picture, record.box, size, name),
+        "mask": load_mask(record, size, mask_cache, picture),
         "labels": labels,
         "known": known,
     }

@@ -87,17 +87,13 @@ class FaceDataset:
     ):
         """`size` is the side of the crops; `mask_cache` is where the parser's maps already are (None: class 0)."""
         self.records, self.vocabulary, self.size, self.mask_cache = tuple(records), vocabulary, size, mask_cache
-        # Sets without a folder of maps, told once: asking for every face's file costs a fiftieth of reading it.
-        names = {record.dataset for record in self.records}
-        self._mapped = {name for name in names if mask_cache is not None and (Path(mask_cache) / name).is_dir()}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self.records[index]
-        mask_cache = self.mask_cache if record.dataset in self._mapped else None
-        return examples.make_example(record, self.vocabulary, self.size, mask_cache)
+        return examples.make_example(record, self.vocabulary, self.size, self.mask_cache)
 
     def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
         """Returns the examples at `indices`, stacked."""
@@ -138,7 +134,7 @@ class MemoryDataset(FaceDataset):
 def open_dataset(records: Sequence[FaceRecord], config: DataConfig, vocabulary: Vocabulary) -> FaceDataset:
     """Returns the dataset that `config` asks for."""
     kind = MemoryDataset if config.cache_in_memory else FaceDataset
-    return kind(records, vocabulary, config.image_size, Path(config.mask_cache or examples.DEFAULT_MASK_CACHE))
+    return kind(records, vocabulary, config.image_size, Path(config.mask_cache) if config.mask_cache else None)
 
 
 @lru_cache(maxsize=4)

@@ -1,57 +1,186 @@
-"""Segmentation maps of faces whose set has none: the parser's, made once and kept in a cache folder."""
+"""Segmentation maps of faces: a set's own, else the parser's, made once and kept in a cache folder by content."""
 
-import hashlib
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fi_jax.config import DataConfig
-from fi_jax.data.examples import DEFAULT_MASK_CACHE, mask_path
-from fi_jax.data.records import FaceRecord
-from fi_jax.faces.parser import BUNDLED, FaceParser, fill_cache, load_parser, parse_crop
+from fi_jax.errors import UserError
+from fi_jax.faces.masks import read_mask, write_mask
+from fi_jax.files import cache_folder, file_sha256, sha256
+from fi_jax.pictures import images
+from fi_jax.pictures.readable import Box, Readable
+from fi_jax.progress import progress_bar
+
+# The parser needs JAX, which the processes that read pictures must not load: it is imported where a map is made.
+if TYPE_CHECKING:
+    from fi_jax.faces.parser import FaceParser
+
+log = logging.getLogger(__name__)
 
 
-def with_maps(
-    records: Sequence[FaceRecord], data: DataConfig, parser: str, say: Callable[[str], None] = print
-) -> DataConfig:
+class Face(Protocol):
+    """One face in one picture. `mask` is the set's own map; its attribute `is_crop` tells that it is cut already."""
+
+    @property
+    def key(self) -> str:
+        """What errors call the face."""
+
+    @property
+    def image(self) -> Readable | bytes:
+        """The image file."""
+
+    @property
+    def box(self) -> Box | None:
+        """The region that is cropped (pixels); None for the whole picture."""
+
+    @property
+    def mask(self) -> Readable | bytes | None:
+        """The file of the set's own map, if it has one."""
+
+
+def cached_map(cache: Path | str, picture: bytes, box: Box | None) -> str:
+    """Returns the path of the parser's map of one crop, named after the image file's content and the box.
+
+    Two data sets with the same file names therefore never share maps, and a picture that changes gets a new one.
+    """
+    edges = "" if box is None else ",".join(repr(float(edge)) for edge in box)
+    name = sha256(picture + edges.encode())[:32]
+    return f"{cache}/{name[:2]}/{name[2:]}.png"
+
+
+def load_mask(
+    face: Face, size: int, cache: Path | str | None = None, picture: bytes | None = None
+) -> UInt8[np.ndarray, "size size"]:
+    """Returns the segmentation map of a face's crop: its own, else the parser's from `cache`, else class 0 everywhere.
+
+    A map of the whole picture is cut as the picture is. `picture` is the image file, where it was read already.
+
+    Raises:
+      UserError: a map is damaged, or is of another size than its picture. One exception is the official
+        CelebAMask-HQ, whose maps are 512×512 for pictures of 1024×1024.
+    """
+    if face.mask is not None:
+        mask = read_mask(face.mask, f"{face.key} (mask)" if isinstance(face.mask, bytes) else "")
+        box = None if getattr(face.mask, "is_crop", False) else _box_in_mask(face, mask)
+        return images.crop_square_mask(mask, box, size)
+    if cache is not None:
+        path = cached_map(cache, picture or images.read_bytes(face.image, face.key), face.box)
+        if os.path.exists(path):  # noqa: PTH110 (a Path would cost more than asking for the file)
+            return images.crop_square_mask(read_mask(Path(path)), None, size)
+    return np.zeros((size, size), np.uint8)
+
+
+def _box_in_mask(face: Face, mask: np.ndarray) -> Box | None:
+    height, width = images.picture_size(face.image, face.key)
+    if mask.shape == (height, width):
+        return face.box
+    if mask.shape == (512, 512) and (height, width) == (1024, 1024):
+        if face.box is None:
+            return None
+        left, top, right, bottom = face.box
+        return (left / 2, top / 2, right / 2, bottom / 2)
+    raise UserError(
+        f"mask of '{face.key}' is {mask.shape[1]}x{mask.shape[0]} but the picture is {width}x{height}; "
+        "they must be equal"
+    )
+
+
+def with_maps(faces: Sequence[Face], data: DataConfig, parser: str) -> DataConfig:
     """Makes every map that is missing and returns the data config that finds them.
 
     Maps lie in a folder named after the parser's weights, so another parser's maps are never taken for its own.
-    Of many processes, the first does the work; the others wait for it at the next collective.
+    A face whose picture cannot be read gets none; reading it later names it.
     """
-    if all(record.mask is not None for record in records):
+    lacking = [face for face in faces if face.mask is None]
+    if not lacking:
         return data
-    cache = Path(data.mask_cache or DEFAULT_MASK_CACHE) / _fingerprint(parser)
-
-    def path_of(record: FaceRecord) -> Path:
-        return mask_path(cache, record)
-
-    missing = [record for record in records if record.mask is None and not path_of(record).exists()]
+    cache = _writable(Path(data.mask_cache or cache_folder() / "masks")) / _fingerprint(parser)
+    missing = list(_without_map(lacking, cache))
     if missing:
-        say(f"parsing {len(missing)} faces into {cache}")
-        fill_cache(_parser(parser), missing, path_of, threads=max(4, os.cpu_count() or 1))
+        log.info(f"parsing {len(missing)} faces into {cache}")
+        fill_cache(_parser(parser), missing, cache)
     return replace(data, mask_cache=str(cache))
+
+
+def fill_cache(
+    parser: "FaceParser", faces: Sequence[Face], cache: Path, batch_size: int | None = None
+) -> list[tuple[Face, UserError]]:
+    """Writes the parser's map of every face into `cache`; returns the faces that could not be read.
+
+    Each file appears whole or not at all, so the work may be stopped and started again.
+    """
+    from fi_jax.faces.parser import parse_faces
+
+    failed, writes = [], []
+    with ThreadPoolExecutor(_threads()) as pool, progress_bar("parsing faces", len(faces)) as advance:
+        for face, mask in parse_faces(parser, faces, batch_size, _threads()):
+            if isinstance(mask, UserError):
+                failed.append((face, mask))
+            else:
+                path = Path(cached_map(cache, images.read_bytes(face.image, face.key), face.box))
+                writes.append(pool.submit(write_mask, path, mask))
+            advance()
+        for write in writes:
+            write.result()
+    return failed
 
 
 def map_of(crop: UInt8[np.ndarray, "s s 3"], parser: str) -> UInt8[np.ndarray, "s s"]:
     """Returns the parser's map of one square crop."""
+    from fi_jax.faces.parser import parse_crop
+
     return parse_crop(_parser(parser), crop)
 
 
+def _without_map(faces: Sequence[Face], cache: Path) -> Iterator[Face]:
+    def has_map(face: Face) -> bool:
+        try:
+            return Path(cached_map(cache, images.read_bytes(face.image, face.key), face.box)).exists()
+        except UserError:
+            return False
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        for face, there in zip(faces, pool.map(has_map, faces), strict=True):
+            if not there:
+                yield face
+
+
+def _threads() -> int:
+    return max(4, os.cpu_count() or 1)
+
+
+def _writable(folder: Path) -> Path:
+    """Returns `folder`, or one for temporary files where `folder` cannot be written."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        return folder
+    instead = Path(tempfile.gettempdir()) / f"fi_jax-masks-{os.getuid()}"
+    log.warning(f"'{folder}' cannot be written; segmentation maps are kept in {instead}")
+    return instead
+
+
 @lru_cache(maxsize=2)
-def _parser(name: str) -> FaceParser:
+def _parser(name: str) -> "FaceParser":
+    from fi_jax.faces.parser import load_parser
+
     return load_parser(name)
 
 
 def _fingerprint(name: str) -> str:
+    from fi_jax.weights.bundle import BUNDLED
+
     folder = BUNDLED / "parser" if name == "bundled" else Path(name)
-    weights = sorted(folder.glob("*.safetensors"))
-    digest = hashlib.sha256(name.encode() if not weights else b"")
-    for file in weights:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.json"))]
+    return sha256("".join(map(file_sha256, files)) or name)[:12]

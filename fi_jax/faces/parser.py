@@ -1,4 +1,4 @@
-"""The face parser ready to use: loads it, parses crops, and fills the cache of maps of a data set."""
+"""The face parser ready to use: loads it and parses crops, one or many."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fi_jax.config import from_dict
-from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import write_mask
+from fi_jax.faces.map_cache import Face
 from fi_jax.faces.parser_training import class_probabilities, logits_at, normalise
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.pictures.images import load_square
-from fi_jax.progress import progress_bar
 from fi_jax.trees import flatten, unflatten
 from fi_jax.weights.bundle import BUNDLED
 from fi_jax.weights.leaves import load_leaves, save_leaves
@@ -139,10 +137,10 @@ def parse_crop(parser: FaceParser, crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np
     return np.asarray(Image.fromarray(mask).resize(crop.shape[1::-1], Image.Resampling.NEAREST))
 
 
-def parse_records(
-    parser: FaceParser, records: Sequence[FaceRecord], batch_size: int | None = None, threads: int = 4
-) -> Iterator[tuple[FaceRecord, UInt8[np.ndarray, "s s"] | UserError]]:
-    """Yields every record with the map of its crop, in order, or with the error for a picture that cannot be read.
+def parse_faces(
+    parser: FaceParser, faces: Sequence[Face], batch_size: int | None = None, threads: int = 4
+) -> Iterator[tuple[Face, UInt8[np.ndarray, "s s"] | UserError]]:
+    """Yields every face with the map of its crop, in order, or with the error for a picture that cannot be read.
 
     Pictures are decoded on threads while the device works on the batch before. `batch_size` is by default 64, and 1
     on a CPU, where the maps of one face stay in its cache (24 ms a face against 40 on two cores).
@@ -150,16 +148,16 @@ def parse_records(
     if batch_size is None:
         batch_size = 1 if jax.default_backend() == "cpu" else 64
 
-    def read(record: FaceRecord):
+    def read(face: Face):
         try:
-            return load_square(record.image, record.box, parser.input_size, record.key)
+            return load_square(face.image, face.box, parser.input_size, face.key)
         except UserError as error:
             return error
 
-    def start(chunk: Sequence[FaceRecord]):
-        return [pool.submit(read, record) for record in chunk]
+    def start(chunk: Sequence[Face]):
+        return [pool.submit(read, face) for face in chunk]
 
-    chunks = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
+    chunks = [faces[i : i + batch_size] for i in range(0, len(faces), batch_size)]
     batch = np.zeros((batch_size, parser.input_size, parser.input_size, 3), np.uint8)
     variables = jax.device_put(parser.variables)
     with ThreadPoolExecutor(threads) as pool:
@@ -183,28 +181,5 @@ def parse_records(
 
 def _results(chunk, crops, masks):
     masks = np.asarray(masks)
-    for record, crop, mask in zip(chunk, crops, masks, strict=False):
-        yield record, crop if isinstance(crop, UserError) else mask
-
-
-def fill_cache(
-    parser: FaceParser, records: Sequence[FaceRecord], path_of, batch_size: int | None = None, threads: int = 4
-) -> tuple[int, list[tuple[FaceRecord, UserError]]]:
-    """Writes the map of every record that has none of its own and none at `path_of(record)` yet.
-
-    Returns how many were written, and the records that could not be read. Each file appears whole or not at all,
-    so the work may be stopped and started again.
-    """
-    wanted = [record for record in records if record.mask is None and not path_of(record).exists()]
-    failed: list[tuple[FaceRecord, UserError]] = []
-    with ThreadPoolExecutor(threads) as pool, progress_bar("parsing faces", len(wanted)) as advance:
-        writes = []
-        for record, mask in parse_records(parser, wanted, batch_size, threads):
-            if isinstance(mask, UserError):
-                failed.append((record, mask))
-            else:
-                writes.append(pool.submit(write_mask, path_of(record), mask))
-            advance()
-        for write in writes:
-            write.result()
-    return len(wanted) - len(failed), failed
+    for face, crop, mask in zip(chunk, crops, masks, strict=False):
+        yield face, crop if isinstance(crop, UserError) else mask

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from fi_jax.data.examples import load_mask
-from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
+from fi_jax.faces.map_cache import Face, load_mask
 from fi_jax.faces.parser import FaceParser
 from fi_jax.faces.parser_training import (
     ParserTrainer,
@@ -41,12 +40,12 @@ class Pairs(NamedTuple):
     masks: UInt8[np.ndarray, "n s s"]
 
 
-def read_pairs(records: Sequence[FaceRecord], size: int) -> Pairs:
-    """Reads the crops of records that have maps of their own."""
-    if not all(record.mask is not None for record in records):
+def read_pairs(faces: Sequence[Face], size: int) -> Pairs:
+    """Reads the crops of faces that have maps of their own."""
+    if not all(face.mask is not None for face in faces):
         raise UserError("the face parser is trained on pictures that have segmentation maps; some of these have none")
-    images = np.stack([load_square(record.image, record.box, size, record.key) for record in records])
-    return Pairs([record.key for record in records], images, np.stack([load_mask(record, size) for record in records]))
+    images = np.stack([load_square(face.image, face.box, size, face.key) for face in faces])
+    return Pairs([face.key for face in faces], images, np.stack([load_mask(face, size) for face in faces]))
 
 
 def resized(pairs: Pairs, size: int) -> Pairs:

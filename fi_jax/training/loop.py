@@ -61,9 +61,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     tokenizer = load_tokenizer(config.weights)
     transform = make_transform(config, vocabulary, tokenizer)
     data = (
-        with_maps(mixture.records, config.data, config.weights.parser, say)
-        if config.model.use_segmentation
-        else config.data
+        with_maps(mixture.records, config.data, config.weights.parser) if config.model.use_segmentation else config.data
     )
     say(f"{len(mixture.records)} faces; {jax.device_count()} device(s); run folder {folder}")
 

@@ -69,7 +69,7 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     tokenizer = load_tokenizer(config.weights)
     data = config.data
     if config.model.use_segmentation:
-        data = with_maps(mixture.records, config.data, config.weights.parser, say)
+        data = with_maps(mixture.records, config.data, config.weights.parser)
     initial = load_model(config.train.init_from) if config.train.init_from else None
     leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh)
     trained, frozen = split_params(unflatten(leaves), config.train.trainable)

@@ -11,11 +11,12 @@ from skimage import data as pictures
 
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
+from fi_jax.faces import map_cache, picture_map
 from fi_jax.faces import parser as parsing
-from fi_jax.faces import picture_map
 from fi_jax.faces.masks import read_mask
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
+from fi_jax.pictures.images import load_square
 from fi_jax.weights.bundle import BUNDLED
 
 TINY = SegformerConfig(
@@ -177,19 +178,43 @@ def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser
     records = [FaceRecord("toy", f"{i}.jpg", "train", jpeg(i), box=(5, 5, 35, 35)) for i in range(7)]
     records.insert(3, FaceRecord("toy", "bad.jpg", "train", b"\xff\xd8 no picture"))
 
-    def path_of(record):
-        return tmp_path / "toy" / f"{record.key}.png"
-
-    written, failed = parsing.fill_cache(parser, records, path_of, batch_size=3)
-    assert written == 7 and [record.key for record, _ in failed] == ["bad.jpg"]
-    from fi_jax.pictures.images import load_square
-
+    failed = map_cache.fill_cache(parser, records, tmp_path, batch_size=3)
+    assert [record.key for record, _ in failed] == ["bad.jpg"]
     for record in records[:3]:
         crop = load_square(record.image, record.box, 32)
-        np.testing.assert_array_equal(read_mask(path_of(record)), parsing.parse_crop(parser, crop))
-    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "toy").iterdir()}
-    assert parsing.fill_cache(parser, records[:3], path_of, batch_size=3) == (0, [])
-    assert times == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "toy").iterdir()}
+        path = Path(map_cache.cached_map(tmp_path, record.image, record.box))
+        np.testing.assert_array_equal(read_mask(path), parsing.parse_crop(parser, crop))
+    assert len(list(tmp_path.rglob("*.png"))) == 7
+    assert [face.key for face in map_cache._without_map(records, tmp_path)] == ["bad.jpg"]
+
+
+def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tmp_path, monkeypatch, caplog):
+    """Two roots with the same names do not share maps; a read-only cache is no obstacle."""
+    from fi_jax.config import DataConfig
+    from fi_jax.data.records import FaceRecord
+
+    faces = []
+    for root in ("a", "b"):
+        path = tmp_path / root / "same.png"
+        path.parent.mkdir()
+        noise = np.random.default_rng(ord(root)).integers(0, 255, (40, 50, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(path)
+        faces += [FaceRecord("toy", "same.png", "train", path, box=box) for box in (None, (5, 5, 35, 35))]
+    caplog.set_level("INFO")
+    data = map_cache.with_maps(faces, DataConfig(mask_cache=str(tmp_path / "cache")), str(folder))
+    maps = [map_cache.load_mask(face, 32, data.mask_cache) for face in faces]
+    for face, mask in zip(faces, maps, strict=True):
+        np.testing.assert_array_equal(mask, parsing.parse_crop(parser, load_square(face.image, face.box, 32)))
+    assert len({mask.tobytes() for mask in maps}) == 4 and "parsing 4 faces" in caplog.text
+    caplog.clear()
+    assert map_cache.with_maps(faces, DataConfig(mask_cache=str(tmp_path / "cache")), str(folder)) == data
+    assert not caplog.records
+
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    blocked = DataConfig(mask_cache=str(tmp_path / "a" / "same.png" / "cache"))
+    data = map_cache.with_maps(faces[:1], blocked, str(folder))
+    np.testing.assert_array_equal(map_cache.load_mask(faces[0], 32, data.mask_cache), maps[0])
+    assert "cannot be written" in caplog.text
 
 
 @needs_bundle

@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,13 +171,15 @@ def test_mixture_repeats_and_empty_splits(releases):
 
 
 def test_own_mask_then_cached_then_background(releases, tmp_path):
+    from fi_jax.faces.map_cache import cached_map
     from fi_jax.faces.masks import encode_mask
+    from fi_jax.pictures.images import read_bytes
 
     record = open_source("celebamask_hq", releases.celebamask_hq()).records("all")[0]
     assert set(np.unique(examples.load_mask(record, 16))) == {0, 1, 13}
     bare = FaceRecord("utkface", "a/b.jpg", "train", record.image)
     assert not examples.load_mask(bare, 16, tmp_path).any()
-    path = examples.mask_path(tmp_path, bare)
+    path = Path(cached_map(tmp_path, read_bytes(bare.image), None))
     releases.write(path, encode_mask(np.full((16, 16), 5, np.uint8)))
     assert (examples.load_mask(bare, 16, tmp_path) == 5).all()
 
