@@ -15,14 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 from fi_jax.config import ModelConfig
 from fi_jax.knowledge.gcn import PromptGcn
 from fi_jax.models.attention import Layout
+from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.models.connector import Connector
 from fi_jax.models.llama import Llama
 from fi_jax.models.lora import Linear
 from fi_jax.models.masked import PatchDecoder
 from fi_jax.models.vit import Vit
-
-# Negative token ids of a prefix are slots, filled in order by these tokens.
-IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
 
 
 class Constants(NamedTuple):

@@ -1,7 +1,6 @@
-"""A config -> the sequences that its steps ask: how many questions a face, how long, of which kinds."""
+"""A config -> the sequences that its training steps ask: how many questions a face, how long, of which kinds."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from fi_jax.config import Experiment, ModelConfig
 from fi_jax.errors import UserError
@@ -18,29 +17,6 @@ def slots_of(model: ModelConfig, vocabulary: Vocabulary) -> Slots:
     return Slots(model.image_encoder.num_tokens, segmentation, len(vocabulary))
 
 
-def training_builder(
-    config: Experiment,
-    vocabulary: Vocabulary,
-    tokenizer,
-    questions: Sequence[Question],
-    *,
-    per_face: int,
-    open_per_face: int,
-    segment_length: int,
-) -> SequenceBuilder:
-    """The sequences of instruction tuning: any of `questions` may be asked, `per_face` of them and some open ones."""
-    return SequenceBuilder(
-        tokenizer,
-        template(config.data.template),
-        vocabulary,
-        questions,
-        slots_of(config.model, vocabulary),
-        num_segments=per_face + open_per_face,
-        segment_length=segment_length,
-        lm_length=(segment_length + 2) if open_per_face else 0,
-    )
-
-
 def training_builders(config: Experiment, vocabulary: Vocabulary, tokenizer) -> list[SequenceBuilder]:
     """The kinds of sequences that steps take in turn: one, or with `data.short_segment` short and long questions.
 
@@ -48,20 +24,30 @@ def training_builders(config: Experiment, vocabulary: Vocabulary, tokenizer) -> 
       UserError: no question fits `data.short_segment`, or all do.
     """
     data, questions = config.data, questions_for(vocabulary)
-    make = partial(training_builder, config, vocabulary, tokenizer)
     per_face = data.questions_per_face or len(questions)
+
+    def make(questions: Sequence[Question], closed: int, free: int, length: int) -> SequenceBuilder:
+        return SequenceBuilder(
+            tokenizer,
+            template(data.template),
+            vocabulary,
+            questions,
+            slots_of(config.model, vocabulary),
+            num_segments=closed + free,
+            segment_length=length,
+            lm_length=(length + 2) if free else 0,
+        )
+
     if not data.short_segment:
-        length = data.segment_length
-        return [make(questions, per_face=per_face, open_per_face=data.open_per_face, segment_length=length)]
-    measure = make(questions, per_face=per_face, open_per_face=0, segment_length=0)
-    fits = [len(measure.question_ids(question.text)) <= data.short_segment for question in questions]
-    short = [question for question, fit in zip(questions, fits, strict=True) if fit]
-    long = [question for question, fit in zip(questions, fits, strict=True) if not fit]
+        return [make(questions, per_face, data.open_per_face, data.segment_length)]
+    measure = make(questions, per_face, 0, 0)
+    short = [q for q in questions if len(measure.question_ids(q.text)) <= data.short_segment]
+    long = [q for q in questions if q not in short]
     if not short or not long:
         which = "no question fits" if not short else "every question fits"
         raise UserError(f"{which} data.short_segment {data.short_segment}; set it to 0, for segments of one length")
     few = min(max(1, per_face * data.short_segment // data.segment_length - data.open_per_face), len(long))
     return [
-        make(short, per_face=min(per_face, len(short)), open_per_face=0, segment_length=data.short_segment),
-        make(long, per_face=few, open_per_face=data.open_per_face, segment_length=data.segment_length),
+        make(short, min(per_face, len(short)), 0, data.short_segment),
+        make(long, few, data.open_per_face, data.segment_length),
     ]

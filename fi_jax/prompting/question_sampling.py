@@ -1,9 +1,10 @@
-"""Which questions are asked about each face of a batch: all of them, or a draw of those with a known answer."""
+"""Which questions a training step asks about each face: a draw of those with a known answer."""
 
 import numpy as np
 
 from fi_jax.labels.tasks import YEAR_CENTRES, YEAR_LABELS
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.batch import Batch
 from fi_jax.prompting.descriptions import open_examples
 from fi_jax.prompting.sequences import OpenQuestion, SequenceBuilder
 
@@ -14,18 +15,18 @@ def draw_questions(answerable: np.ndarray, rng: np.random.Generator, limit: int)
 
 
 def training_sequences(
-    batch: dict[str, np.ndarray],
+    batch: Batch,
     builder: SequenceBuilder,
     vocabulary: Vocabulary,
     seed: tuple[int, ...],
     *,
     open_per_face: int = 1,
     closed_in_lm: int = 2,
-) -> dict[str, np.ndarray]:
+) -> Batch:
     """Adds token arrays to a batch with `labels` and `known`: closed questions drawn, open ones at the end.
 
     The draw of a face depends on `seed` and its `row` in the global batch alone, so it is the same on any number of
-    hosts. What an open answer says of a face comes from its known labels, so sets that state little yield short ones.
+    hosts. Open answers are made of a face's known labels, so data sets with few labels yield short ones.
     """
     targets, answerable = builder.targets(batch["labels"], batch["known"])
     ages = stated_ages(batch["labels"], batch["known"], vocabulary)
@@ -49,8 +50,3 @@ def stated_ages(labels: np.ndarray, known: np.ndarray, vocabulary: Vocabulary) -
     return [
         float(age) if is_known else None for age, is_known in zip(years, np.all(known[:, bins], axis=1), strict=True)
     ]
-
-
-def all_questions(builder: SequenceBuilder, faces: int) -> dict[str, np.ndarray]:
-    """Token arrays that ask every question of the builder about each of `faces` faces."""
-    return builder.build([range(len(builder.questions))] * faces)

@@ -1,24 +1,21 @@
-"""Questions about a face -> one shared-prefix sequence: token arrays of the batch contract (docs/architecture.md)."""
+"""Questions about a face -> one shared-prefix sequence: the token arrays of the batch contract (`models.batch`).
 
-from collections.abc import Sequence as Seq
+A label becomes a token in three steps: `labels.question_bank` makes a question of it, `prompting.templates` spells the
+question, and `SequenceBuilder` finds the token of each option and the place where it is due.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer
 
 from fi_jax.errors import UserError
 from fi_jax.labels.questions import Question
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Batch
 from fi_jax.prompting.templates import Template
-
-IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer (`tokenizers.Tokenizer` has it)."""
-
-    def encode(self, text: str, add_special_tokens: bool = False):
-        """Returns an object with `.ids`."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,12 @@ class OpenQuestion:
 
 
 @dataclass(frozen=True)
-class _Closed:
-    tokens: np.ndarray
-    option_tokens: np.ndarray
-    option_labels: np.ndarray
+class _ClosedTokens:
+    """A closed question as tokens: its segment, and the token and label of each option (−1 is padding or none)."""
+
+    segment: Int[np.ndarray, "s"]
+    option_tokens: Int[np.ndarray, "k"]
+    option_labels: Int[np.ndarray, "k"]
 
 
 class SequenceBuilder:
@@ -56,7 +55,7 @@ class SequenceBuilder:
         tokenizer: Tokenizer,
         template: Template,
         vocabulary: Vocabulary,
-        questions: Seq[Question],
+        questions: Sequence[Question],
         slots: Slots,
         *,
         num_segments: int,
@@ -70,20 +69,20 @@ class SequenceBuilder:
         self.num_options = max((len(q.options) for q in self.questions), default=1)
         self.prefix = self._prefix(slots)
         self._closed = [self._encode_closed(q) for q in self.questions]
-        longest = max((len(c.tokens) for c in self._closed), default=1)
+        lengths = [len(closed.segment) for closed in self._closed]
+        longest = max(lengths, default=1)
         self.segment_length = segment_length or longest
         if longest > self.segment_length:
-            at = int(np.argmax([len(c.tokens) for c in self._closed]))
             raise UserError(
-                f"question '{self.questions[at].name}' takes {longest} tokens but data.segment_length is "
-                f"{self.segment_length}; raise it to {longest} or more"
+                f"question '{self.questions[lengths.index(longest)].name}' takes {longest} tokens but "
+                f"data.segment_length is {self.segment_length}; raise it to {longest} or more"
             )
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens of its own."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _prefix(self, slots: Slots) -> np.ndarray:
+    def _prefix(self, slots: Slots) -> Int[np.ndarray, "p"]:
         t = self.template
         parts = [self.ids(t.opening), [IMAGE_SLOT] * slots.image]
         if slots.segmentation:
@@ -95,13 +94,13 @@ class SequenceBuilder:
         """Tokens of one question, up to where its answer is due."""
         return self.ids(self.template.before + text + self.template.after)
 
-    def _encode_closed(self, question: Question) -> _Closed:
+    def _encode_closed(self, question: Question) -> _ClosedTokens:
         options = np.full(self.num_options, -1, np.int32)
         labels = np.full(self.num_options, -1, np.int32)
         for k, (answer, label) in enumerate(zip(question.answers, question.labels, strict=True)):
             options[k] = self._answer_id(question, answer)
             labels[k] = -1 if label is None or label not in self.vocabulary else self.vocabulary.index(label)
-        return _Closed(np.array(self.question_ids(question.text), np.int32), options, labels)
+        return _ClosedTokens(np.array(self.question_ids(question.text), np.int32), options, labels)
 
     def _answer_id(self, question: Question, answer: str) -> int:
         # In its place after the template: alone, a SentencePiece tokenizer would put another word start before it.
@@ -114,15 +113,12 @@ class SequenceBuilder:
             )
         return ids[-1]
 
-    def targets(self, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Target distributions of every question for a batch of faces.
+    def targets(
+        self, labels: Float[np.ndarray, "b n"], known: Bool[np.ndarray, "b n"]
+    ) -> tuple[Float[np.ndarray, "b questions k"], Bool[np.ndarray, "b questions"]]:
+        """Target distributions of every question for a batch of faces, and which questions are answerable.
 
-        Args:
-          labels, known: shape `b n`.
-
-        Returns:
-          `(targets, answerable)` of shapes `b questions k` and `b questions`; a question is answerable when all
-          its labels are known and some option holds.
+        A question is answerable when all its labels are known and some option holds.
         """
         faces, count = len(labels), len(self.questions)
         targets = np.zeros((faces, count, self.num_options), np.float32)
@@ -142,25 +138,21 @@ class SequenceBuilder:
 
     def build(
         self,
-        chosen: Seq[Seq[int]],
-        targets: np.ndarray | None = None,
-        open_questions: Seq[Seq[OpenQuestion]] = (),
+        chosen: Sequence[Sequence[int]],
+        targets: Float[np.ndarray, "b questions k"] | None = None,
+        open_questions: Sequence[Sequence[OpenQuestion]] = (),
         closed_in_lm: int = 0,
-    ) -> dict[str, np.ndarray]:
-        """Makes the token arrays of a batch.
+    ) -> Batch:
+        """Makes the token arrays of a batch: the keys from `prefix_tokens` on.
 
         Args:
           chosen: for each face, indices of the closed questions to ask, in order.
-          targets: `b questions k` target distributions, or None when nothing is known.
+          targets: target distributions, or None when nothing is known.
           open_questions: for each face, free-form questions; they stand after the closed ones.
           closed_in_lm: how many of a face's first closed questions also enter the token loss.
-
-        Returns:
-          The keys `prefix_*`, `segment_*`, `answer_position`, `option_*`, `lm_*` of the batch contract, and
-          `question_index` (`b q`, −1 where a segment is empty or free-form).
         """
         b, q, s, k, m = len(chosen), self.num_segments, self.segment_length, self.num_options, self.lm_length
-        batch = {
+        batch: Batch = {
             "prefix_tokens": np.broadcast_to(self.prefix, (b, len(self.prefix))).copy(),
             "prefix_valid": np.ones((b, len(self.prefix)), bool),
             "segment_tokens": np.zeros((b, q, s), np.int32),
@@ -175,14 +167,14 @@ class SequenceBuilder:
             "lm_weights": np.zeros((b, m), np.float32),
         }
         for row, indices in enumerate(chosen):
-            asked = list(open_questions[row]) if open_questions else []
-            if len(indices) + len(asked) > q:
-                raise UserError(f"{len(indices) + len(asked)} questions about one face, but sequences hold {q}")
+            free = list(open_questions[row]) if open_questions else []
+            if len(indices) + len(free) > q:
+                raise UserError(f"{len(indices) + len(free)} questions about one face, but sequences hold {q}")
             loss_tokens: list[tuple[int, int]] = []
             for at, index in enumerate(indices):
                 closed = self._closed[index]
-                length = len(closed.tokens)
-                batch["segment_tokens"][row, at, :length] = closed.tokens
+                length = len(closed.segment)
+                batch["segment_tokens"][row, at, :length] = closed.segment
                 batch["segment_valid"][row, at, :length] = True
                 batch["answer_position"][row, at] = length - 1
                 batch["option_tokens"][row, at] = closed.option_tokens
@@ -193,7 +185,7 @@ class SequenceBuilder:
                     best = int(targets[row, index].argmax())
                     if at < closed_in_lm and targets[row, index, best] > 0:
                         loss_tokens.append((at * s + length - 1, int(closed.option_tokens[best])))
-            for at, item in enumerate(asked, start=len(indices)):
+            for at, item in enumerate(free, start=len(indices)):
                 question = self.question_ids(item.question)
                 answer = self.ids(self.template.answer_prefix + item.answer + self.template.end) if item.answer else []
                 tokens = (question + answer)[:s]

@@ -13,7 +13,8 @@ from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
-from fi_jax.models.face_insight import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Constants
+from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
+from fi_jax.models.face_insight import Constants
 from fi_jax.models.llama import unstack_layers
 from fi_jax.parallel.memory import TEXT_TOKENS
 from fi_jax.parallel.mesh import run_on

@@ -9,6 +9,7 @@ from fi_jax.data.counts import count_records
 from fi_jax.data.pipeline import Mixture
 from fi_jax.knowledge.correlation import build_graph
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.batch import Batch
 from fi_jax.prompting.builders import training_builders
 from fi_jax.prompting.question_sampling import training_sequences
 from fi_jax.weights.bundle import TrainedModel
@@ -20,7 +21,7 @@ def make_transform(config: Experiment, vocabulary: Vocabulary, tokenizer) -> Cal
         return None
     builders = training_builders(config, vocabulary, tokenizer)
 
-    def transform(batch: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
+    def transform(batch: Batch, step: int) -> Batch:
         builder = builders[step % len(builders)]
         open_per_face = config.data.open_per_face if builder.lm_length else 0
         return training_sequences(batch, builder, vocabulary, (config.data.seed, step), open_per_face=open_per_face)

@@ -6,8 +6,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from fi_jax.errors import UserError
+from fi_jax.models.batch import IMAGE_SLOT
 from fi_jax.models.pixels import MEAN, STD
-from fi_jax.prompting.sequences import IMAGE_SLOT
 
 
 def resize_and_crop(image: UInt8[np.ndarray, "y x 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:

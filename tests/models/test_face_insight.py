@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fi_jax.config import MeshConfig
-from fi_jax.models.face_insight import KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Alignment, FaceInsight, _fill
+from fi_jax.models.batch import KNOWLEDGE_SLOT, SEGMENTATION_SLOT
+from fi_jax.models.face_insight import Alignment, FaceInsight, _fill
 from fi_jax.parallel.collectives import collectives
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.rules import batch_sharding

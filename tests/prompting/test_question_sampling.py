@@ -5,7 +5,7 @@ import numpy as np
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.tasks import age_labels
-from fi_jax.prompting.question_sampling import all_questions, draw_questions, stated_ages, training_sequences
+from fi_jax.prompting.question_sampling import draw_questions, stated_ages, training_sequences
 from fi_jax.prompting.sequences import SequenceBuilder, Slots
 from fi_jax.prompting.templates import template
 from fi_jax.weights.tokenizers import byte_tokenizer
@@ -88,11 +88,3 @@ def test_ages_are_read_back_from_their_two_hot_bins():
     assert ages[1] is None
     np.testing.assert_allclose([ages[0], ages[2]], [31.0, 80.0], atol=1e-4)
     assert stated_ages(labels[:, :40], known[:, :40], find_vocabulary("celeba")) == [None] * 3
-
-
-def test_all_questions_asks_each_once():
-    builder = SequenceBuilder(
-        byte_tokenizer(), template("plain"), VOCABULARY, QUESTIONS, Slots(2, 0, 2), num_segments=len(QUESTIONS)
-    )
-    made = all_questions(builder, 2)
-    assert made["question_index"].tolist() == [list(range(len(QUESTIONS)))] * 2

@@ -9,14 +9,8 @@ from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.tasks import age_labels
-from fi_jax.prompting.sequences import (
-    IMAGE_SLOT,
-    KNOWLEDGE_SLOT,
-    SEGMENTATION_SLOT,
-    OpenQuestion,
-    SequenceBuilder,
-    Slots,
-)
+from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
+from fi_jax.prompting.sequences import OpenQuestion, SequenceBuilder, Slots
 from fi_jax.prompting.templates import TEMPLATES, template
 from fi_jax.weights.tokenizers import byte_tokenizer
 
