@@ -61,6 +61,18 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(content, indent=indent) + ("\n" if indent else ""))
 
 
+def inside(folder: Path | str, name: str) -> Path:
+    """Returns `folder / name` for a name that was read from a file and must not lead out of the folder.
+
+    Raises:
+      UserError: the name is not text, is empty or absolute, or has a part "..".
+    """
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [".."]
+    if not name or parts[0] == "" or ".." in parts or "\0" in name or Path(name).is_absolute():
+        raise UserError(f"the name {name!r} would lead out of '{folder}'; the file that holds it is damaged")
+    return Path(folder) / name
+
+
 def sha256(data: bytes | str) -> str:
     """Returns the SHA-256 of bytes, or of a text's UTF-8, in hexadecimal."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()

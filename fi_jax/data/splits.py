@@ -32,3 +32,14 @@ def select(records: Sequence[FaceRecord], split: str) -> list[FaceRecord]:
     """Returns the records of a split, in order; "all" is every record under the root."""
     require_choice("split", split, (*SPLITS, "all"))
     return [record for record in records if split in ("all", record.split)]
+
+
+def limited(records: Sequence[FaceRecord], count: int | None) -> list[FaceRecord]:
+    """Returns `count` of the records (None or 0: all), in their order: those whose keys have the lowest hashes.
+
+    The first by name would be a biased sample: of UTKFace's first hundred, 97 are teenagers.
+    """
+    if not count or count >= len(records):
+        return list(records)
+    order = sorted(range(len(records)), key=lambda i: hash_fraction(records[i].key, "limit"))
+    return [records[i] for i in sorted(order[:count])]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fi_jax.data import near_duplicates as twins
 from fi_jax.data import splits
+from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
 from fi_jax.pictures import images
 
@@ -33,6 +34,16 @@ def test_split_of_a_name_never_changes():
 
     by_hand = int.from_bytes(hashlib.sha256(b"celeba:000001.jpg").digest()[:8], "big") / 2**64
     assert splits.hash_fraction("000001.jpg", "celeba") == by_hand
+
+
+def test_limited_takes_hash_order_and_keeps_the_records_order():
+    records = [FaceRecord("s", f"{i:03d}.jpg", "test", b"") for i in range(100)]
+    few = splits.limited(records, 10)
+    assert [r.key for r in few] == sorted(r.key for r in few) and len(few) == 10
+    assert [r.key for r in few] != [r.key for r in records[:10]]
+    assert set(r.key for r in few) <= {r.key for r in splits.limited(records, 20)}
+    assert {r.key for r in splits.limited(records[::-1], 10)} == {r.key for r in few}
+    assert splits.limited(records, None) == splits.limited(records, 0) == splits.limited(records, 100) == records
 
 
 def test_shares_and_salt():
