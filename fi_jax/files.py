@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,39 @@ def inside(folder: Path | str, name: str) -> Path:
     if not name or parts[0] == "" or ".." in parts or "\0" in name or Path(name).is_absolute():
         raise UserError(f"the name {name!r} would lead out of '{folder}'; the file that holds it is damaged")
     return Path(folder) / name
+
+
+def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path] = (), mark: bytes = b"") -> None:
+    """Checks, before any work, that writing `outputs` destroys nothing that a user did not mean to replace.
+
+    Args:
+      outputs: the files to be written.
+      inputs: the files that are read; links are followed.
+      mark: where given, a file that exists may be replaced only if its first 4 KiB hold these bytes: the command's own.
+
+    Raises:
+      UserError: an output is an input, a folder, or somebody else's file.
+    """
+    inputs = [Path(path) for path in inputs]
+    for path in map(Path, outputs):
+        if not path.exists():
+            continue
+        if path.is_dir():
+            raise UserError(f"'{path}' is a folder; give the name of a file to write")
+        if any(source.exists() and path.samefile(source) for source in inputs):
+            raise UserError(f"'{path}' is read and would be overwritten; write to another place")
+        if mark and mark not in _head(path):
+            raise UserError(
+                f"'{path}' exists and was not written by this command; delete it, or write to another place"
+            )
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as opened:
+            return opened.read(4096)
+    except OSError as error:
+        raise UserError(f"cannot read '{path}', which would be replaced ({error.strerror or error})") from error
 
 
 def sha256(data: bytes | str) -> str:
