@@ -17,19 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fi_jax.models.attention import Layout, cached_attention, split_attention
+from fi_jax.models.attention import PrefixLayout, cached_attention, split_attention
 
 # (name, batch, layout, heads, kv heads, head size)
 CASES = [
-    ("plain causal, 7b", 8, Layout(1216), 32, 32, 128),
-    ("40 questions, 7b", 4, Layout(1192, 40, 24), 32, 32, 128),
-    ("40 questions, 1 face, 7b", 1, Layout(1192, 40, 24), 32, 32, 128),
-    ("long segments, grouped heads", 4, Layout(600, 4, 256), 32, 8, 128),
-    ("one long segment", 8, Layout(1152, 1, 128), 32, 32, 128),
-    ("smollm2", 16, Layout(120, 40, 32), 9, 3, 64),
-    ("one question, 7b", 8, Layout(1232, 1, 24), 32, 32, 128),
-    ("odd sizes", 3, Layout(77, 5, 13), 6, 2, 64),
-    ("odd prefix alone", 3, Layout(77), 6, 2, 64),
+    ("plain causal, 7b", 8, PrefixLayout(1216), 32, 32, 128),
+    ("40 questions, 7b", 4, PrefixLayout(1192, 40, 24), 32, 32, 128),
+    ("40 questions, 1 face, 7b", 1, PrefixLayout(1192, 40, 24), 32, 32, 128),
+    ("long segments, grouped heads", 4, PrefixLayout(600, 4, 256), 32, 8, 128),
+    ("one long segment", 8, PrefixLayout(1152, 1, 128), 32, 32, 128),
+    ("smollm2", 16, PrefixLayout(120, 40, 32), 9, 3, 64),
+    ("one question, 7b", 8, PrefixLayout(1232, 1, 24), 32, 32, 128),
+    ("odd sizes", 3, PrefixLayout(77, 5, 13), 6, 2, 64),
+    ("odd prefix alone", 3, PrefixLayout(77), 6, 2, 64),
 ]
 
 
@@ -43,37 +43,30 @@ DECODE_CASES = [
 
 
 def make_inputs(batch, layout, heads, kv_heads, size):
-    """Returns q, k, v, a cotangent (float32) and `valid` with padding on the right of every part."""
+    """Returns q, k, v and a cotangent, float32."""
     rng = np.random.default_rng(0)
     shapes = [(batch, layout.total, n, size) for n in (heads, kv_heads, kv_heads, heads)]
-    arrays = [
+    return [
         jnp.asarray(rng.normal(size=shape), jnp.float32).astype(jnp.bfloat16).astype(jnp.float32) for shape in shapes
     ]
-    valid = np.zeros((batch, layout.total), bool)
-    for row in valid:
-        row[: rng.integers(layout.prefix // 2, layout.prefix + 1)] = True
-        for j in range(layout.segments):
-            start = layout.prefix + j * layout.length
-            row[start : start + rng.integers(1, layout.length + 1)] = True
-    return arrays, jnp.asarray(valid)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def run(implementation, layout, dtype, q, k, v, cotangent, valid):
-    """Returns the output and the gradients of q, k and v, float32. What stands in rows of padding means nothing."""
+def run(implementation, layout, dtype, q, k, v, cotangent):
+    """Returns the output and the gradients of q, k and v, float32."""
     q, k, v = (a.astype(dtype) for a in (q, k, v))
 
     def attend(q, k, v):
-        return jnp.where(valid[:, :, None, None], split_attention(q, k, v, layout, valid, implementation), 0)
+        return split_attention(q, k, v, layout, implementation)
 
     out, pullback = jax.vjp(attend, q, k, v)
     return [a.astype(jnp.float32) for a in (out, *pullback(cotangent.astype(dtype)))]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def forward(implementation, layout, q, k, v, valid):
+def forward(implementation, layout, q, k, v):
     """Returns the output alone."""
-    return split_attention(q, k, v, layout, valid, implementation)
+    return split_attention(q, k, v, layout, implementation)
 
 
 def seconds(call, repeats=20):
@@ -94,20 +87,18 @@ def relative_errors(got, want):
 
 def check(name, batch, layout, heads, kv_heads, size) -> bool:
     """Prints the case's line; returns whether flash is right."""
-    (q, k, v, cotangent), valid = make_inputs(batch, layout, heads, kv_heads, size)
+    q, k, v, cotangent = make_inputs(batch, layout, heads, kv_heads, size)
     with jax.default_matmul_precision("highest"):
-        want = run("xla", layout, jnp.float32, q, k, v, cotangent, valid)
+        want = run("xla", layout, jnp.float32, q, k, v, cotangent)
     line = {"case": name, "batch": batch, "layout": [layout.prefix, layout.segments, layout.length]}
     errors = {}
     for implementation in ("xla", "flash"):
-        got = run(implementation, layout, jnp.bfloat16, q, k, v, cotangent, valid)
+        got = run(implementation, layout, jnp.bfloat16, q, k, v, cotangent)
         errors[implementation] = relative_errors(got, want)
         line[f"{implementation}_errors_out_dq_dk_dv"] = [round(e, 5) for e in errors[implementation]]
         half = [a.astype(jnp.bfloat16) for a in (q, k, v)]
-        line[f"{implementation}_forward_ms"] = round(
-            1e3 * seconds(partial(forward, implementation, layout, *half, valid)), 3
-        )
-        both = partial(run, implementation, layout, jnp.bfloat16, q, k, v, cotangent, valid)
+        line[f"{implementation}_forward_ms"] = round(1e3 * seconds(partial(forward, implementation, layout, *half)), 3)
+        both = partial(run, implementation, layout, jnp.bfloat16, q, k, v, cotangent)
         line[f"{implementation}_forward_backward_ms"] = round(1e3 * seconds(both), 3)
     line["passed"] = all(f <= max(2 * x, 0.01) for x, f in zip(errors["xla"], errors["flash"], strict=True))
     print(json.dumps(line), flush=True)
@@ -123,14 +114,13 @@ def check_decode(name, faces, questions, prefix, tail, heads, kv_heads, size) ->
         *[(faces, questions, kv_heads, tail, size)] * 2,
     ]
     half = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
-    prefix_valid = jnp.asarray(np.arange(prefix) < rng.integers(prefix // 2, prefix + 1, (faces, 1)))
     visible = jnp.asarray(np.arange(tail) < rng.integers(1, tail + 1, (faces, questions, 1, 1)))
-    attend = jax.jit(cached_attention, static_argnums=7)
+    attend = jax.jit(cached_attention, static_argnums=6)
     with jax.default_matmul_precision("highest"):
-        want = attend(*(a.astype(jnp.float32) for a in half), prefix_valid, visible, "xla")
+        want = attend(*(a.astype(jnp.float32) for a in half), visible, "xla")
     line, errors = {"case": name, "faces": faces, "questions": questions, "cache": [prefix, tail]}, {}
     for implementation in ("xla", "flash"):
-        call = partial(attend, *half, prefix_valid, visible, implementation)
+        call = partial(attend, *half, visible, implementation)
         (errors[implementation],) = relative_errors([call().astype(jnp.float32)], [want])
         line[f"{implementation}_error"] = round(errors[implementation], 5)
         line[f"{implementation}_ms"] = round(1e3 * seconds(call, 100), 4)

@@ -159,7 +159,6 @@ def random_batch(config: Experiment, faces: int, questions: int, seed: int = 0) 
         "known": np.ones((faces, n), bool),
         "weight": np.ones(faces, np.float32),
         "prefix_tokens": np.broadcast_to(prefix, (faces, len(prefix))).astype(np.int32),
-        "prefix_valid": np.ones((faces, len(prefix)), bool),
         "segment_tokens": rng.integers(1, top, (faces, questions, QUESTION_TEXT)).astype(np.int32),
         "segment_valid": np.ones((faces, questions, QUESTION_TEXT), bool),
         "answer_position": np.full((faces, questions), QUESTION_TEXT - 1 - answer, np.int32),

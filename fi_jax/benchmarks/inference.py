@@ -14,7 +14,7 @@ from fi_jax.benchmarks.measure import peak_gib, timed
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.prepare import prepare_for_inference, without_adapters
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama, unstack_layers
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
@@ -23,9 +23,7 @@ from fi_jax.trees import flatten, unflatten
 
 _QUESTION_KEYS = (
     "prefix_tokens",
-    "prefix_valid",
     "segment_tokens",
-    "segment_valid",
     "answer_position",
     "option_tokens",
 )
@@ -82,13 +80,12 @@ def _decode(case: Case, faces: int, questions: int) -> dict:
     config = without_adapters(case.config.model)
     llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
     leaves = cases.random_leaves(_llm_shapes(llm), config.dtype)
-    params = unflatten(leaves if config.scan_layers else unstack_layers(leaves, prefix=""))
+    params = unflatten(unstack_layers(leaves, config.scan_layers, prefix=""))
     p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
     rng = np.random.default_rng(0)
     arguments = (
         *(llm, params),
         jnp.asarray(rng.normal(size=(faces, p, config.llm.hidden_size)) * 0.02, config.dtype),
-        jnp.ones((faces, p), bool),
         jnp.asarray(rng.integers(1, config.llm.vocab_size, (faces, questions, cases.QUESTION_TEXT)), jnp.int32),
     )
 
@@ -123,7 +120,6 @@ def _llm_shapes(llm: Llama) -> dict[str, jax.ShapeDtypeStruct]:
 
     def touch(model: Llama):
         tokens = jnp.zeros((1, 2), jnp.int32)
-        hidden = model(model.embed(tokens), tokens, Layout(2), jnp.ones((1, 2), bool))
-        return model.logits(hidden)
+        return model.logits(model(model.embed(tokens), PrefixLayout(2)))
 
     return flatten(jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"])

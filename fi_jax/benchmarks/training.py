@@ -53,7 +53,7 @@ def _step(case: Case, questions: int) -> dict:
     state = place(state, state_shardings(state, mesh))
     kept = cases.random_leaves(frozen, config.train.frozen_dtype, state_shardings(frozen, mesh))
     inputs = StepInputs(
-        kept if config.model.scan_layers else unstack_layers(kept),
+        unstack_layers(kept, config.model.scan_layers),
         place(cases.random_constants(config), replicated(mesh)),
         place(cases.rule_table(config), replicated(mesh)),
     )

@@ -41,7 +41,6 @@ def generate(
     model: Llama,
     params: Any,
     prefix: Float[Array, "b p d"],
-    prefix_valid: Bool[Array, "b p"],
     question_tokens: Int[Array, "b q s"] | None = None,
     question_valid: Bool[Array, "b q s"] | None = None,
     *,
@@ -54,14 +53,12 @@ def generate(
 
     Args:
       model: the language model, `params` its parameters.
-      prefix: embeddings (text, image and knowledge tokens), padding on the right as `prefix_valid` says.
+      prefix: embeddings (text, image and knowledge tokens).
       question_tokens: `q` questions a prefix, padding on the right; None continues the prefix itself (`q` = 1).
         The prefix's keys are stored and read once for all `q`.
       key: draws from the softmax at `temperature`; None is greedy decoding.
     """
-    state = _start(
-        model, params, prefix, prefix_valid, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key
-    )
+    state = _start(model, params, prefix, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key)
     tokens, lengths, _ = _loop(model, max_new_tokens, tuple(eos_ids), params, *_split(state), temperature)
     return Generated(np.asarray(tokens), np.asarray(lengths))
 
@@ -70,7 +67,6 @@ def stream(
     model: Llama,
     params: Any,
     prefix: Float[Array, "b p d"],
-    prefix_valid: Bool[Array, "b p"],
     question_tokens: Int[Array, "b q s"] | None = None,
     question_valid: Bool[Array, "b q s"] | None = None,
     *,
@@ -80,9 +76,7 @@ def stream(
     key: Array | None = None,
 ) -> Iterator[Int[np.ndarray, "b q"]]:
     """Yields what `generate` writes, one token of every answer at a time; ended answers yield zeros."""
-    state = _start(
-        model, params, prefix, prefix_valid, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key
-    )
+    state = _start(model, params, prefix, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key)
     ended = np.zeros(state.token.shape, bool)
     for i in range(max_new_tokens):
         yield np.where(ended, PAD, np.asarray(state.token))
@@ -92,30 +86,27 @@ def stream(
         state = _one_step(model, eos_ids, params, *_split(state), temperature)
 
 
-def _start(model, params, prefix, prefix_valid, tokens, valid, max_new_tokens, eos_ids, temperature, key) -> _State:
+def _start(model, params, prefix, tokens, valid, max_new_tokens, eos_ids, temperature, key) -> _State:
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if tokens is not None and valid is None:
         valid = np.ones(tokens.shape, bool)
-    return _prefill(
-        model, max_new_tokens, tuple(eos_ids), params, prefix, prefix_valid, tokens, valid, temperature, key
-    )
+    return _prefill(model, max_new_tokens, tuple(eos_ids), params, prefix, tokens, valid, temperature, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model, max_new_tokens, eos_ids, params, prefix, prefix_valid, tokens, valid, temperature, key) -> _State:
+def _prefill(model, max_new_tokens, eos_ids, params, prefix, tokens, valid, temperature, key) -> _State:
     """Runs prefix and questions; the first token is drawn here, so that the loop runs `max_new_tokens - 1` times."""
 
     def run(model: Llama):
-        b, p = prefix_valid.shape
-        positions = jnp.broadcast_to(jnp.arange(p, dtype=jnp.int32), (b, p))
-        position = prefix_valid.sum(axis=1, dtype=jnp.int32)[:, None]
+        b, p = prefix.shape[:2]
+        position = jnp.full((b, 1), p, jnp.int32)
         if tokens is None:
-            hidden, cache = model.prefill(prefix, positions, prefix_valid, max_new_tokens - 1)
+            hidden, cache = model.prefill(prefix, max_new_tokens - 1)
             hidden, lengths = hidden[:, None], position
         else:
             _, q, s = tokens.shape
-            _, cache = model.prefill(prefix, positions, prefix_valid, s + max_new_tokens - 1, q)
+            _, cache = model.prefill(prefix, s + max_new_tokens - 1, q)
             own = position[:, :, None] + jnp.arange(s, dtype=jnp.int32)
             embedded = model.embed(tokens.reshape(b, q * s)).reshape(b, q, s, -1)
             hidden, cache = model.extend(embedded, jnp.broadcast_to(own, (b, q, s)), valid, cache)

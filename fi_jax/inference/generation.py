@@ -34,7 +34,6 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: 
         llm,
         answerer.params["llm"],
         prefix,
-        jnp.ones(tokens.shape, bool),
         np.broadcast_to(padded, (len(image), *padded.shape)),
         np.broadcast_to(valid, (len(image), *valid.shape)),
     )

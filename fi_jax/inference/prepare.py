@@ -21,8 +21,7 @@ def prepare_for_inference(leaves: dict[str, Any], model: ModelConfig) -> dict[st
 
     `leaves` are flat and given up. Kernels are merged in float32, layer by layer, and keep their dtype.
     """
-    if not model.scan_layers:
-        leaves = unstack_layers(leaves)
+    leaves = unstack_layers(leaves, model.scan_layers)
     for part in _PARTS:
         leaves = merge_lora(leaves, getattr(model, part).lora, f"{part}/")
     return leaves

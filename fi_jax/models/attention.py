@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.errors import UserError
@@ -19,10 +20,11 @@ MASKED = -1e30
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Layout:
+class PrefixLayout:
     """How one sequence of `prefix + segments * length` tokens is divided; static under `jit`.
 
-    The prefix is causal within itself; each segment sees the prefix and, causally, itself.
+    The prefix is causal within itself; each segment sees the prefix and, causally, itself. A segment's padding stands
+    on its right, where causality hides it; a prefix has none.
     """
 
     prefix: int
@@ -40,44 +42,47 @@ class Layout:
         """Tokens in all."""
         return self.prefix + self.segments * self.length
 
+    @property
+    def positions(self) -> Int[np.ndarray, "t"]:
+        """Position of every token: each segment goes on where the prefix ends."""
+        own = np.tile(np.arange(self.prefix, self.prefix + self.length), self.segments)
+        return np.concatenate([np.arange(self.prefix), own])
+
 
 def split_attention(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b t g d"],
     v: Float[Array, "b t g d"],
-    layout: Layout,
-    valid: Bool[Array, "b t"],
+    layout: PrefixLayout,
     implementation: Implementation = "xla",
 ) -> Float[Array, "b t h d"]:
     """Attends within `layout`; equals attention over each `prefix + segment` alone, to rounding.
 
-    Query head `i` reads key/value head `i // (h / g)`. The scale is `d ** -0.5`, the softmax float32. Padding
-    (`valid` false) is never seen. "xla" takes it anywhere, leaves zeros in its own rows and is differentiated by JAX;
-    "flash" wants it on the right of the prefix and of each segment, leaves something finite, and needs an NVIDIA GPU.
+    Query head `i` reads key/value head `i // (h / g)`. The scale is `d ** -0.5`, the softmax float32. "xla" is
+    differentiated by JAX; "flash" needs an NVIDIA GPU.
     """
     if q.shape[1] != layout.total:
         raise ValueError(f"{q.shape[1]} tokens for {layout}, which has {layout.total}")
     b, p, s, n = q.shape[0], layout.prefix, layout.segments, layout.length
     if s and not p:
-        own_q, own_k, own_v, seen = (a.reshape(b * s, n, *a.shape[2:]) for a in (q, k, v, valid))
-        return split_attention(own_q, own_k, own_v, Layout(n), seen, implementation).reshape(q.shape)
+        own_q, own_k, own_v = (a.reshape(b * s, n, *a.shape[2:]) for a in (q, k, v))
+        return split_attention(own_q, own_k, own_v, PrefixLayout(n), implementation).reshape(q.shape)
     if implementation == "flash":
-        return shared_prefix_flash(q, k, v, valid[:, :p].sum(axis=1, dtype=jnp.int32), p, n)
-    prefix_q, prefix_k, prefix_v, prefix_valid = (a[:, :p] for a in (q, k, v, valid))
-    out = _dense(prefix_q, prefix_k, prefix_v, jnp.tril(jnp.ones((p, p), bool)) & prefix_valid[:, None, :])
-    if s:
-        own_q, own_k, own_v, seen = (a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v, valid))
-        rest = _segments_xla(own_q, own_k, own_v, seen, prefix_k, prefix_v, prefix_valid)
-        out = jnp.concatenate([out, rest.reshape(b, s * n, *q.shape[2:])], axis=1)
-    return jnp.where(valid[:, :, None, None], out, 0)
+        return shared_prefix_flash(q, k, v, p, n)
+    prefix_q, prefix_k, prefix_v = (a[:, :p] for a in (q, k, v))
+    out = _dense(prefix_q, prefix_k, prefix_v, np.tri(p, dtype=bool)[None])
+    if not s:
+        return out
+    own_q, own_k, own_v = (a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v))
+    rest = _segments_xla(own_q, own_k, own_v, prefix_k, prefix_v)
+    return jnp.concatenate([out, rest.reshape(b, s * n, *q.shape[2:])], axis=1)
 
 
 def picked_attention(
     q: Float[Array, "b m h d"],
     k: Float[Array, "b t g d"],
     v: Float[Array, "b t g d"],
-    layout: Layout,
-    valid: Bool[Array, "b t"],
+    layout: PrefixLayout,
     at: Int[Array, "b m"],
 ) -> Float[Array, "b m h d"]:
     """`split_attention` of few tokens alone: `q` are those of tokens `at`. By plain matrix products over all keys."""
@@ -85,8 +90,7 @@ def picked_attention(
     # Of which segment a token is; those of the prefix are seen from all.
     segment = (token - layout.prefix) // max(layout.length, 1)
     shared = token < layout.prefix
-    visible = (token <= at[..., None]) & (shared | (segment == segment[at][..., None])) & valid[:, None, :]
-    return jnp.where(jnp.take_along_axis(valid, at, axis=1)[..., None, None], _dense(q, k, v, visible), 0)
+    return _dense(q, k, v, (token <= at[..., None]) & (shared | (segment == segment[at][..., None])))
 
 
 def cached_attention(
@@ -95,7 +99,6 @@ def cached_attention(
     prefix_v: Float[Array, "b g p d"],
     tail_k: Float[Array, "b q g m d"],
     tail_v: Float[Array, "b q g m d"],
-    prefix_valid: Bool[Array, "b p"],
     tail_visible: Bool[Array, "b q s m"],
     implementation: Implementation = "xla",
 ) -> Float[Array, "b q s h d"]:
@@ -108,13 +111,10 @@ def cached_attention(
     b, n, s, h, d = q.shape
     g = prefix_k.shape[1]
     if implementation == "flash" and s == 1 and d in HEAD_SIZES:
-        return _one_token(q[:, :, 0], prefix_k, prefix_v, tail_k, tail_v, prefix_valid, tail_visible[:, :, 0])[
-            :, :, None
-        ]
+        return _one_token(q[:, :, 0], prefix_k, prefix_v, tail_k, tail_v, tail_visible[:, :, 0])[:, :, None]
     grouped = (q * d**-0.5).reshape(b, n, s, g, h // g, d)
     far = jnp.einsum("bqsgrd,bgpd->bgqsrp", grouped, prefix_k, preferred_element_type=jnp.float32)
     near = jnp.einsum("bqsgrd,bqgmd->bgqsrm", grouped, tail_k, preferred_element_type=jnp.float32)
-    far = jnp.where(prefix_valid[:, None, None, None, None, :], far, MASKED)
     near = jnp.where(tail_visible[:, None, :, :, None, :], near, MASKED)
     far, near = _joint_softmax(far, near, q.dtype)
     out = jnp.einsum("bgqsrp,bgpd->bqsgrd", far, prefix_v, preferred_element_type=jnp.float32)
@@ -122,7 +122,7 @@ def cached_attention(
     return out.reshape(q.shape).astype(q.dtype)
 
 
-def _one_token(q, prefix_k, prefix_v, tail_k, tail_v, prefix_valid, tail_visible, interpret=False):
+def _one_token(q, prefix_k, prefix_v, tail_k, tail_v, tail_visible, interpret=False):
     (b, n, h, d), g = q.shape, prefix_k.shape[1]
     r = h // g
     grouped = q.reshape(b, n, g, r, d)
@@ -131,7 +131,7 @@ def _one_token(q, prefix_k, prefix_v, tail_k, tail_v, prefix_valid, tail_visible
         return a.reshape(-1, *a.shape[-2:])
 
     far = attend_chunks(
-        grouped.swapaxes(1, 2).reshape(b * g, n * r, d), flat(prefix_k), flat(prefix_v), prefix_valid, interpret
+        grouped.swapaxes(1, 2).reshape(b * g, n * r, d), flat(prefix_k), flat(prefix_v), None, interpret
     )
     own = attend_chunks(flat(grouped), flat(tail_k), flat(tail_v), tail_visible.reshape(b * n, -1), interpret)
     # From one row a continuation to one a face, as the prefix has them.
@@ -160,16 +160,13 @@ def _dense(q, k, v, visible):
     return jnp.einsum("bgrtu,bugd->btgrd", weights, v).reshape(q.shape)
 
 
-def _segments_xla(q, k, v, own_valid, prefix_k, prefix_v, prefix_valid):
+def _segments_xla(q, k, v, prefix_k, prefix_v):
     """Segments `b s n ...` against the prefix `b p g d` and themselves; the prefix part is one matrix product."""
     b, s, n, h, d = q.shape
     g = k.shape[3]
     grouped = (q * d**-0.5).reshape(b, s, n, g, h // g, d)
     far = jnp.einsum("bsngrd,bpgd->bgrsnp", grouped, prefix_k, preferred_element_type=jnp.float32)
     near = jnp.einsum("bsngrd,bsmgd->bgrsnm", grouped, k, preferred_element_type=jnp.float32)
-    far = jnp.where(prefix_valid[:, None, None, None, None, :], far, MASKED)
-    visible = jnp.tril(jnp.ones((n, n), bool)) & own_valid[:, :, None, :]
-    near = jnp.where(visible[:, None, None], near, MASKED)
-    far, near = _joint_softmax(far, near, q.dtype)
+    far, near = _joint_softmax(far, jnp.where(np.tri(n, dtype=bool), near, MASKED), q.dtype)
     out = jnp.einsum("bgrsnp,bpgd->bsngrd", far, prefix_v) + jnp.einsum("bgrsnm,bsmgd->bsngrd", near, v)
     return out.reshape(q.shape)

@@ -30,8 +30,7 @@ class Batch(TypedDict, total=False):
 
     # Token ids; slots stand where the modalities' tokens go.
     prefix_tokens: Int[ndarray, "b p"]
-    prefix_valid: Bool[ndarray, "b p"]
-    # One question (and, for free-form, its answer) a segment.
+    # One question (and, for free-form, its answer) a segment; `segment_valid`: what is no padding.
     segment_tokens: Int[ndarray, "b q s"]
     segment_valid: Bool[ndarray, "b q s"]
     # Index in the segment whose logits predict the answer token.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import ModelConfig
 from fi_jax.knowledge.gcn import PromptGcn
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.models.connector import Connector
 from fi_jax.models.llama import Llama
@@ -47,12 +47,10 @@ class Alignment(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """One shared-prefix sequence a face, as embeddings (see `models.attention.Layout`)."""
+    """One shared-prefix sequence a face, as embeddings (see `models.attention.PrefixLayout`)."""
 
     embeddings: Float[Array, "b t d"]
-    positions: Int[Array, "b t"]
-    valid: Bool[Array, "b t"]
-    layout: Layout
+    layout: PrefixLayout
 
 
 class AlignmentHead(nn.Module):
@@ -129,19 +127,10 @@ class FaceInsight(nn.Module):
 
     def sequence(self, faces: Faces, alignment: Alignment, batch: dict[str, Array]) -> Sequence:
         """Joins the prefix (text, image, segmentation and knowledge tokens) and the question segments."""
-        segments = batch["segment_tokens"]
+        prefix, segments = batch["prefix_tokens"], batch["segment_tokens"]
         b, q, s = segments.shape
-        prefix_tokens, prefix_valid = batch["prefix_tokens"], batch["prefix_valid"]
-        layout = Layout(prefix_tokens.shape[1], q, s)
-        prefix = self.embed_prefix(prefix_tokens, faces, alignment)
-        embeddings = jnp.concatenate([prefix, self.llm.embed(segments.reshape(b, q * s))], axis=1)
-        # Every segment restarts right after the prefix's last valid token.
-        start = prefix_valid.sum(-1, dtype=jnp.int32)
-        own = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32), (b, q, s)) + start[:, None, None]
-        prefix_positions = jnp.broadcast_to(jnp.arange(layout.prefix, dtype=jnp.int32), (b, layout.prefix))
-        positions = jnp.concatenate([prefix_positions, own.reshape(b, q * s)], axis=1)
-        valid = jnp.concatenate([prefix_valid, batch["segment_valid"].reshape(b, q * s)], axis=1)
-        return Sequence(embeddings, positions, valid, layout)
+        embedded = self.embed_prefix(prefix, faces, alignment), self.llm.embed(segments.reshape(b, q * s))
+        return Sequence(jnp.concatenate(embedded, axis=1), PrefixLayout(prefix.shape[1], q, s))
 
     def embed_prefix(self, tokens: Int[Array, "b p"], faces: Faces, alignment: Alignment) -> Float[Array, "b p d"]:
         """Embeds prefix tokens, with the slots filled by connector outputs in order."""
@@ -175,17 +164,13 @@ class FaceInsight(nn.Module):
         b, q, _ = options.shape
         free = batch.get("lm_positions", jnp.zeros((b, 0), jnp.int32))
         due = jnp.concatenate([batch["answer_position"] + layout.length * jnp.arange(q), free], axis=1)
-        hidden = self.llm(
-            sequence.embeddings, sequence.positions, layout, sequence.valid, layout.prefix + due.astype(jnp.int32)
-        )
+        hidden = self.llm(sequence.embeddings, layout, layout.prefix + due.astype(jnp.int32))
         closed = jnp.take_along_axis(self.llm.logits(hidden[:, :q]), jnp.maximum(options, 0), axis=-1)
         return jnp.where(options >= 0, closed, -1e9), self.llm.logits(hidden[:, q:])
 
-    def llm_hidden(self, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, "b t d"]:
-        """The LLM over plain text (for pooled prompts T_p^0 and text-only checks)."""
-        b, t = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
-        return self.llm(self.llm.embed(tokens), positions, Layout(t), valid)
+    def llm_hidden(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """The LLM over plain text, padded on the right (for pooled prompts T_p^0 and text-only checks)."""
+        return self.llm(self.llm.embed(tokens), PrefixLayout(tokens.shape[1]))
 
     def __call__(self, batch: dict[str, Array], constants: Constants, train: bool = False):
         """Touches every parameter once (for `init`): returns scores, option logits and answer logits."""

@@ -11,8 +11,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from fi_jax.errors import UserError
 
@@ -26,20 +27,17 @@ def shared_prefix_flash(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b t g d"],
     v: Float[Array, "b t g d"],
-    lengths: Int[Array, "b"],
     prefix: int,
     segment: int,
 ) -> Float[Array, "b t h d"]:
     """Causal attention within a prefix, and of each segment to that prefix and, causally, to itself; by cuDNN kernels.
 
-    Args:
-      lengths: how many of the `prefix` first tokens are no padding.
-      segment: tokens of each of the segments that follow the prefix; 0 where none do.
+    `segment` counts the tokens of each of the segments that follow the prefix; 0 where none do.
 
     Raises `UserError` where the backend or the dtype has no such kernel.
     """
     own: Kernel = "cudnn" if segment >= SHORTEST_FLASH_SEGMENT else "xla"
-    return merged_attention(q, k, v, lengths, prefix, segment, "cudnn", own)
+    return merged_attention(q, k, v, prefix, segment, "cudnn", own)
 
 
 def full_attention_flash(
@@ -66,28 +64,26 @@ def full_attention_flash(
     return out[:, :t]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def merged_attention(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b t g d"],
     v: Float[Array, "b t g d"],
-    lengths: Int[Array, "b"],
     prefix: int,
     segment: int,
     prefix_kernel: Kernel,
     own_kernel: Kernel,
 ) -> Float[Array, "b t h d"]:
     """`shared_prefix_flash` with the kernel of each piece named; "xla" runs anywhere and defines the result."""
-    return _merged_forward(q, k, v, lengths, prefix, segment, prefix_kernel, own_kernel)[0]
+    return _merged_forward(q, k, v, prefix, segment, prefix_kernel, own_kernel)[0]
 
 
-def _merged_forward(q, k, v, lengths, prefix, segment, prefix_kernel, own_kernel):
+def _merged_forward(q, k, v, prefix, segment, prefix_kernel, own_kernel):
     # Every token, a segment's too, against the prefix: causality and the prefix's length leave nothing else to see. So
     # the arrays go in whole; cutting them up and joining the results took longer than some of the attention.
-    out, lse = piece_forward(q, k, v, _far_lengths(lengths, segment), True, prefix_kernel)
+    out, lse = piece_forward(q, k, v, _far_keys(prefix, segment), True, prefix_kernel)
     if segment:
-        # A face without any valid prefix token (filler of the last batch) has no far piece at all.
-        far_lse = jnp.where((lengths > 0)[:, None, None], lse[:, :, prefix:], -jnp.inf)
+        far_lse = lse[:, :, prefix:]
         rows = [_segments(a, prefix, segment) for a in (q, k, v)]
         near, near_lse = piece_forward(*rows, None, True, own_kernel)
         b, h, m = far_lse.shape
@@ -99,16 +95,14 @@ def _merged_forward(q, k, v, lengths, prefix, segment, prefix_kernel, own_kernel
         lse = lse.at[:, :, prefix:].set(joint)
     out = checkpoint_name(out.astype(q.dtype), "attention_out")
     lse = checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, lengths, out, lse)
+    return out, (q, k, v, out, lse)
 
 
 def _merged_backward(prefix, segment, prefix_kernel, own_kernel, residuals, cotangent):
-    q, k, v, lengths, out, lse = residuals
+    q, k, v, out, lse = residuals
     cotangent = cotangent.astype(q.dtype)
-    # Without a far piece its weights are exp(-inf); the sum may lie anywhere else.
-    far_lse = jnp.where((lengths > 0)[:, None, None], lse, 1e30) if segment else lse
-    far = (q, k, v, _far_lengths(lengths, segment), out, far_lse, cotangent)
-    dq, dk, dv = piece_backward(*far, True, prefix_kernel)
+    far = _far_keys(prefix, segment)
+    dq, dk, dv = piece_backward(q, k, v, far, out, lse, cotangent, True, prefix_kernel)
     if segment:
         b, h, t = lse.shape
         own_lse = lse[:, :, prefix:].reshape(b, h, -1, segment).swapaxes(1, 2).reshape(-1, h, segment)
@@ -118,15 +112,15 @@ def _merged_backward(prefix, segment, prefix_kernel, own_kernel, residuals, cota
         dq = dq.at[:, prefix:].add(near_q)
         # Nothing looks at a segment's keys from afar.
         dk, dv = dk.at[:, prefix:].set(near_k), dv.at[:, prefix:].set(near_v)
-    return dq, dk, dv, None
+    return dq, dk, dv
 
 
 merged_attention.defvjp(_merged_forward, _merged_backward)
 
 
-def _far_lengths(lengths, segment):
-    # Padding stands on the right of a prefix, so causality alone hides it from every valid token of the prefix.
-    return jnp.maximum(lengths, 1) if segment else None
+def _far_keys(prefix, segment):
+    # Without segments causality alone says what is seen.
+    return prefix if segment else None
 
 
 def _segments(x: Float[Array, "b t *rest"], prefix: int, segment: int) -> Float[Array, "bs n *rest"]:
@@ -141,14 +135,14 @@ def piece_forward(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b u g d"],
     v: Float[Array, "b u g d"],
-    lengths: Int[Array, "b"] | None,
+    num_keys: int | None,
     causal: bool,
     kernel: Kernel,
 ) -> tuple[Float[Array, "b t h d"], Float[Array, "b h t"]]:
-    """One piece's attention over its first `lengths` keys; returns its output and its log-sum-exp (float32)."""
+    """One piece's attention over its first `num_keys` keys (None: all); returns its output and its log-sum-exp (float32)."""
     if kernel == "cudnn":
-        return _cudnn_forward(q, k, v, lengths, causal)
-    logits = _logits(q, k, lengths, causal)
+        return _cudnn_forward(q, k, v, num_keys, causal)
+    logits = _logits(q, k, num_keys, causal)
     lse = jax.nn.logsumexp(logits, axis=-1)
     weights = jnp.exp(logits - lse[..., None]).astype(q.dtype)
     out = jnp.einsum("bgrtu,bugd->btgrd", weights, v, preferred_element_type=jnp.float32).reshape(q.shape)
@@ -159,7 +153,7 @@ def piece_backward(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b u g d"],
     v: Float[Array, "b u g d"],
-    lengths: Int[Array, "b"] | None,
+    num_keys: int | None,
     out: Float[Array, "b t h d"],
     lse: Float[Array, "b h t"],
     cotangent: Float[Array, "b t h d"],
@@ -168,10 +162,10 @@ def piece_backward(
 ) -> tuple[Float[Array, "b t h d"], Float[Array, "b u g d"], Float[Array, "b u g d"]]:
     """Gradients of q, k and v through one piece, given the *merged* output and log-sum-exp."""
     if kernel == "cudnn":
-        return _cudnn_backward(q, k, v, lengths, out, lse, cotangent, causal)
+        return _cudnn_backward(q, k, v, num_keys, out, lse, cotangent, causal)
     (b, t, h, d), g = q.shape, k.shape[2]
     grouped = cotangent.reshape(b, t, g, h // g, d)
-    weights = jnp.exp(_logits(q, k, lengths, causal) - lse.reshape(b, g, h // g, t, 1))
+    weights = jnp.exp(_logits(q, k, num_keys, causal) - lse.reshape(b, g, h // g, t, 1))
     dv = jnp.einsum("bgrtu,btgrd->bugd", weights.astype(q.dtype), grouped)
     delta = jnp.einsum("bthd,bthd->bht", cotangent, out, preferred_element_type=jnp.float32)
     dweights = jnp.einsum("btgrd,bugd->bgrtu", grouped, v, preferred_element_type=jnp.float32)
@@ -181,13 +175,13 @@ def piece_backward(
     return dq, dk, dv
 
 
-def _logits(q, k, lengths, causal):
+def _logits(q, k, num_keys, causal):
     (b, t, h, d), (u, g) = q.shape, k.shape[1:3]
     logits = jnp.einsum("btgrd,bugd->bgrtu", q.reshape(b, t, g, h // g, d), k, preferred_element_type=jnp.float32)
-    visible = jnp.ones((1, t, u), bool) if lengths is None else (jnp.arange(u) < lengths[:, None])[:, None]
+    visible = np.arange(u) < (u if num_keys is None else num_keys)
     if causal:
-        visible &= jnp.tril(jnp.ones((t, u), bool))
-    return jnp.where(visible[:, None, None], logits * d**-0.5, -jnp.inf)
+        visible = visible & np.tri(t, u, dtype=bool)
+    return jnp.where(visible, logits * d**-0.5, -jnp.inf)
 
 
 def require_cudnn(q: Float[Array, "b t h d"]):
@@ -223,37 +217,37 @@ def even(x: Float[Array, "b t *rest"]) -> Float[Array, "b t2 *rest"]:
     return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)))
 
 
-def _cudnn_lengths(q, lengths):
-    return jnp.full(q.shape[0], q.shape[1], jnp.int32), lengths
+def _cudnn_lengths(q, num_keys):
+    return [jnp.full(q.shape[0], length, jnp.int32) for length in (q.shape[1], num_keys)]
 
 
-def _cudnn_mask(cudnn, lengths, causal):
-    if lengths is None:
+def _cudnn_mask(cudnn, num_keys, causal):
+    if num_keys is None:
         return cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
     return cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
 
 
-def _cudnn_forward(q, k, v, lengths, causal):
+def _cudnn_forward(q, k, v, num_keys, causal):
     cudnn = require_cudnn(q)
-    q_lengths, kv_lengths = (None, None) if lengths is None else _cudnn_lengths(q, lengths)
+    q_lengths, kv_lengths = (None, None) if num_keys is None else _cudnn_lengths(q, num_keys)
     out, lse = cudnn.dot_product_attention(
         even(q), even(k), even(v), None, None, q_lengths, kv_lengths,
-        scale=q.shape[-1] ** -0.5, mask_type=_cudnn_mask(cudnn, lengths, causal), return_residual=True,
+        scale=q.shape[-1] ** -0.5, mask_type=_cudnn_mask(cudnn, num_keys, causal), return_residual=True,
     )  # fmt: skip
     return out[:, : q.shape[1]], lse[..., : q.shape[1]]
 
 
-def _cudnn_backward(q, k, v, lengths, out, lse, cotangent, causal):
+def _cudnn_backward(q, k, v, num_keys, out, lse, cotangent, causal):
     cudnn = require_cudnn(q)
     unused = jnp.zeros(0, q.dtype)
-    q_lengths, kv_lengths = (unused, unused) if lengths is None else _cudnn_lengths(q, lengths)
+    q_lengths, kv_lengths = (unused, unused) if num_keys is None else _cudnn_lengths(q, num_keys)
     # A row of padding has no cotangent, so it adds nothing to any gradient.
     padded_lse = jnp.pad(lse, ((0, 0), (0, 0), (0, q.shape[1] % 2)))
     dq, dk, dv = cudnn._dot_product_attention_bwd_p_wrapper.bind(
         even(q), even(k), even(v), unused, q_lengths, kv_lengths, unused, unused, unused, unused,
         padded_lse, even(out), even(cotangent),
         scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, variadic_args=(False, False),
-        mask_type=_cudnn_mask(cudnn, lengths, causal), layout=cudnn.AttentionLayout.BTNH.value,
+        mask_type=_cudnn_mask(cudnn, num_keys, causal), layout=cudnn.AttentionLayout.BTNH.value,
         sliding_window_length=None,
     )  # fmt: skip
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : v.shape[1]]

@@ -33,14 +33,14 @@ def attend_chunks(
     q: Float[Array, "n r d"],
     k: Float[Array, "n t d"],
     v: Float[Array, "n t d"],
-    visible: Bool[Array, "n2 t"],
+    visible: Bool[Array, "n2 t"] | None,
     interpret: bool = False,
 ) -> Partial:
     """Attends from `r` queries to `t` keys, `n` times, in chunks of `CHUNK` keys; float32 comes back.
 
     Args:
       q: not scaled; the scale is `d ** -0.5`.
-      visible: of every key whether it is seen; row `i // (n / n2)` holds for `i`.
+      visible: of every key whether it is seen; row `i // (n / n2)` holds for `i`. None: all are.
       interpret: computes the same without a GPU, slowly (tests).
     """
     # Not every command decodes, and not every jaxlib has it.
@@ -49,6 +49,8 @@ def attend_chunks(
 
     (n, r, d), t = q.shape, k.shape[1]
     chunks, rows = pl.cdiv(t, CHUNK), min(max(pl.next_power_of_2(r), _ROWS[0]), _ROWS[1])
+    if visible is None:
+        visible = jnp.ones((1, t), bool)
     repeat = n // visible.shape[0]
     return Partial(
         *pl.pallas_call(

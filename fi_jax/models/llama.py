@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import LlamaConfig, RopeScaling
-from fi_jax.models.attention import Implementation, Layout, cached_attention, picked_attention, split_attention
+from fi_jax.models.attention import Implementation, PrefixLayout, cached_attention, picked_attention, split_attention
 from fi_jax.models.lora import Linear
 from fi_jax.models.projections import project
 
@@ -30,7 +30,6 @@ class KVCache(flax.struct.PyTreeNode):
 
     prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...]
     prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...]
-    prefix_valid: Bool[Array, "b p"]
     tail_k: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...]
     tail_v: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...]
     # Slots that hold a real token; padding of unequal questions stays false.
@@ -42,14 +41,13 @@ class KVCache(flax.struct.PyTreeNode):
 class _Pass(flax.struct.PyTreeNode):
     """What every layer of one pass shares."""
 
+    # Of positions, `t` (training and prefill) or `b q s` (with a cache).
     cos: Float[Array, "... d"]
     sin: Float[Array, "... d"]
-    # Training and prefill: valid tokens, `b t`. With a cache: visible tail slots, `b q s m`.
-    valid: Bool[Array, "..."]
-    # With a cache: valid prefix tokens.
-    prefix_valid: Any = None
+    # With a cache: tail slots that each new token sees.
+    visible: Bool[Array, "b q s m"] | None = None
     used: Int[Array, ""] | int = 0
-    layout: Layout = flax.struct.field(pytree_node=False, default=Layout(0))
+    layout: PrefixLayout = flax.struct.field(pytree_node=False, default=PrefixLayout(0))
     keep_kv: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -120,16 +118,16 @@ class Attention(nn.Module):
         q, k, v = self._project(x, shared)
         names = ("batch", "seq", "heads", None)
         q, k, v = (nn.with_logical_constraint(a, names) for a in (q, k, v))
-        out = split_attention(q, k, v, shared.layout, shared.valid, self.implementation)
+        out = split_attention(q, k, v, shared.layout, self.implementation)
         return self._output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
 
     def pick(self, x, shared: _Pass, at: Int[Array, "b m"]):
         """The output at tokens `at` alone (`b m d`); keys and values come from all of `x`."""
         (q,), kv = project(_rows(x, at), (self.q_proj,)), project(x, (self.k_proj, self.v_proj))
         q, k, v = (self._heads(a) for a in (q, *kv))
-        q = _rotate(q, _rows(shared.cos, at), _rows(shared.sin, at))
+        q = _rotate(q, shared.cos[at], shared.sin[at])
         k = checkpoint_name(_rotate(k, shared.cos, shared.sin), "key")
-        return self._output(picked_attention(q, k, checkpoint_name(v, "value"), shared.layout, shared.valid, at))
+        return self._output(picked_attention(q, k, checkpoint_name(v, "value"), shared.layout, at))
 
     def extend(self, x, layer, prefix_kv, tail_kv, shared: _Pass):
         """Appends `b q s d` to layer `layer` of the stacked tails (None: to this layer's own) and attends to both."""
@@ -145,9 +143,7 @@ class Attention(nn.Module):
         else:
             tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
         prefix_k, prefix_v = prefix_kv
-        out = cached_attention(
-            q, prefix_k, prefix_v, tail_k, tail_v, shared.prefix_valid, shared.valid, self.implementation
-        )
+        out = cached_attention(q, prefix_k, prefix_v, tail_k, tail_v, shared.visible, self.implementation)
         return self._output(out), tail_kv
 
 
@@ -267,13 +263,11 @@ class Llama(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        positions: Int[Array, "b t"],
-        layout: Layout,
-        valid: Bool[Array, "b t"],
+        layout: PrefixLayout,
         at: Int[Array, "b m"] | None = None,
     ) -> Float[Array, "b t d"]:
         """Returns the hidden states after the final norm; with `at`, those of these tokens alone (`b m d`)."""
-        return self._forward(x, positions, layout, valid, keep_kv=False, at=at)[0]
+        return self._forward(x, layout, keep_kv=False, at=at)[0]
 
     def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Scores of every token, float32. Pass answer positions only: `v` is large."""
@@ -285,14 +279,12 @@ class Llama(nn.Module):
     def prefill(
         self,
         x: Float[Array, "b p d"],
-        positions: Int[Array, "b p"],
-        valid: Bool[Array, "b p"],
         tail_length: int,
         continuations: int = 1,
     ) -> tuple[Float[Array, "b p d"], KVCache]:
         """Runs a prefix; returns its hidden states and a cache with `continuations` empty tails of `tail_length`."""
-        b, p = valid.shape
-        hidden, (k, v) = self._forward(x, positions, Layout(p), valid, keep_kv=True)
+        b, p = x.shape[:2]
+        hidden, (k, v) = self._forward(x, PrefixLayout(p), keep_kv=True)
         c = self.config
         shape, dtype = (b, continuations, c.num_kv_heads, tail_length, c.head_dim), jax.tree.leaves(k)[0].dtype
 
@@ -302,7 +294,7 @@ class Llama(nn.Module):
             return tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers))
 
         tail_valid = jnp.zeros((b, continuations, tail_length), bool)
-        return hidden, KVCache(k, v, valid, empty(), empty(), tail_valid, jnp.zeros((), jnp.int32))
+        return hidden, KVCache(k, v, empty(), empty(), tail_valid, jnp.zeros((), jnp.int32))
 
     def extend(
         self,
@@ -319,9 +311,7 @@ class Llama(nn.Module):
         s, m = x.shape[2], cache.tail_valid.shape[2]
         tail_valid = jax.lax.dynamic_update_slice(cache.tail_valid, valid, (0, 0, cache.used))
         causal = jnp.arange(m) <= cache.used + jnp.arange(s)[:, None]
-        shared = self._pass(
-            positions, tail_valid[:, :, None, :] & causal, prefix_valid=cache.prefix_valid, used=cache.used
-        )
+        shared = self._pass(positions, visible=tail_valid[:, :, None, :] & causal, used=cache.used)
         x, tails, prefix = x.astype(self.dtype), (cache.tail_k, cache.tail_v), (cache.prefix_k, cache.prefix_v)
         if self.scan_layers:
             inputs = (jnp.arange(self.config.num_layers), prefix)
@@ -335,13 +325,14 @@ class Llama(nn.Module):
         cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
         return self.norm(x), cache
 
-    def _pass(self, positions, valid, **rest) -> _Pass:
+    def _pass(self, positions, **rest) -> _Pass:
         c = self.config
-        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        return _Pass(jnp.cos(angles), jnp.sin(angles), valid, **rest)
+        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
+        return _Pass(jnp.cos(angles), jnp.sin(angles), **rest)
 
-    def _forward(self, x, positions, layout, valid, keep_kv, at=None):
-        shared = self._pass(positions, valid, layout=layout, keep_kv=keep_kv)
+    def _forward(self, x, layout, keep_kv, at=None):
+        shared = self._pass(layout.positions, layout=layout, keep_kv=keep_kv)
         x = x.astype(self.dtype)
         if self.scan_layers or self.is_initializing():
             x, kv = self.layers(x, None, shared)
@@ -382,12 +373,14 @@ class Llama(nn.Module):
         ]
 
 
-def unstack_layers(leaves: dict[str, Any], prefix: str = "llm/") -> dict[str, Any]:
-    """Cuts every stacked leaf of an LLM's layers into a tuple of one array a layer, for layers that are unrolled.
+def unstack_layers(leaves: dict[str, Any], scan_layers: bool = False, prefix: str = "llm/") -> dict[str, Any]:
+    """Cuts every stacked leaf of an LLM's layers into a tuple of one array a layer, unless the layers are scanned.
 
     `leaves` are flat and given up: each is taken out as it is cut, so that no more than one is held twice. `prefix` is
     where the LLM's paths begin. What is no leaf of a layer stays as it is.
     """
+    if scan_layers:
+        return leaves
     cut = {}
     for path in list(leaves):
         leaf = leaves.pop(path)

@@ -154,7 +154,6 @@ class SequenceBuilder:
         b, q, s, k, m = len(chosen), self.num_segments, self.segment_length, self.num_options, self.lm_length
         batch: Batch = {
             "prefix_tokens": np.broadcast_to(self.prefix, (b, len(self.prefix))).copy(),
-            "prefix_valid": np.ones((b, len(self.prefix)), bool),
             "segment_tokens": np.zeros((b, q, s), np.int32),
             "segment_valid": np.zeros((b, q, s), bool),
             "answer_position": np.zeros((b, q), np.int32),

@@ -1,6 +1,7 @@
 """The training step as shapes and shardings only: what plans and compile tests lower, without data or weights."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,6 @@ def batch_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
         m = (s + 2) if data.open_per_face else 0
         batch |= {
             "prefix_tokens": ((b, p), jnp.int32),
-            "prefix_valid": ((b, p), jnp.bool_),
             "segment_tokens": ((b, q, s), jnp.int32),
             "segment_valid": ((b, q, s), jnp.bool_),
             "answer_position": ((b, q), jnp.int32),
@@ -105,8 +105,7 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
         compile_rules(rules_for(vocabulary), vocabulary),
     )
     frozen = {path: jax.ShapeDtypeStruct(leaf.shape, config.train.frozen_dtype) for path, leaf in frozen.items()}
-    if not config.model.scan_layers:
-        frozen = jax.eval_shape(unstack_layers, frozen)
+    frozen = jax.eval_shape(partial(unstack_layers, scan_layers=config.model.scan_layers), frozen)
     everywhere = replicated(mesh)
     return AbstractStep(
         _with(state, state_shardings(state, mesh)),

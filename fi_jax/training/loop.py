@@ -78,8 +78,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
     about = _describe(trained, frozen)
     del leaves
-    if not run_on(config, mesh).model.scan_layers:
-        frozen = unstack_layers(frozen)
+    frozen = unstack_layers(frozen, run_on(config, mesh).model.scan_layers)
 
     optimizer = make_optimizer(config.train)
     state = init_state(trained, optimizer, config.train)

@@ -36,14 +36,12 @@ class Base(NamedTuple):
 def dummy_batch(config: ModelConfig) -> dict[str, jax.Array]:
     """The smallest batch that touches every parameter (for `init` and shapes)."""
     image, seg = config.image_encoder.image_size, config.segmentation_encoder.image_size
-    p, q, s, k, m = 4, 1, 3, 2, 1
+    q, s, k, m = 1, 3, 2, 1
     return {
         "pixels": jnp.zeros((1, image, image, 3)),
         "map_pixels": jnp.zeros((1, seg, seg, 3)),
         "prefix_tokens": jnp.array([[-1, -2, -3, 0]]),
-        "prefix_valid": jnp.ones((1, p), bool),
         "segment_tokens": jnp.zeros((1, q, s), jnp.int32),
-        "segment_valid": jnp.ones((1, q, s), bool),
         "answer_position": jnp.zeros((1, q), jnp.int32),
         "option_tokens": jnp.zeros((1, q, k), jnp.int32),
         "lm_positions": jnp.zeros((1, m), jnp.int32),
@@ -333,6 +331,6 @@ def _pooled_by_llm(config: Experiment, leaves: Leaves, texts: list[str], tokeniz
     params = unflatten(
         {path: leaf for path, leaf in leaves.items() if path.startswith("llm/") and "/lora_" not in path}
     )
-    run = jax.jit(lambda params, t, v: FaceInsight(bare).apply({"params": params}, t, v, method="llm_hidden"))
-    hidden = np.asarray(run(params, tokens, valid), np.float32)
+    run = jax.jit(lambda params, tokens: FaceInsight(bare).apply({"params": params}, tokens, method="llm_hidden"))
+    hidden = np.asarray(run(params, tokens), np.float32)
     return (hidden * valid[..., None]).sum(1) / valid.sum(1, keepdims=True)

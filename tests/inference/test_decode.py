@@ -6,7 +6,7 @@ import pytest
 from fi_jax.config import LlamaConfig
 from fi_jax.errors import UserError
 from fi_jax.inference import decode
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama
 
 MODEL = Llama(LlamaConfig(31, 16, 24, 2, 4, 2, 6))
@@ -20,19 +20,16 @@ def _next_token_logits(model, prefix, tokens):
 
 
 def _last_logits(model, x, length):
-    positions = jnp.arange(x.shape[1])[None]
-    return model.logits(model(x, positions, Layout(x.shape[1]), positions < length))[0, length - 1]
+    return model.logits(model(x, PrefixLayout(x.shape[1])))[0, length - 1]
 
 
 @jax.jit
-def _next_token(params, prefix, prefix_length, tokens, length):
-    """The likeliest token after the first `prefix_length` embeddings and `length` tokens; everything recomputed."""
+def _next_token(params, prefix, tokens, length):
+    """The likeliest token after the prefix's embeddings and `length` tokens; everything recomputed."""
 
     def run(model):
-        at = jnp.arange(prefix.shape[0] + tokens.shape[0])
-        own = model.embed(tokens[None])[0][jnp.clip(at - prefix_length, 0, tokens.shape[0] - 1)]
-        x = jnp.where((at < prefix_length)[:, None], jnp.pad(prefix, ((0, tokens.shape[0]), (0, 0))), own)
-        return _last_logits(model, x[None], prefix_length + length)
+        x = jnp.concatenate([prefix[None], model.embed(tokens[None])], axis=1)
+        return _last_logits(model, x, prefix.shape[0] + length)
 
     return MODEL.apply({"params": params}, method=run).argmax()
 
@@ -45,30 +42,26 @@ def params():
 
 @pytest.fixture(scope="module")
 def case():
-    """Two prefixes of 3 and 5 valid embeddings; three questions each of unequal length."""
+    """Two prefixes of 5 embeddings; three questions each of unequal length."""
     rng = np.random.default_rng(0)
     prefix = rng.normal(size=(2, 5, 16)).astype(np.float32)
-    prefix_valid = np.arange(5) < np.array([[3], [5]])
     lengths = np.array([[1, 4, 2], [3, 3, 4]])
-    return prefix, prefix_valid, rng.integers(0, 31, (2, 3, 4)), np.arange(4) < lengths[..., None]
+    return prefix, rng.integers(0, 31, (2, 3, 4)), np.arange(4) < lengths[..., None]
 
 
-def _naive(params, prefix, prefix_length, tokens):
+def _naive(params, prefix, tokens):
     written = list(tokens)
     for _ in range(STEPS):
         padded = np.zeros(4 + STEPS, int)
         padded[: len(written)] = written
-        written.append(int(_next_token(params, prefix, prefix_length, padded, len(written))))
+        written.append(int(_next_token(params, prefix, padded, len(written))))
     return written[len(tokens) :]
 
 
 @pytest.fixture(scope="module")
 def expected(params, case):
-    prefix, prefix_valid, tokens, valid = case
-    return [
-        [_naive(params, prefix[i], prefix_valid[i].sum(), tokens[i, j, valid[i, j]]) for j in range(3)]
-        for i in range(2)
-    ]
+    prefix, tokens, valid = case
+    return [[_naive(params, prefix[i], tokens[i, j, valid[i, j]]) for j in range(3)] for i in range(2)]
 
 
 def test_shared_prefix_greedy_equals_recomputing_everything(params, case, expected):
@@ -78,10 +71,10 @@ def test_shared_prefix_greedy_equals_recomputing_everything(params, case, expect
 
 
 def test_prefix_alone_is_continued(params, case):
-    prefix, prefix_valid = case[:2]
-    got = decode.generate(MODEL, params, prefix, prefix_valid, max_new_tokens=STEPS, eos_ids=())
+    prefix = case[0]
+    got = decode.generate(MODEL, params, prefix, max_new_tokens=STEPS, eos_ids=())
     for i in range(2):
-        assert got.tokens[i, 0].tolist() == _naive(params, prefix[i], prefix_valid[i].sum(), [])
+        assert got.tokens[i, 0].tolist() == _naive(params, prefix[i], [])
 
 
 def test_stops_at_the_end_token_and_pads(params, case, expected):
@@ -100,7 +93,7 @@ def test_stream_yields_what_generate_writes(params, case, expected):
     got = decode.generate(MODEL, params, *case, max_new_tokens=STEPS, eos_ids=eos)
     pieces = np.stack(list(decode.stream(MODEL, params, *case, max_new_tokens=STEPS, eos_ids=eos)), axis=-1)
     np.testing.assert_array_equal(pieces, got.tokens[..., : pieces.shape[-1]])
-    one = [case[0][:1], case[1][:1], case[2][:1, :1], case[3][:1, :1]]
+    one = [case[0][:1], case[1][:1, :1], case[2][:1, :1]]
     assert len(list(decode.stream(MODEL, params, *one, max_new_tokens=STEPS, eos_ids=eos))) == 3
 
 
@@ -116,12 +109,11 @@ def test_loop_stops_when_every_answer_has_ended(params, case):
 
 
 def test_sampling_follows_the_softmax(params, case):
-    prefix, prefix_valid, tokens, valid = (np.repeat(a[:1], 400, axis=0) for a in case)
+    prefix, tokens, valid = (np.repeat(a[:1], 400, axis=0) for a in case)
     got = decode.generate(
         MODEL,
         params,
         prefix,
-        prefix_valid,
         tokens,
         valid,
         max_new_tokens=1,
@@ -130,7 +122,7 @@ def test_sampling_follows_the_softmax(params, case):
         key=jax.random.key(0),
     )
     for j in range(3):
-        logits = MODEL.apply({"params": params}, prefix[:1, :3], tokens[:1, j, valid[0, j]], method=_next_token_logits)
+        logits = MODEL.apply({"params": params}, prefix[:1], tokens[:1, j, valid[0, j]], method=_next_token_logits)
         want = jax.nn.softmax(logits / 2.0)
         frequency = np.bincount(got.tokens[:, j, 0], minlength=31) / 400
         # Four standard errors of a share of 400 draws.
@@ -139,7 +131,6 @@ def test_sampling_follows_the_softmax(params, case):
         MODEL,
         params,
         prefix,
-        prefix_valid,
         tokens,
         valid,
         max_new_tokens=1,

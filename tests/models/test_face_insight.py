@@ -39,9 +39,9 @@ def said(small, batch):
 def one_question_at_a_time(batch: dict) -> dict:
     """The same questions, each behind a prefix of its own."""
     b, q, s = batch["segment_tokens"].shape
-    per_face = ("pixels", "map_pixels", "prefix_tokens", "prefix_valid")
+    per_face = ("pixels", "map_pixels", "prefix_tokens")
     single = {key: jnp.repeat(jnp.asarray(batch[key]), q, axis=0) for key in per_face}
-    for key in ("segment_tokens", "segment_valid", "answer_position", "option_tokens"):
+    for key in ("segment_tokens", "answer_position", "option_tokens"):
         single[key] = jnp.asarray(batch[key]).reshape(b * q, 1, *batch[key].shape[2:])
     # Every position of every segment.
     single["lm_positions"] = jnp.tile(jnp.arange(s), (b * q, 1))
@@ -62,7 +62,7 @@ def test_one_shared_prefix_equals_one_question_at_a_time(small, batch, said):
     assert np.asarray(options)[asked].std() > 0.1
 
 
-def test_padding_of_a_segment_and_of_the_prefix_says_nothing(small, batch, said):
+def test_padding_of_a_segment_says_nothing(small, batch, said):
     # Other tokens where nothing is valid.
     junk = np.where(batch["segment_valid"], batch["segment_tokens"], 7).astype(np.int32)
     asked = np.asarray(batch["option_tokens"] >= 0)
@@ -140,11 +140,7 @@ def test_without_segmentation_the_map_is_gone_from_model_and_sequence(small, bat
     assert set(shapes) == {path for path in small.leaves if "segmentation" not in path}
     leaves = {path: small.leaves[path] for path in shapes}
     kept = batch["prefix_tokens"][0] != SEGMENTATION_SLOT
-    shorter = {
-        **batch,
-        "prefix_tokens": batch["prefix_tokens"][:, kept],
-        "prefix_valid": batch["prefix_valid"][:, kept],
-    }
+    shorter = {**batch, "prefix_tokens": batch["prefix_tokens"][:, kept]}
     first = run(small, shorter, model, leaves)
     other = run(small, {**shorter, "map_pixels": shorter["map_pixels"] * 0}, model, leaves)
     np.testing.assert_array_equal(first[1], other[1])

@@ -15,10 +15,9 @@ def test_kernel_equals_products(b, n, h, g, p, m):
     q = jnp.asarray(rng.normal(size=(b, n, 1, h, 16)), jnp.float32)
     shapes = [(b, g, p, 16), (b, g, p, 16), (b, n, g, m, 16), (b, n, g, m, 16)]
     cache = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    prefix_valid, visible = jnp.asarray(rng.random((b, p)) < 0.7), rng.random((b, n, 1, m)) < 0.7
-    # Nothing of one continuation's tail is seen; of one face's prefix only what fits into a chunk.
+    visible = rng.random((b, n, 1, m)) < 0.7
+    # Nothing of one continuation's tail is seen.
     visible[0, 0] = False
-    prefix_valid = prefix_valid.at[0, CHUNK:].set(False)
-    want = cached_attention(q, *cache, prefix_valid, visible)
-    got = _one_token(q[:, :, 0], *cache, prefix_valid, jnp.asarray(visible[:, :, 0]), interpret=True)
+    want = cached_attention(q, *cache, visible)
+    got = _one_token(q[:, :, 0], *cache, jnp.asarray(visible[:, :, 0]), interpret=True)
     np.testing.assert_allclose(got[:, :, None], want, atol=2e-6)

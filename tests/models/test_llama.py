@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.config import LlamaConfig, LoraConfig, RopeScaling
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama
 
 TINY = LlamaConfig(
@@ -25,13 +25,13 @@ TINY = LlamaConfig(
 )
 
 
-def _all_logits(model, tokens, positions, layout, valid):
-    return model.logits(model(model.embed(tokens), positions, layout, valid))
+def _all_logits(model, tokens, layout):
+    return model.logits(model(model.embed(tokens), layout))
 
 
 def _init(model: Llama, seed: int = 0):
     ones = jnp.ones((1, 4), jnp.int32)
-    params = model.init(jax.random.key(seed), ones, ones, Layout(4), ones == 1, method=_all_logits)["params"]
+    params = model.init(jax.random.key(seed), ones, PrefixLayout(4), method=_all_logits)["params"]
     # Every leaf is random, LoRA B and norms included, so that nothing cancels.
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
@@ -99,50 +99,38 @@ def test_logits_equal_those_of_transformers(changes, rope):
     tokens = np.random.default_rng(0).integers(0, 97, (2, 500))
     with torch.no_grad():
         expected = hf(torch.from_numpy(tokens)).logits.numpy()
-    positions = jnp.broadcast_to(jnp.arange(500), (2, 500))
     model = Llama(config)
-    got = model.apply(
-        {"params": _from_torch(hf, config)}, tokens, positions, Layout(500), positions >= 0, method=_all_logits
-    )
+    got = model.apply({"params": _from_torch(hf, config)}, tokens, PrefixLayout(500), method=_all_logits)
     # float32 on both sides; logits are of the order of 1 to 10.
     np.testing.assert_allclose(got, expected, atol=2e-4)
 
 
 # Padded sizes are few so that programs are shared between examples; what is valid inside varies freely.
-SHAPES = [Layout(6, 3, 4), Layout(5, 1, 3), Layout(1, 2, 1), Layout(7)]
+SHAPES = [PrefixLayout(6, 3, 4), PrefixLayout(5, 1, 3), PrefixLayout(1, 2, 1), PrefixLayout(7)]
 
 
 @st.composite
 def layouts(draw):
-    """A padded layout, and for each of two faces the valid length of its prefix and of every segment."""
+    """A layout, and for each of two faces the tokens of every segment that are no padding."""
     layout = draw(st.sampled_from(SHAPES))
-    faces = [
-        (
-            draw(st.integers(1, layout.prefix)),
-            [draw(st.integers(1, layout.length)) for _ in range(layout.segments)],
-        )
-        for _ in range(2)
-    ]
-    return layout, faces
+    return layout, [[draw(st.integers(1, layout.length)) for _ in range(layout.segments)] for _ in range(2)]
 
 
-def pack(layout: Layout, faces, rng):
-    """Returns tokens, positions and valid, `2 t`, and the separate sequences with where their tokens lie."""
+def pack(layout: PrefixLayout, faces, rng):
+    """Returns tokens and which are no padding, `2 t`, and the separate sequences with where their tokens lie."""
     tokens = rng.integers(0, 97, (2, layout.total))
-    positions, valid = np.zeros((2, layout.total), int), np.zeros((2, layout.total), bool)
+    valid = np.zeros((2, layout.total), bool)
     separate = []
-    for i, (prefix, lengths) in enumerate(faces):
-        where = np.arange(prefix)
-        positions[i, where], valid[i, where] = where, True
+    where = np.arange(layout.prefix)
+    for i, lengths in enumerate(faces):
+        valid[i, where] = True
         for j, length in enumerate(lengths):
-            start = layout.prefix + j * layout.length
-            positions[i, start : start + layout.length] = prefix + np.arange(layout.length)
-            own = start + np.arange(length)
+            own = layout.prefix + j * layout.length + np.arange(length)
             valid[i, own] = True
             separate.append((i, np.concatenate([where, own])))
         if not lengths:
             separate.append((i, where))
-    return tokens, positions, valid, separate
+    return tokens, valid, separate
 
 
 MODEL = Llama(TINY)
@@ -154,8 +142,7 @@ def _probed(model, layout, params, batch, probe):
     """Logits of the tokens that `batch["row"], batch["place"]` point at, and gradients of their product with `probe`."""
 
     def loss(params):
-        inputs = (batch[name] for name in ("tokens", "positions"))
-        logits = model.apply({"params": params}, *inputs, layout, batch["valid"], method=_all_logits)
+        logits = model.apply({"params": params}, batch["tokens"], layout, method=_all_logits)
         logits = logits[batch["row"], batch["place"]]
         return jnp.sum(jnp.where(batch["real"][..., None], logits * probe, 0)), logits
 
@@ -167,7 +154,7 @@ def _probed(model, layout, params, batch, probe):
 @given(layouts(), st.integers(0, 100))
 def test_segments_equal_separate_sequences_in_logits_and_gradients(drawn, seed):
     layout, faces = drawn
-    tokens, positions, valid, separate = pack(layout, faces, np.random.default_rng(seed))
+    tokens, _, separate = pack(layout, faces, np.random.default_rng(seed))
     shape = (len(separate), layout.prefix + layout.length)
     alone, place, real = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, bool)
     row = np.broadcast_to(np.array([i for i, _ in separate])[:, None], shape)
@@ -175,10 +162,10 @@ def test_segments_equal_separate_sequences_in_logits_and_gradients(drawn, seed):
         alone[j, : len(where)], place[j, : len(where)], real[j, : len(where)] = tokens[i, where], where, True
     order = np.indices(shape)
     probe = np.random.default_rng(seed + 1).normal(size=(*shape, 97)).astype(np.float32)
-    joint = {"tokens": tokens, "positions": positions, "valid": valid, "row": row, "place": place, "real": real}
-    apart = {"tokens": alone, "positions": order[1], "valid": real, "row": order[0], "place": order[1], "real": real}
+    joint = {"tokens": tokens, "row": row, "place": place, "real": real}
+    apart = {"tokens": alone, "row": order[0], "place": order[1], "real": real}
     got_grads, got = _probed(MODEL, layout, PARAMS, joint, probe)
-    want_grads, want = _probed(MODEL, Layout(shape[1]), PARAMS, apart, probe)
+    want_grads, want = _probed(MODEL, PrefixLayout(shape[1]), PARAMS, apart, probe)
     np.testing.assert_allclose(got[real], want[real], atol=1e-4)
     for g, w in zip(jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True):
         # Gradients are sums over up to 100 rows: 1e-4 of the leaf's largest entry.
@@ -190,23 +177,23 @@ def test_segments_equal_separate_sequences_in_logits_and_gradients(drawn, seed):
 @given(layouts(), st.integers(0, 100))
 def test_cache_equals_one_pass(drawn, seed):
     layout, faces = drawn
-    tokens, positions, valid, _ = pack(layout, faces, np.random.default_rng(seed))
-    want = _one_pass(layout, tokens, positions, valid)
-    got = _through_cache(layout, tokens, positions, valid)
+    tokens, valid, _ = pack(layout, faces, np.random.default_rng(seed))
+    want = _one_pass(layout, tokens)
+    got = _through_cache(layout, tokens, valid)
     np.testing.assert_allclose(got[valid], want[valid], atol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _one_pass(layout, tokens, positions, valid):
-    return MODEL.apply({"params": PARAMS}, tokens, positions, layout, valid, method=_all_logits)
+def _one_pass(layout, tokens):
+    return MODEL.apply({"params": PARAMS}, tokens, layout, method=_all_logits)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _through_cache(layout, tokens, positions, valid):
-    def cached(model, tokens, positions, valid):
+def _through_cache(layout, tokens, valid):
+    def cached(model, tokens, valid):
         p, s, n = layout.prefix, layout.segments, layout.length
-        embedded = model.embed(tokens)
-        hidden, cache = model.prefill(embedded[:, :p], positions[:, :p], valid[:, :p], n, s)
+        embedded, positions = model.embed(tokens), np.broadcast_to(layout.positions, tokens.shape)
+        hidden, cache = model.prefill(embedded[:, :p], n, s)
         outputs = [hidden]
         if s:
             own = [a[:, p:].reshape(2, s, n, *a.shape[2:]) for a in (embedded, positions, valid)]
@@ -216,7 +203,7 @@ def _through_cache(layout, tokens, positions, valid):
             outputs.append(jnp.concatenate([first, last], axis=2).reshape(2, s * n, -1))
         return model.logits(jnp.concatenate(outputs, axis=1))
 
-    return MODEL.apply({"params": PARAMS}, tokens, positions, valid, method=cached)
+    return MODEL.apply({"params": PARAMS}, tokens, valid, method=cached)
 
 
 def test_parameters_lie_where_the_architecture_says():
@@ -240,7 +227,7 @@ def test_dots_policy_recomputes_fewer_products_than_full():
         model = Llama(TINY, remat=remat)
 
         def loss(params):
-            return model.apply({"params": params}, tokens, tokens, Layout(8), tokens == 0, method=_all_logits).sum()
+            return model.apply({"params": params}, tokens, PrefixLayout(8), method=_all_logits).sum()
 
         jaxpr = jax.make_jaxpr(jax.grad(loss))(PARAMS)
         return str(jaxpr).count("dot_general")
@@ -254,7 +241,7 @@ def test_bfloat16_compute_keeps_float32_logits():
     def run(dtype):
         model = Llama(TINY, dtype=dtype)
         apply = functools.partial(model.apply, method=_all_logits)
-        return jax.jit(lambda params: apply({"params": params}, tokens, tokens, Layout(12), tokens >= 0))(PARAMS)
+        return jax.jit(lambda params: apply({"params": params}, tokens, PrefixLayout(12)))(PARAMS)
 
     got, want = run(jnp.bfloat16), run(jnp.float32)
     assert got.dtype == jnp.float32

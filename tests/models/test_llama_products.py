@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from fi_jax.config import LlamaConfig, LoraConfig
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama
 
 CONFIG = LlamaConfig(97, 24, 56, 4, 4, 2, 10, lora=LoraConfig(rank=3))
@@ -16,22 +16,21 @@ LENGTH = 16
 ATTENTION = 2
 
 
-def _run(model, x, positions):
-    return model(x, positions, Layout(LENGTH), positions >= 0)
+def _run(model, x):
+    return model(x, PrefixLayout(LENGTH))
 
 
 def compiled_step(model: Llama):
     """The compiled gradient of adapters and input; a layer is in it once forward and once backward where it loops."""
     x = jnp.zeros((2, LENGTH, model.config.hidden_size), model.dtype)
-    positions = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, positions, method=_run))["params"]
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, method=_run))["params"]
     leaves = traverse_util.flatten_dict(shapes, sep="/")
     trained = {path: leaf for path, leaf in leaves.items() if "lora" in path}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
 
     def loss(trained, frozen, x):
         params = traverse_util.unflatten_dict({**trained, **frozen}, sep="/")
-        return (model.apply({"params": params}, x, positions, method=_run) ** 2).sum()
+        return (model.apply({"params": params}, x, method=_run) ** 2).sum()
 
     return jax.jit(jax.grad(loss, argnums=(0, 2))).lower(trained, frozen, x).compile()
 

@@ -9,7 +9,7 @@ import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fi_jax.config import LlamaConfig, LoraConfig
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama
 from fi_jax.models.lora import Linear, merge_lora
 
@@ -67,7 +67,7 @@ def test_merges_stacked_layers_and_keeps_dtypes():
     tokens = jnp.arange(9)[None]
 
     def run(model, tokens):
-        return model.logits(model(model.embed(tokens), tokens, Layout(9), tokens >= 0))
+        return model.logits(model(model.embed(tokens), PrefixLayout(9)))
 
     def logits(model, params):
         return jax.jit(functools.partial(model.apply, method=run))({"params": params}, tokens)

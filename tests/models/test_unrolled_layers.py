@@ -10,30 +10,26 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fi_jax.config import LlamaConfig, LoraConfig
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama, unstack_layers
 
-LAYOUT = Layout(6, 2, 3)
+LAYOUT = PrefixLayout(6, 2, 3)
 PLAIN = LlamaConfig(37, 24, 40, 4, 4, 4, 6)
 CONFIG = replace(PLAIN, attention_bias=True, mlp_bias=True, num_kv_heads=1, lora=LoraConfig(rank=3))
 
 
-def _logits(model, tokens, positions, valid):
-    return model.logits(model(model.embed(tokens), positions, LAYOUT, valid))
+def _logits(model, tokens):
+    return model.logits(model(model.embed(tokens), LAYOUT))
 
 
 def _inputs():
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, 37, (2, LAYOUT.total)))
-    positions = jnp.broadcast_to(jnp.arange(LAYOUT.total), tokens.shape)
-    # The second face's prefix ends in padding.
-    valid = (positions != 5) | (jnp.arange(2)[:, None] == 0)
-    return (tokens, positions, valid), jnp.asarray(rng.normal(size=(2, LAYOUT.total, 37)), jnp.float32)
+    return tokens, jnp.asarray(rng.normal(size=(2, LAYOUT.total, 37)), jnp.float32)
 
 
 def _params(config):
-    inputs, _ = _inputs()
-    params = Llama(config).init(jax.random.key(0), *inputs, method=_logits)["params"]
+    params = Llama(config).init(jax.random.key(0), _inputs()[0], method=_logits)["params"]
     # Every leaf is random, B and biases included, so that nothing cancels.
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -64,10 +60,10 @@ def _is_layers(x):
 )
 def _run(model, params):
     """Logits, and the gradients of every parameter, kernels included."""
-    inputs, probe = _inputs()
+    tokens, probe = _inputs()
 
     def loss(params):
-        logits = model.apply({"params": params}, *inputs, method=_logits)
+        logits = model.apply({"params": params}, tokens, method=_logits)
         return (logits * probe).sum(), logits
 
     gradients, logits = jax.grad(loss, has_aux=True)(params)
@@ -91,19 +87,20 @@ def test_remat_and_unrolled_layers_change_nothing(remat, cut):
 
 
 @pytest.mark.parametrize(
-    ("remat", "layout"), [("none", LAYOUT), ("dots", LAYOUT), ("none", Layout(12)), ("none", Layout(0, 4, 3))]
+    ("remat", "layout"),
+    [("none", LAYOUT), ("dots", LAYOUT), ("none", PrefixLayout(12)), ("none", PrefixLayout(0, 4, 3))],
 )
 def test_the_last_layer_computes_only_the_tokens_that_are_asked_for(remat, layout):
     params = _params(CONFIG)
-    (tokens, positions, valid), probe = _inputs()
-    # One token twice, one of the prefix, one of padding.
+    tokens, probe = _inputs()
+    # One token twice, one of the prefix.
     at = jnp.array([[7, 7, 2, 11], [0, 5, 9, 6]])
 
     def run(model, params, at):
         def loss(params):
             hidden = model.apply(
                 {"params": params},
-                method=lambda m: m.logits(m(m.embed(tokens), positions, layout, valid, at)),
+                method=lambda m: m.logits(m(m.embed(tokens), layout, at)),
             )
             return (hidden * probe[:, :4]).sum(), hidden
 
@@ -116,13 +113,13 @@ def test_the_last_layer_computes_only_the_tokens_that_are_asked_for(remat, layou
 
 
 def test_a_cache_goes_on_from_a_unrolled_prefill():
-    inputs, _ = _inputs()
+    tokens, _ = _inputs()
+    positions = jnp.broadcast_to(jnp.arange(6, 8), (2, 1, 2))
 
     def run(model):
-        tokens, positions, _ = inputs
         x = model.embed(tokens)
-        hidden, cache = model.prefill(x[:, :6], positions[:, :6], positions[:, :6] >= 0, 4)
-        return hidden, model.extend(x[:, None, 6:8], positions[:, None, 6:8], positions[:, None, 6:8] >= 0, cache)[0]
+        hidden, cache = model.prefill(x[:, :6], 4)
+        return hidden, model.extend(x[:, None, 6:8], positions, positions >= 0, cache)[0]
 
     params = _params(CONFIG)
     want = Llama(CONFIG).apply({"params": params}, method=run)

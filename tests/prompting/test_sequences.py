@@ -74,7 +74,6 @@ def test_shapes_and_types_are_the_contracts():
     b, q, s, k, m, p = 3, 6, BUILDER.segment_length, 20, 40, len(BUILDER.prefix)
     shapes = {
         "prefix_tokens": ((b, p), np.int32),
-        "prefix_valid": ((b, p), bool),
         "segment_tokens": ((b, q, s), np.int32),
         "segment_valid": ((b, q, s), bool),
         "answer_position": ((b, q), np.int32),

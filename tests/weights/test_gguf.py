@@ -14,7 +14,7 @@ import transformers
 from fi_jax.config import LlamaConfig, RopeScaling
 from fi_jax.errors import UserError
 from fi_jax.inference.decode import generate
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama, rope_frequencies
 from fi_jax.weights import smollm2
 from fi_jax.weights.gguf import read_config, read_params, read_tokenizer
@@ -94,8 +94,7 @@ def _hf(**changes):
 
 
 def _logits(model, tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return model.logits(model(model.embed(tokens), positions, Layout(tokens.shape[1]), positions >= 0))
+    return model.logits(model(model.embed(tokens), PrefixLayout(tokens.shape[1])))
 
 
 def _run(config, params, tokens):

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from fi_jax.config import LlamaConfig, VitConfig
 from fi_jax.errors import UserError
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.connector import Connector
 from fi_jax.models.llama import Llama
 from fi_jax.models.vit import Vit
@@ -77,12 +77,10 @@ def _embed(embedding, tokens):
 
 
 def _logits(config: LlamaConfig, params, x):
-    b, t, _ = x.shape
     model = Llama(config)
 
     def run(params, x):
-        positions = jnp.broadcast_to(jnp.arange(t), (b, t))
-        hidden = model.apply({"params": params}, x, positions, Layout(t, 0, 0), jnp.ones((b, t), bool))
+        hidden = model.apply({"params": params}, x, PrefixLayout(x.shape[1]))
         return model.apply({"params": params}, hidden, method="logits")
 
     return np.asarray(jax.jit(run)(params, x))
@@ -413,8 +411,7 @@ def test_every_leaf_of_the_models_is_mapped_and_no_other():
 
         def init(key, llama=llama):
             def touch(model, tokens):
-                positions, valid = jnp.arange(4)[None], jnp.ones((1, 4), bool)
-                return model.logits(model(model.embed(tokens), positions, Layout(4, 0, 0), valid))
+                return model.logits(model(model.embed(tokens), PrefixLayout(4)))
 
             return Llama(llama).init(key, jnp.zeros((1, 4), jnp.int32), method=touch)
 

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -16,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from fi_jax.config import LoraConfig
 from fi_jax.errors import UserError
-from fi_jax.models.attention import Layout
+from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama
 from fi_jax.weights.hf_config import read_llama_config
 from fi_jax.weights.huggingface import load_llama, load_llava
@@ -38,13 +37,11 @@ def _base(folder, **changes):
 
 
 def _ours(config, params, tokens=TOKENS):
-    t = tokens.shape[1]
     model = Llama(config)
 
     def run(params):
-        positions = jnp.arange(t)[None]
         x = model.apply({"params": params}, tokens, method="embed")
-        hidden = model.apply({"params": params}, x, positions, Layout(t, 0, 0), jnp.ones((1, t), bool))
+        hidden = model.apply({"params": params}, x, PrefixLayout(tokens.shape[1]))
         return model.apply({"params": params}, hidden, method="logits")
 
     return np.asarray(jax.jit(run)(params))
