@@ -44,7 +44,7 @@ def pil_example(record, vocabulary, size: int, rng: np.random.Generator):
     from PIL import Image, ImageEnhance, ImageFilter
 
     from fi_jax.data.records import encode_labels
-    from fi_jax.pictures.images import square_box
+    from fi_jax.pictures.crop import square_box
 
     with Image.open(record.image) as file:
         image = file.convert("RGB")
@@ -131,11 +131,12 @@ def stages(records, vocabulary, size: int, count: int = 400) -> dict[str, float]
     import jax
 
     from fi_jax.data.records import encode_labels
-    from fi_jax.pictures import images
+    from fi_jax.pictures.crop import load_square
+    from fi_jax.pictures.decode import decode, read_bytes
     from fi_jax.training.augment import Augmentation, augment
 
     records = records[:count]
-    files = [images.read_bytes(record.image) for record in records]
+    files = [read_bytes(record.image) for record in records]
 
     def timed(work) -> float:
         start = time.process_time()
@@ -143,7 +144,7 @@ def stages(records, vocabulary, size: int, count: int = 400) -> dict[str, float]
             work(*item)
         return (time.process_time() - start) / len(records) * 1e3
 
-    squares = np.stack([images.load_square(data, record.box, size) for record, data in zip(records, files)])[:64]
+    squares = np.stack([load_square(data, record.box, size) for record, data in zip(records, files)])[:64]
     masks = np.zeros(squares.shape[:3], np.uint8)
     program = jax.jit(lambda key: augment(key, squares, masks, Augmentation()))
     jax.block_until_ready(program(jax.random.key(0)))
@@ -152,9 +153,9 @@ def stages(records, vocabulary, size: int, count: int = 400) -> dict[str, float]
         jax.block_until_ready(program(jax.random.key(step)))
     augmenting = (time.process_time() - start) / (5 * len(squares)) * 1e3
     return {
-        "read the file": timed(lambda record, data: images.read_bytes(record.image)),
-        "decode, cut, scale": timed(lambda record, data: images.load_square(data, record.box, size)),
-        "of which decode at full scale would be": timed(lambda record, data: images.decode(data)),
+        "read the file": timed(lambda record, data: read_bytes(record.image)),
+        "decode, cut, scale": timed(lambda record, data: load_square(data, record.box, size)),
+        "of which decode at full scale would be": timed(lambda record, data: decode(data)),
         "labels": timed(lambda record, data: encode_labels(record, vocabulary)),
         "augment (whole batch, sum over cores)": augmenting,
         "plain: all of it with PIL": timed(

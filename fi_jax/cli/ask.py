@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Finds the face, parses it, answers."""
     from pathlib import Path
 
-    from fi_jax.pictures.images import decode
+    from fi_jax.pictures.decode import decode
     from fi_jax.weights.bundle import load_model
 
     image = decode(Path(args.image))

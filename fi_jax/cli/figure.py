@@ -116,7 +116,7 @@ def _answers_about(path: str, args) -> list:
 
 
 def _picture(args):
-    from fi_jax.pictures.images import decode
+    from fi_jax.pictures.decode import decode
 
     return None if args.picture is None else decode(args.picture)
 
@@ -189,7 +189,7 @@ def _looked(args):
     from fi_jax.faces.face_detector import locate
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.registry import vocabulary
-    from fi_jax.pictures.images import crop_square, crop_square_mask
+    from fi_jax.pictures.crop import crop_square, crop_square_mask
     from fi_jax.weights.bundle import load_model
 
     if args.picture is None or not args.question:

@@ -59,7 +59,7 @@ def _segment(parser, path: Path, args: argparse.Namespace) -> str:
     from fi_jax.faces.picture_map import faces_in, map_of_picture
     from fi_jax.files import write_bytes
     from fi_jax.labels.face_parts import CLASSES
-    from fi_jax.pictures.images import decode
+    from fi_jax.pictures.decode import decode
 
     image = decode(path)
     note = ""

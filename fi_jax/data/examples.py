@@ -13,7 +13,8 @@ from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import load_mask
 from fi_jax.files import cache_folder, write_json
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.pictures import images
+from fi_jax.pictures.crop import load_square
+from fi_jax.pictures.decode import read_bytes
 from fi_jax.progress import progress_bar
 
 
@@ -27,9 +28,9 @@ def make_example(
     """
     labels, known = encode_labels(record, vocabulary)
     name = f"{record.dataset} {record.key}" if isinstance(record.image, bytes) else str(record.image)
-    picture = images.read_bytes(record.image, name)
+    picture = read_bytes(record.image, name)
     return {
-        "image": images.load_square(picture, record.box, size, name),
+        "image": load_square(picture, record.box, size, name),
         "mask": load_mask(record, size, mask_cache, picture),
         "labels": labels,
         "known": known,
@@ -75,7 +76,7 @@ def _name(record: FaceRecord) -> str:
 
 def _problem(record: FaceRecord) -> str:
     try:
-        images.load_square(record.image, record.box, 32, record.key)
+        load_square(record.image, record.box, 32, record.key)
         if record.mask is not None:
             load_mask(record, 32)
     except UserError as error:

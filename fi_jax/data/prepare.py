@@ -19,7 +19,7 @@ from fi_jax.data.splits import SPLITS
 from fi_jax.errors import UserError
 from fi_jax.files import write_bytes
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.pictures.images import read_bytes
+from fi_jax.pictures.decode import read_bytes
 from fi_jax.progress import progress_bar
 
 COUNTS = "counts.npz"

@@ -9,7 +9,8 @@ import numpy as np
 
 from fi_jax.labels.tasks import age_labels
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.pictures.readable import Box, Readable
+from fi_jax.pictures.crop import Box
+from fi_jax.pictures.decode import Readable
 
 Split = Literal["train", "val", "test"]
 
@@ -19,7 +20,7 @@ class FaceRecord:
     """One face of one data set; pure data, nothing decoded.
 
     `labels` holds only what is known: label name -> True/False. `box` (left, top, right, bottom, pixels)
-    is the region cropped for the model, squared and padded by `pictures.images.crop_box`; None is the
+    is the region cropped for the model, squared and padded by `pictures.crop.crop_square`; None is the
     whole picture. `image` is a path (or another `Readable`), or the bytes of the image file.
     """
 

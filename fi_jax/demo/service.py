@@ -16,8 +16,8 @@ from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
 from fi_jax.faces.face_detector import crop_for_model
-from fi_jax.pictures.images import crop_square, decode
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box, crop_square
+from fi_jax.pictures.decode import decode
 
 Array = np.ndarray
 MOST_FACES = 8

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fi_jax.errors import UserError
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box
 
 # The cascade sees 24-pixel windows; pictures are brought to a longer side between these before the search.
 MIN_SEARCH_SIDE = 320
@@ -102,7 +102,7 @@ def _intersection(a: Box, b: Box) -> float:
 def crop_for_model(face: Box) -> Box:
     """Returns the square around a detected face that is framed as the training crops are.
 
-    It may overrun the picture; `pictures.images.crop_square` then repeats the picture's edge.
+    It may overrun the picture; `pictures.crop.crop_square` then repeats the picture's edge.
     """
     left, top, right, bottom = face
     side = max(right - left, bottom - top)

@@ -18,8 +18,8 @@ from fi_jax.config import DataConfig
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import read_mask, write_mask
 from fi_jax.files import cache_folder, file_sha256, sha256
-from fi_jax.pictures import images
-from fi_jax.pictures.readable import Box, Readable
+from fi_jax.pictures.crop import Box, crop_square_mask
+from fi_jax.pictures.decode import Readable, picture_size, read_bytes
 from fi_jax.progress import progress_bar
 
 # The parser needs JAX, which the processes that read pictures must not load: it is imported where a map is made.
@@ -73,16 +73,16 @@ def load_mask(
     if face.mask is not None:
         mask = read_mask(face.mask, f"{face.key} (mask)" if isinstance(face.mask, bytes) else "")
         box = None if getattr(face.mask, "is_crop", False) else _box_in_mask(face, mask)
-        return images.crop_square_mask(mask, box, size)
+        return crop_square_mask(mask, box, size)
     if cache is not None:
-        path = cached_map(cache, picture or images.read_bytes(face.image, face.key), face.box)
+        path = cached_map(cache, picture or read_bytes(face.image, face.key), face.box)
         if os.path.exists(path):  # noqa: PTH110 (a Path would cost more than asking for the file)
-            return images.crop_square_mask(read_mask(Path(path)), None, size)
+            return crop_square_mask(read_mask(Path(path)), None, size)
     return np.zeros((size, size), np.uint8)
 
 
 def _box_in_mask(face: Face, mask: np.ndarray) -> Box | None:
-    height, width = images.picture_size(face.image, face.key)
+    height, width = picture_size(face.image, face.key)
     if mask.shape == (height, width):
         return face.box
     if mask.shape == (512, 512) and (height, width) == (1024, 1024):
@@ -128,7 +128,7 @@ def fill_cache(
             if isinstance(mask, UserError):
                 failed.append((face, mask))
             else:
-                path = Path(cached_map(cache, images.read_bytes(face.image, face.key), face.box))
+                path = Path(cached_map(cache, read_bytes(face.image, face.key), face.box))
                 writes.append(pool.submit(write_mask, path, mask))
             advance()
         for write in writes:
@@ -146,7 +146,7 @@ def map_of(crop: UInt8[np.ndarray, "s s 3"], parser: str) -> UInt8[np.ndarray, "
 def _without_map(faces: Sequence[Face], cache: Path) -> Iterator[Face]:
     def has_map(face: Face) -> bool:
         try:
-            return Path(cached_map(cache, images.read_bytes(face.image, face.key), face.box)).exists()
+            return Path(cached_map(cache, read_bytes(face.image, face.key), face.box)).exists()
         except UserError:
             return False
 

@@ -11,8 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from fi_jax.errors import UserError
 from fi_jax.files import write_bytes
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, NUM_CLASSES, PALETTE
-from fi_jax.pictures.images import read_bytes
-from fi_jax.pictures.readable import Readable
+from fi_jax.pictures.decode import Readable, read_bytes
 
 
 def colourise(mask: UInt8[np.ndarray, "*b y x"]) -> UInt8[np.ndarray, "*b y x 3"]:

@@ -19,7 +19,7 @@ from fi_jax.faces.map_cache import Face
 from fi_jax.faces.parser_training import class_probabilities, logits_at, normalise
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
-from fi_jax.pictures.images import load_square
+from fi_jax.pictures.crop import load_square
 from fi_jax.trees import flatten, unflatten
 from fi_jax.weights.bundle import BUNDLED
 from fi_jax.weights.leaves import load_leaves, save_leaves

@@ -55,7 +55,7 @@ def augment(
     """Returns pictures (0..255), class indices, and which pixels lie inside the original picture.
 
     Accessories of the donor (`PASTED`) may be copied onto the face: the faces are aligned, so that a donor's
-    glasses sit on the other's eyes. Outside the picture its edge is repeated, as `pictures.images.crop_square` does.
+    glasses sit on the other's eyes. Outside the picture its edge is repeated, as `pictures.crop.crop_square` does.
     A horizontal flip swaps left and right classes.
     """
     keys = jax.random.split(key, image.shape[0])

@@ -26,7 +26,7 @@ from fi_jax.faces.parser_training import (
 )
 from fi_jax.labels.face_parts import CLASSES, NUM_CLASSES
 from fi_jax.models.segformer import Segformer
-from fi_jax.pictures.images import load_square
+from fi_jax.pictures.crop import load_square
 
 # A class is frequent when at least this share of the pictures show it.
 FREQUENT = 0.8

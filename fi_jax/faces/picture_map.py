@@ -7,8 +7,7 @@ from PIL import Image
 from fi_jax.faces.face_detector import crop_for_model, find_faces
 from fi_jax.faces.parser import FaceParser, class_scores, parse_crop
 from fi_jax.labels.face_parts import CLASSES
-from fi_jax.pictures.images import crop_square, square_box
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box, crop_square, square_box
 
 # More candidates than this are not checked: a crowd's smallest faces.
 MAX_CANDIDATES = 8

@@ -18,8 +18,7 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.tasks import expected_age, median_age
-from fi_jax.pictures.images import crop_square
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box, crop_square
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, describe_answers
 from fi_jax.prompting.probabilities import label_probabilities
 from fi_jax.prompting.statements import agrees

@@ -1,1 +1,1 @@
-"""A picture file -> upright, colour-managed 8-bit RGB: decoding, orientation, resizing, cropping. Nothing about faces."""
+"""A picture file -> upright 8-bit sRGB -> square crops. Nothing about faces."""

@@ -16,7 +16,7 @@ from fi_jax.faces import parser as parsing
 from fi_jax.faces.masks import read_mask
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
-from fi_jax.pictures.images import load_square
+from fi_jax.pictures.crop import load_square
 from fi_jax.weights.bundle import BUNDLED
 
 TINY = SegformerConfig(

@@ -9,7 +9,7 @@ from fi_jax.data.datasets import open_source
 from fi_jax.data.examples import make_example
 from fi_jax.labels import celeba
 from fi_jax.labels.registry import vocabulary
-from fi_jax.pictures import images
+from fi_jax.pictures.crop import load_square
 
 LANDMARKS = ["lefteye", "righteye", "nose", "leftmouth", "rightmouth"]
 
@@ -82,7 +82,7 @@ def test_reads_what_tfds_prepared(prepared):
     assert face.image.read_bytes() == pictures[6][1]
     assert [face.labels[label.name] for label in celeba.LABELS] == attributes[6].tolist()
     example = make_example(face, vocabulary("celeba"), 32)
-    assert np.array_equal(example["image"], images.load_square(pictures[6][1], face.box, 32))
+    assert np.array_equal(example["image"], load_square(pictures[6][1], face.box, 32))
 
 
 def test_needs_no_tensorflow(prepared):

@@ -11,7 +11,7 @@ from fi_jax.data import near_duplicates as twins
 from fi_jax.data import splits
 from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
-from fi_jax.pictures import images
+from fi_jax.pictures import decode as decoding
 
 
 def test_split_of_a_name_never_changes():
@@ -67,7 +67,7 @@ def face(seed):
 def thumbnail(grey, quality=90):
     buffer = io.BytesIO()
     Image.fromarray(np.repeat(grey[..., None], 3, 2)).save(buffer, "JPEG", quality=quality)
-    return images.thumbnail(buffer.getvalue(), twins.THUMBNAIL)
+    return decoding.thumbnail(buffer.getvalue(), twins.THUMBNAIL)
 
 
 def test_twins_are_found_through_compression_brightness_and_mirror():

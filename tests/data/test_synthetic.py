@@ -13,7 +13,7 @@ from fi_jax.knowledge.correlation import conditional, empty, update
 from fi_jax.labels.face_parts import CLASSES, NUM_CLASSES
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
-from fi_jax.pictures.images import decode
+from fi_jax.pictures.decode import decode
 
 FACES = vocabulary("faces")
 

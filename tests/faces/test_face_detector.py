@@ -10,7 +10,7 @@ from skimage import data as pictures
 
 from fi_jax.errors import UserError
 from fi_jax.faces import face_detector as finder
-from fi_jax.pictures.images import decode
+from fi_jax.pictures.decode import decode
 
 REAL = Path("../shared/data")
 

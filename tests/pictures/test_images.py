@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fi_jax.errors import UserError
-from fi_jax.pictures import images
+from fi_jax.pictures import crop as cropping
+from fi_jax.pictures import decode as decoding
 
 
 def smooth(height, width, seed=0):
@@ -38,7 +39,7 @@ def encoded(pixels, kind="JPEG", mode=None, **options):
 def test_decodes_as_pil_does(kind, mode):
     data = encoded(smooth(50, 37), kind, mode)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    assert np.abs(images.decode(data).astype(int) - expected).max() <= 2
+    assert np.abs(decoding.decode(data).astype(int) - expected).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -48,23 +49,23 @@ def test_exif_orientation_is_undone(orientation, kind):
     exif[0x0112] = orientation
     data = encoded(smooth(48, 32), kind, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    found = images.decode(data)
+    found = decoding.decode(data)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= 2
-    assert images.picture_size(data) == expected.shape[:2]
+    assert decoding.picture_size(data) == expected.shape[:2]
     # The fast path decodes at a reduced scale and must turn the box with the picture.
     box = (2.0, 10.0, 30.0, 38.0)
-    slow = images.crop_square(found, box, 8).astype(int)
-    assert np.abs(images.load_square(data, box, 8).astype(int) - slow).mean() < 6
+    slow = cropping.crop_square(found, box, 8).astype(int)
+    assert np.abs(cropping.load_square(data, box, 8).astype(int) - slow).mean() < 6
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2000), st.sampled_from(["JPEG", "PNG"]))
 def test_a_truncated_file_is_refused_never_half_returned(cut, kind):
     data = encoded(smooth(64, 64), kind)
-    whole = images.decode(data)
+    whole = decoding.decode(data)
     try:
-        found = images.decode(data[: max(len(data) - 1 - cut, 0)], "photo.jpg")
+        found = decoding.decode(data[: max(len(data) - 1 - cut, 0)], "photo.jpg")
     except UserError as error:
         assert "photo.jpg" in str(error)
     else:
@@ -76,27 +77,27 @@ def test_a_truncated_file_is_refused_never_half_returned(cut, kind):
 def test_truncated_jpeg_raises(cut):
     data = encoded(smooth(128, 128), quality=95)
     with pytest.raises(UserError, match="damaged or truncated"):
-        images.decode(data[: int(len(data) * cut)])
+        decoding.decode(data[: int(len(data) * cut)])
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.jpg"):
-        images.decode(tmp_path / "nowhere.jpg")
+        decoding.decode(tmp_path / "nowhere.jpg")
     text = tmp_path / "notes.jpg"
     text.write_text("not a picture")
     with pytest.raises(UserError, match="notes.jpg' is not an image"):
-        images.decode(text)
+        decoding.decode(text)
     empty = tmp_path / "empty.jpg"
     empty.touch()
     with pytest.raises(UserError, match="empty file"):
-        images.decode(empty)
+        decoding.decode(empty)
 
 
 def test_too_many_pixels_are_refused(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     for kind in ("JPEG", "PNG"):
         with pytest.raises(UserError, match="megapixels"):
-            images.decode(encoded(smooth(64, 64), kind))
+            decoding.decode(encoded(smooth(64, 64), kind))
 
 
 def ramp(height, width):
@@ -106,22 +107,22 @@ def ramp(height, width):
 
 
 def test_crop_square_geometry():
-    crop = images.crop_square(ramp(100, 120), (20, 30, 60, 70), 40)
+    crop = cropping.crop_square(ramp(100, 120), (20, 30, 60, 70), 40)
     assert np.array_equal(crop, ramp(100, 120)[30:70, 20:60])
     # A box that is not square is squared about its centre.
-    wide = images.crop_square(ramp(100, 120), (20, 40, 60, 60), 40)
+    wide = cropping.crop_square(ramp(100, 120), (20, 40, 60, 60), 40)
     assert np.array_equal(wide, crop)
 
 
 def test_overrun_repeats_the_edge():
-    crop = images.crop_square(ramp(100, 100), (-20, 10, 20, 50), 40)
+    crop = cropping.crop_square(ramp(100, 100), (-20, 10, 20, 50), 40)
     assert (crop[:, :20, 0] == 0).all() and (crop[:, 20:, 0] == np.arange(20)).all()
-    mask = images.crop_square_mask(np.full((100, 100), 7, np.uint8), (80, 80, 120, 120), 40)
+    mask = cropping.crop_square_mask(np.full((100, 100), 7, np.uint8), (80, 80, 120, 120), 40)
     assert (mask[:20, :20] == 7).all() and (mask[20:] == 0).all() and (mask[:, 20:] == 0).all()
 
 
 def test_whole_picture_is_padded_to_a_square():
-    crop = images.crop_square(np.full((30, 60, 3), 9, np.uint8), None, 60)
+    crop = cropping.crop_square(np.full((30, 60, 3), 9, np.uint8), None, 60)
     assert crop.shape == (60, 60, 3) and (crop == 9).all()
 
 
@@ -129,14 +130,14 @@ def test_whole_picture_is_padded_to_a_square():
 def test_box_outside_is_refused(box):
     data = encoded(ramp(100, 100))
     with pytest.raises(UserError, match="outside the 100x100 picture"):
-        images.crop_square(ramp(100, 100), box, 8)
+        cropping.crop_square(ramp(100, 100), box, 8)
     with pytest.raises(UserError, match="outside the 100x100 picture"):
-        images.load_square(data, box, 8)
+        cropping.load_square(data, box, 8)
 
 
 def test_empty_box_is_refused():
     with pytest.raises(UserError, match="empty"):
-        images.crop_square(ramp(10, 10), (5, 5, 5, 9), 8)
+        cropping.crop_square(ramp(10, 10), (5, 5, 5, 9), 8)
 
 
 def waves(height, width):
@@ -158,11 +159,11 @@ def test_reduced_decoding_gives_the_same_crop(height, width, size, place):
     box = (left, top, left + side, top + side)
     assume(left + side > 1 and top + side > 1)
     data = encoded(waves(height, width), quality=95)
-    slow = images.crop_square(images.decode(data), box, size).astype(int)
-    fast = images.load_square(data, box, size)
+    slow = cropping.crop_square(decoding.decode(data), box, size).astype(int)
+    fast = cropping.load_square(data, box, size)
     assert fast.shape == (size, size, 3)
     # Beyond the picture its edge is repeated, and at a reduced scale the edge is a mean of several rows.
-    inside = images.crop_square_mask(np.ones((height, width), np.uint8), box, size) > 0
+    inside = cropping.crop_square_mask(np.ones((height, width), np.uint8), box, size) > 0
     assume(inside.mean() > 0.1)
     assert np.abs(fast - slow)[inside].mean() < 3
 
@@ -174,6 +175,6 @@ def test_mask_and_picture_share_geometry(left, top, side, size):
     y, x = np.mgrid[:80, :80]
     disc = (x - 40) ** 2 + (y - 40) ** 2 < 30**2
     box = (left, top, left + side, top + side)
-    picture = images.crop_square(np.repeat((disc * 255).astype(np.uint8)[..., None], 3, 2), box, size)
-    mask = images.crop_square_mask(disc.astype(np.uint8), box, size)
+    picture = cropping.crop_square(np.repeat((disc * 255).astype(np.uint8)[..., None], 3, 2), box, size)
+    mask = cropping.crop_square_mask(disc.astype(np.uint8), box, size)
     assert ((picture[..., 0] > 127) != (mask > 0)).mean() < 0.12

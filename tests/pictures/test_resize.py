@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fi_jax.pictures import images, resize
+from fi_jax.pictures import resize
+from fi_jax.pictures.crop import crop_square
 
 installed = pytest.mark.skipif(resize.fast is None, reason="cykooz.resizer is not installed")
 BOTH = [resize.resize_pillow, pytest.param(resize.resize_fast, marks=installed)]
@@ -75,11 +76,11 @@ def test_the_two_agree_on_a_face(size, place):
 def test_crops_use_the_fast_one_and_repeat_on_many_threads():
     image = np.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=np.uint8)
     box = (10.3, 20.1, 60.8, 70.6)
-    expected = images.crop_square(image, box, 48)
+    expected = crop_square(image, box, 48)
     cut, inside = image[20:71, 10:61], (10.3 - 10, 20.1 - 20, 60.8 - 10, 70.6 - 20)
     assert np.array_equal(expected, resize.resize_fast(cut, inside, 48))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: images.crop_square(image, box, 48), range(200)))
+        found = list(pool.map(lambda _: crop_square(image, box, 48), range(200)))
     assert all(np.array_equal(each, expected) for each in found)
 
 

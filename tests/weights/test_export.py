@@ -31,7 +31,8 @@ from fi_jax.inference.generation import generate
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.segformer import Segformer, SegformerConfig
-from fi_jax.pictures.images import crop_square, decode
+from fi_jax.pictures.crop import crop_square
+from fi_jax.pictures.decode import decode
 from fi_jax.weights.assemble import assemble, param_shapes
 from fi_jax.weights.bundle import TrainedModel, bundled_names, load_model, save_model
 from fi_jax.weights.hf_config import read_llama_config, read_llava_config

@@ -17,8 +17,8 @@ from fi_jax.errors import UserError, did_you_mean
 from fi_jax.labels import celeba as labels
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary
-from fi_jax.pictures import images
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box
+from fi_jax.pictures.decode import decode
 
 NAME = "celeba"
 _ATTRIBUTES = tuple(f"{d}list_attr_celeba.{e}" for e in ("txt", "csv") for d in ("", "Anno/"))
@@ -83,7 +83,7 @@ def _face_box(pictures: dict[str, Path], usable: list[str]) -> Box | None:
     """
     for key in usable:
         try:
-            height, width = images.decode(pictures[key]).shape[:2]
+            height, width = decode(pictures[key]).shape[:2]
         except UserError:
             continue
         top = min(round(height * 30 / 218), max(height - width, 0))

@@ -8,7 +8,7 @@ from fi_jax.data.records import FaceRecord, Split
 from fi_jax.data.sources.source import Findings, FolderSource
 from fi_jax.errors import UserError
 from fi_jax.labels.celeba import LABELS
-from fi_jax.pictures import images
+from fi_jax.pictures.decode import picture_size
 
 NAME = "celeba"
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
@@ -44,7 +44,7 @@ def read(root: Path | str) -> FolderSource:
     for tfds_split, split in _SPLITS.items():
         for index, example in enumerate(_source(root, tfds_split)):
             if box is None:
-                height, width = images.picture_size(example["image"], f"celeb_a {tfds_split} {index}")
+                height, width = picture_size(example["image"], f"celeb_a {tfds_split} {index}")
                 top = min(round(height * 30 / 218), max(height - width, 0))
                 box = (0.0, float(top), float(width), float(top + width))
             labels = {label.name: bool(example["attributes"][label.name]) for label in LABELS}

@@ -16,7 +16,7 @@ from fi_jax.faces.masks import PartFiles
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary
-from fi_jax.pictures.readable import Readable
+from fi_jax.pictures.decode import Readable
 
 NAME = "celebamask_hq"
 _PICTURES = ("images", "CelebA-HQ-img")

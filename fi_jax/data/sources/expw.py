@@ -13,8 +13,7 @@ from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import EXPRESSION, EXPRESSIONS, one_of
-from fi_jax.pictures.images import enlarge
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box, enlarge
 
 NAME = "expw"
 # The labelled boxes are tight; so much larger they hold what other sets' face crops hold.

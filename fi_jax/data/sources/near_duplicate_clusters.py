@@ -10,8 +10,8 @@ import numpy as np
 from fi_jax.data import near_duplicates as twins
 from fi_jax.errors import UserError
 from fi_jax.files import cache_folder, write_json
-from fi_jax.pictures import images
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box, crop_square
+from fi_jax.pictures.decode import decode, grey, thumbnail
 from fi_jax.progress import progress_bar
 
 _VERSION = 1
@@ -54,9 +54,9 @@ def _find(dataset, keys, paths, boxes, also) -> dict:
             box = boxes[i] if boxes else None
             try:
                 if box is None:
-                    thumbnails[i] = images.thumbnail(path, twins.THUMBNAIL)
+                    thumbnails[i] = thumbnail(path, twins.THUMBNAIL)
                 else:
-                    picture = images.decode(path)
+                    picture = decode(path)
                     thumbnails[i], outside_reason = _face(picture, box)
                     if outside_reason:
                         outside[key] = outside_reason
@@ -71,7 +71,7 @@ def _find(dataset, keys, paths, boxes, also) -> dict:
 def _face(picture: np.ndarray, box: Box) -> tuple[np.ndarray, str]:
     """Returns the miniature of the face in `box`, and why there is none."""
     try:
-        return images.grey(images.crop_square(picture, box, twins.THUMBNAIL)), ""
+        return grey(crop_square(picture, box, twins.THUMBNAIL)), ""
     except UserError as error:
         return np.zeros((twins.THUMBNAIL, twins.THUMBNAIL), np.uint8), str(error)
 

@@ -23,8 +23,8 @@ from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import EXPRESSION, GENDER, RACE_GROUPS, one_of
-from fi_jax.pictures.images import enlarge, picture_size
-from fi_jax.pictures.readable import Box
+from fi_jax.pictures.crop import Box, enlarge
+from fi_jax.pictures.decode import picture_size
 
 NAME = "raf_db"
 # The release's codes 1 to 7.

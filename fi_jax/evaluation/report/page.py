@@ -28,7 +28,7 @@ from fi_jax.evaluation.report.ablation import ablation_table
 from fi_jax.evaluation.report.cards import Budget, Thumbnails, data_uri, flip_cards, mistake_cards, rule_blocks
 from fi_jax.evaluation.report.gather import Evaluation, Flips, Run
 from fi_jax.evaluation.report.rows import cells_by_place, metric_line, signed, who
-from fi_jax.pictures.images import decode
+from fi_jax.pictures.decode import decode
 
 LARGEST_PAGE = 5_000_000
 # Thumbnails and figures stop being added when they fill these shares of the page.
