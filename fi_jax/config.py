@@ -1,6 +1,6 @@
 """The whole experiment as one typed, frozen tree; every field is validated when it is made.
 
-A config file under `configs/` has one function, `config() -> Experiment`. Any field is overridden
+A config file (`fi_jax/configs/` has ours) has one function, `config() -> Experiment`. Any field is overridden
 on the command line by its dotted name, e.g. `--train.learning-rate 3e-4`.
 """
 
@@ -390,7 +390,7 @@ class Experiment:
         pretrain = self.train.stage == "pretrain"
         _check(
             pretrain == (self.model.decoder.num_layers > 0),
-            "stage pretrain, and it alone, needs a decoder: set model.decoder.num_layers (configs/nano_pretrain.py)",
+            "stage pretrain, and it alone, needs a decoder: set model.decoder.num_layers (fi_jax/configs/nano_pretrain.py)",
         )
         _check(not pretrain or self.train.accumulate == 1, "stage pretrain needs train.accumulate 1")
         if self.data.mixup:

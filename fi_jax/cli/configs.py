@@ -9,7 +9,8 @@ from pathlib import Path
 from fi_jax.config import Experiment, flat_fields
 from fi_jax.errors import UserError, did_you_mean
 
-_FOLDERS = (Path("configs"), Path(__file__).parent.parent.parent / "configs", Path(__file__).parent.parent / "configs")
+# The user's own come before those of the package.
+_FOLDERS = (Path("configs"), Path(__file__).parent.parent / "configs")
 
 
 def load_config(name_or_file: str, overrides: list[str] | None = None) -> Experiment:
@@ -18,7 +19,7 @@ def load_config(name_or_file: str, overrides: list[str] | None = None) -> Experi
 
 
 def find_config(name_or_file: str) -> Path:
-    """Finds a config: a `.py` file, or a name under `configs/`."""
+    """Finds a config: a `.py` file, or a name under `configs/` here or in the package."""
     path = Path(name_or_file)
     if path.suffix == ".py":
         if not path.is_file():

@@ -20,7 +20,7 @@ declare -A opt=(
   [version]="v2-alpha-tpuv5-lite"
   [spot]=0
   [create]=1
-  [install]="pip install --quiet --upgrade 'jax[tpu]' && pip install --quiet -r requirements.txt"
+  [install]="pip install --quiet --upgrade 'jax[tpu]' && pip install --quiet ."
   [python]="python3"
   [env]=""
   [max-restarts]=100
@@ -70,7 +70,7 @@ fi
 
 root=$(cd "$here/../.." && pwd)
 on_all "${opt[job]}" "mkdir -p fi_jax"
-run "${tpu[@]}" scp --recurse "$root/fi_jax" "$root/configs" "$root/requirements.txt" "${opt[job]}:fi_jax/" "${where[@]}" --worker=all
+run "${tpu[@]}" scp --recurse "$root/"{fi_jax,pyproject.toml,README.md,LICENSE,WEIGHTS_NOTICE.md} "${opt[job]}:fi_jax/" "${where[@]}" --worker=all
 on_all "${opt[job]}" "cd fi_jax && ${opt[install]}"
 
 # Runs on: it outlives this connection, and one worker that stops is started again with the others. 0 is done, 2 is

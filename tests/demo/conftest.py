@@ -10,7 +10,7 @@ from running import Server
 
 @pytest.fixture(scope="session")
 def service():
-    """The demo's service around a model of `configs/tiny.py` with random weights, and the bundled parser."""
+    """The demo's service around a model of `fi_jax/configs/tiny.py` with random weights, and the bundled parser."""
     from fi_jax.demo.service import Service
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.labels.registry import vocabulary
