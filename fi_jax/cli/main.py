@@ -34,6 +34,21 @@ COMMANDS = {
     "demo-server": "demo_server",
 }
 
+# Libraries that come with an extra (pyproject.toml).
+_EXTRAS = {
+    "torch": "torch",
+    "transformers": "torch",
+    "peft": "torch",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "optuna": "sweeps",
+    "submitit": "sweeps",
+    "pyarrow": "tables",
+    "tensorflow_datasets": "tfds",
+    "starlette": "demo",
+    "uvicorn": "demo",
+}
 # Full, read-only and forbidden disks: the user's to mend.
 _NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -99,6 +114,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        print(
+            f"fi-jax: {argv[0]} needs {missing}: pip install 'fi_jax[{_EXTRAS[missing]}]' (in a checkout: pip install "
+            f"'.[{_EXTRAS[missing]}]')",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         if error.errno not in _NOT_OURS:
             raise
