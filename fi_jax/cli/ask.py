@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     start()
     from fi_jax.inference.answerer import load_answerer
-    from fi_jax.inference.conversation import Asked, converse
+    from fi_jax.inference.answers import Request
+    from fi_jax.inference.conversation import respond
 
     faces = []
     if box is None:
@@ -57,24 +58,24 @@ def run(args: argparse.Namespace) -> int:
         faces = faces_in(load_parser(model.config.weights.parser), image)
         box = crop_for_model(choose_face(faces, args.face, args.image))
     answerer = load_answerer(model)
-    wanted = Asked(
+    request = Request(
         args.question,
         everything=args.all or bool(args.figure),
         race=args.race,
         by_llm=not args.head,
         consistent=args.consistent,
     )
-    reply = converse(answerer, image, box, wanted)
+    response = respond(answerer, image, box, request)
     if args.figure:
         from fi_jax.evaluation.figures.ask import save_answer_card
 
-        save_answer_card(args.figure, reply)
+        save_answer_card(args.figure, response)
     if args.json:
-        print(json.dumps(reply.to_json(args.image), ensure_ascii=False, indent=1))
+        print(json.dumps(response.to_json(args.image), ensure_ascii=False, indent=1))
     else:
         if len(faces) > 1 and not args.face:
             print(f"{len(faces)} faces; answering about the largest (choose with --face N: {list_faces(faces)})")
-        print(reply.to_text())
+        print(response.to_text())
         if args.figure:
             print(f"figure: {args.figure}")
     return 0

@@ -200,7 +200,7 @@ def _looked(args):
     size = model.config.data.image_size
     crop = crop_square(image, box, size)
     mask = None if args.mask is None else crop_square_mask(_mask_like(args.mask, image), box, size)
-    from fi_jax.inference.conversation import match_question
+    from fi_jax.prompting.question_matching import match_question
 
     asked = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
     if asked is None:
@@ -214,10 +214,10 @@ def _looked(args):
     from fi_jax.evaluation.figures.attribution import looking_figure
     from fi_jax.faces.map_cache import map_of
     from fi_jax.inference.answerer import load_answerer
-    from fi_jax.inference.attribution import look
+    from fi_jax.inference.attribution import attribute
 
     mask = map_of(crop, model.config.weights.parser) if mask is None else mask
-    looked = look(load_answerer(model), crop, mask, asked, option, by_llm=not args.head)
+    looked = attribute(load_answerer(model), crop, mask, asked, option, by_llm=not args.head)
     return looking_figure(crop, mask, looked, args.title)
 
 

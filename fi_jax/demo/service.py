@@ -16,8 +16,11 @@ from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
 from fi_jax.faces.face_detector import crop_for_model
+from fi_jax.inference.answers import Request, Response
+from fi_jax.labels.question_bank import questions_for
 from fi_jax.pictures.crop import Box, crop_square
 from fi_jax.pictures.decode import decode
+from fi_jax.prompting.question_matching import match_question
 
 Array = np.ndarray
 MOST_FACES = 8
@@ -70,7 +73,7 @@ class Service:
         """Compiles what the first visitor would wait for; also shares the programs between all switches."""
         grey = np.full((self.size, self.size, 3), 127, np.uint8)
         for race in (False, True):
-            self.reply(grey, None, Switches(race=race))
+            self.respond(grey, None, Switches(race=race))
 
     def faces(self, data: bytes, whole: bool = False) -> dict:
         """Finds the faces of a picture and cuts them as the model's training crops were cut.
@@ -117,23 +120,23 @@ class Service:
             variant.faces = lambda image, mask: whole(image, np.zeros_like(mask))
         return variant
 
-    def reply(self, crop: UInt8[Array, "y x 3"], question: str | None, switches: Switches):
-        """Answers every closed question (or the one asked) about a face crop: an `inference.conversation.Reply`."""
-        from fi_jax.inference.conversation import Asked, converse
+    def respond(self, crop: UInt8[Array, "y x 3"], question: str | None, switches: Switches) -> Response:
+        """Answers every closed question, or the one given, about a face crop."""
+        from fi_jax.inference.conversation import respond
 
-        asked = Asked(
+        request = Request(
             question,
             everything=question is None,
             race=switches.race,
             by_llm=switches.llm,
             consistent=switches.consistent,
         )
-        return converse(self._switched(switches), crop, (0.0, 0.0, float(self.size), float(self.size)), asked)
+        return respond(self._switched(switches), crop, (0.0, 0.0, float(self.size), float(self.size)), request)
 
     def answers(self, data: bytes, switches: Switches) -> dict:
         """Returns every answer about a face crop, grouped, with the map, as plain values."""
-        reply = self.reply(self._crop(data), None, switches)
-        coloured, parts = part_map(reply.mask)
+        response = self.respond(self._crop(data), None, switches)
+        coloured, parts = part_map(response.mask)
         colour = {name: c for name, c, _ in PARTS}
         return {
             "blocks": [
@@ -142,20 +145,19 @@ class Service:
                     "note": b.note,
                     "bars": [{"label": r.label, "value": round(r.value, 4), "chosen": r.chosen} for r in b.bars],
                 }
-                for b in blocks(reply.answers, reply.age)
+                for b in blocks(response.answers, response.age)
             ],
             "map": data_uri(coloured),
             "parts": [{"name": name, "colour": colour[name]} for name in parts],
-            "changed": list(reply.changed),
-            "record": {k: v for k, v in reply.to_json("upload").items() if k != "box"},
+            "changed": list(response.changed),
+            "record": {k: v for k, v in response.to_json("upload").items() if k != "box"},
         }
 
     def ask(self, data: bytes, question: str, switches: Switches) -> Iterator[dict]:
         """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`."""
         from fi_jax.faces.map_cache import map_of
-        from fi_jax.inference.conversation import held_description, is_description, match_question
+        from fi_jax.inference.conversation import checked
         from fi_jax.inference.generation import stream
-        from fi_jax.labels.question_bank import questions_for
 
         question = " ".join(question.split())
         if not question:
@@ -166,16 +168,15 @@ class Service:
         answerer = self._switched(switches)
         # A model of stage 1 puts a description together from its head's answers and refuses other open questions.
         if match_question(question, questions_for(answerer.vocabulary)) or not answerer.is_instruction_tuned:
-            yield {"text": self.reply(crop, question, switches).to_text(), "done": True}
+            yield {"text": self.respond(crop, question, switches).to_text(), "done": True}
             return
         text, mask = "", map_of(crop, answerer.config.weights.parser)
         for text in stream(answerer, crop, mask, question, max_new_tokens=64):
             yield {"text": text}
-        if is_description(question):
-            text = held_description(answerer, crop, mask, text)
-        yield {"text": text, "done": True}
+        yield {"text": checked(answerer, crop, mask, question, text), "done": True}
 
     def card(self, data: bytes, switches: Switches) -> bytes:
         """The answer card of a face crop, as PNG."""
-        reply = self.reply(self._crop(data), None, switches)
-        return style.to_bytes(ask_figure(reply.image, reply.mask, reply.answers, "", reply.text, reply.age), "png")
+        response = self.respond(self._crop(data), None, switches)
+        drawn = ask_figure(response.image, response.mask, response.answers, "", response.text, response.age)
+        return style.to_bytes(drawn, "png")

@@ -12,7 +12,7 @@ from fi_jax.data.records import FaceRecord
 from fi_jax.evaluation.free_form import read_answer
 from fi_jax.evaluation.predictions import Prediction, Source, group_fields, true_answer
 from fi_jax.evaluation.protocols.age import Estimator, years_from
-from fi_jax.inference.answerer import ClosedAnswers
+from fi_jax.inference.answerer import OptionProbabilities
 from fi_jax.labels.questions import Question
 
 # Questions whose answers are generated together about one face: each has its own keys and values in memory.
@@ -24,7 +24,7 @@ class Answers(Protocol):
 
     def answer(
         self, image: np.ndarray, mask: np.ndarray, questions: Sequence[Question], *, by_llm: bool = True
-    ) -> ClosedAnswers:
+    ) -> OptionProbabilities:
         """Probabilities of closed answers."""
         ...
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from fi_jax.config import DataConfig, Experiment, ModelConfig
 from fi_jax.errors import UserError
-from fi_jax.inference.answerer import ClosedAnswers
+from fi_jax.inference.answerer import OptionProbabilities
 from fi_jax.labels.questions import Question
 from fi_jax.labels.registry import vocabulary
 
@@ -84,7 +84,7 @@ class OtherModel:
 
     def answer(
         self, image: UInt8[np.ndarray, "b y x 3"], mask, questions: Sequence[Question], *, by_llm: bool = True
-    ) -> ClosedAnswers:
+    ) -> OptionProbabilities:
         """Scores every option of every question about every face. `mask` is not looked at.
 
         Probabilities are the softmax over a question's options of each option's log-likelihood after the prompt.
@@ -99,7 +99,7 @@ class OtherModel:
                 for at, scores in enumerate(self._scores(picture, some), start):
                     p = np.exp(scores - scores.max())
                     said[face, at, : len(p)] = p / p.sum()
-        return ClosedAnswers(said, None, None)
+        return OptionProbabilities(said, None, None)
 
     def speak(
         self, image: UInt8[np.ndarray, "b y x 3"], mask, questions: Sequence[Question], max_new_tokens: int

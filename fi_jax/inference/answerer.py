@@ -1,9 +1,9 @@
 """A trained model ready to answer: pictures and maps in, probabilities of closed answers or generated text out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from fi_jax.models.pixels import map_to_pixels, to_pixels
 from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.probabilities import option_probabilities
 from fi_jax.prompting.sequences import SequenceBuilder
-from fi_jax.prompting.sequences import Tokenizer as Encodes
 from fi_jax.prompting.templates import template
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble
@@ -31,23 +30,23 @@ from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.tokenizers import load_tokenizer
 
 
-class ClosedAnswers(NamedTuple):
+class OptionProbabilities(NamedTuple):
     """Probabilities of closed answers about `b` faces, by the LLM and by the alignment head, in the questions' order.
 
-    `llm` and `head` are `b q k`; options beyond a question's own have probability 0. `llm` is None when only the
-    head was asked, `head` and `label_scores` of a model that has no head.
+    Options beyond a question's own have probability 0. `llm` is None when only the head was asked, `head` and
+    `label_scores` (logits) of a model that has no head.
     """
 
     llm: Float[np.ndarray, "b q k"] | None
     head: Float[np.ndarray, "b q k"] | None
     label_scores: Float[np.ndarray, "b n"] | None
 
-    def said(self, by_llm: bool) -> Float[np.ndarray, "b q k"]:
-        """The LLM's probabilities, or the head's; who was not asked said nothing (`ValueError`)."""
-        found = self.llm if by_llm else self.head
-        if found is None:
+    def of(self, by_llm: bool) -> Float[np.ndarray, "b q k"]:
+        """The LLM's probabilities, or the head's; a `ValueError` where that part was not asked."""
+        probabilities = self.llm if by_llm else self.head
+        if probabilities is None:
             raise ValueError(f"the {'LLM' if by_llm else 'head'} was not asked")
-        return found
+        return probabilities
 
 
 class Answerer:
@@ -58,6 +57,7 @@ class Answerer:
         self.config, self.params, self.constants, self.tokenizer, self.info = config, params, constants, tokenizer, info
         self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary)
         self.model = FaceInsight(config.model)
+        self._builders: dict[tuple[Question, ...], SequenceBuilder] = {}
 
     @property
     def is_instruction_tuned(self) -> bool:
@@ -91,24 +91,26 @@ class Answerer:
         With `info["mirror"]` a label's score is the mean over picture and mirror image; it gates the knowledge tokens,
         so the LLM hears of it too. It costs one more pass of the encoders, none of the LLM.
         """
-        seen, alignment = self._faces(self.params, self.constants, image, mask)
+        faces, alignment = self._faces(self.params, self.constants, image, mask)
         if self.info.get("mirror"):
             # The same program again: it is compiled once.
             _, other = self._faces(self.params, self.constants, image[:, :, ::-1], flip(np.asarray(mask)))
             alignment = alignment._replace(scores=(alignment.scores + other.scores) / 2)
-        return seen, alignment
+        return faces, alignment
 
-    def builder(self, questions: Sequence[Question], num_segments: int | None = None) -> SequenceBuilder:
-        """Sequences that ask `questions`."""
-        return SequenceBuilder(
-            # Its first argument goes by another name, and is never given by name.
-            cast(Encodes, self.tokenizer),
-            template(self.config.data.template),
-            self.vocabulary,
-            questions,
-            slots_of(self.config.model, self.vocabulary),
-            num_segments=num_segments or max(len(questions), 1),
-        )
+    def builder(self, questions: Sequence[Question]) -> SequenceBuilder:
+        """Sequences that ask `questions`; made once."""
+        key = tuple(questions)
+        if key not in self._builders:
+            self._builders[key] = SequenceBuilder(
+                self.tokenizer,
+                template(self.config.data.template),
+                self.vocabulary,
+                key,
+                slots_of(self.config.model, self.vocabulary),
+                num_segments=max(len(key), 1),
+            )
+        return self._builders[key]
 
     def answer(
         self,
@@ -117,7 +119,7 @@ class Answerer:
         questions: Sequence[Question],
         *,
         by_llm: bool = True,
-    ) -> ClosedAnswers:
+    ) -> OptionProbabilities:
         """Answers closed questions by likelihood: one forward pass for all questions about each face.
 
         Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
@@ -127,15 +129,14 @@ class Answerer:
         width = max(len(q.options) for q in questions)
         head = self.calibrated(head_probabilities(scores, questions, self.vocabulary), questions, "head_temperatures")
         if not by_llm:
-            return ClosedAnswers(None, head, scores)
-        said = np.zeros((len(image), len(questions), width), np.float32)
+            return OptionProbabilities(None, head, scores)
+        llm = np.zeros((len(image), len(questions), width), np.float32)
         for group in self._by_length(questions):
-            builder = self._builders(tuple(questions[i] for i in group))
-            rows = builder.build([range(len(group))])
+            rows = self.builder([questions[i] for i in group]).build([range(len(group))])
             batch = {key: jnp.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
             logits = self._score(self.params, faces, alignment, batch)
-            said[:, group, : logits.shape[-1]] = option_probabilities(logits)
-        return ClosedAnswers(self.calibrated(said, questions), head, scores)
+            llm[:, group, : logits.shape[-1]] = option_probabilities(logits)
+        return OptionProbabilities(self.calibrated(llm, questions), head, scores)
 
     def calibrated(
         self, probabilities: np.ndarray, questions: Sequence[Question], fitted: str = "temperatures"
@@ -151,17 +152,6 @@ class Answerer:
         short = [i for i, n in enumerate(lengths) if n <= 16]
         long = [i for i, n in enumerate(lengths) if n > 16]
         return [group for group in (short, long) if group]
-
-    @cached_property
-    def _builders(self) -> Callable[[tuple[Question, ...]], SequenceBuilder]:
-        made: dict[tuple, SequenceBuilder] = {}
-
-        def get(questions: tuple[Question, ...]) -> SequenceBuilder:
-            if questions not in made:
-                made[questions] = self.builder(questions)
-            return made[questions]
-
-        return get
 
     def answerable(self, questions: Sequence[Question]) -> list[Question]:
         """Those of the questions whose labels the model's vocabulary has."""
@@ -190,8 +180,7 @@ def head_probabilities(
 def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype.
 
-    On a GPU in bfloat16 it is made ready for speed: adapters are merged into their kernels and the LLM's layers are
-    unrolled. `merge` false leaves the parameters as they were trained, stacks and adapters, everywhere.
+    On a GPU in bfloat16, adapters are merged into their kernels and the LLM's layers are unrolled. `merge` false leaves the parameters as they were trained, stacks and adapters, everywhere.
     """
     if model.config.train.stage == "pretrain":
         raise UserError(

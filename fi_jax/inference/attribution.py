@@ -1,7 +1,7 @@
-"""Where the model looked for one answer: evidence for and against it, per image token and per segmentation token.
+"""Attribution of one answer to image and segmentation tokens, by integrated gradients (Sundararajan et al. 2017).
 
-Integrated gradients (Sundararajan et al. 2017) from a neutral face to this one, summed over the pixels of each token.
-The neutral face has no parts: a picture of one colour, this one's mean, and an empty map (ours).
+The baseline is a face without parts: a picture of one colour, this one's mean, and an empty map (ours). Attributions
+are summed over the pixels of each token.
 """
 
 from dataclasses import dataclass
@@ -21,35 +21,35 @@ from fi_jax.models.pixels import map_to_pixels, to_pixels
 
 
 @dataclass(frozen=True)
-class Looked:
-    """Evidence for one option of one question about one face, in nats of log-odds against the other options.
+class Attribution:
+    """What each token adds to the log-odds (nats) of one option against the others, for one question about one face.
 
     `image` and `segmentation` are grids of tokens: positive speaks for the option, negative against it. Their sum is
-    `log_odds - neutral`, up to the error of the integral.
+    `log_odds - baseline_log_odds`, up to the error of the integral.
     """
 
     question: Question
     option: int
     image: Float[np.ndarray, "gy gx"]
     segmentation: Float[np.ndarray, "sy sx"] | None
-    # Of the option, for this face and for the neutral one.
+    # Of the option, for this face and for the baseline.
     log_odds: float
-    neutral: float
+    baseline_log_odds: float
 
     @property
-    def explained(self) -> float:
-        """Sum of all evidence; equals `log_odds - neutral` when the integral has enough steps."""
+    def total(self) -> float:
+        """Sum over all tokens; equals `log_odds - baseline_log_odds` when the integral has enough steps."""
         return float(self.image.sum() + (0 if self.segmentation is None else self.segmentation.sum()))
 
     @property
     def image_share(self) -> float:
-        """Share of the evidence, for and against, that lies in the image rather than in the map."""
-        seen = np.abs(self.image).sum()
-        mapped = 0 if self.segmentation is None else np.abs(self.segmentation).sum()
-        return float(seen / max(seen + mapped, 1e-12))
+        """Share of the attribution, for and against, that lies in the image rather than in the map."""
+        image = np.abs(self.image).sum()
+        segmentation = 0 if self.segmentation is None else np.abs(self.segmentation).sum()
+        return float(image / max(image + segmentation, 1e-12))
 
 
-def look(
+def attribute(
     answerer: Answerer,
     image: UInt8[np.ndarray, "y x 3"],
     mask: UInt8[np.ndarray, "y x"],
@@ -58,8 +58,8 @@ def look(
     *,
     by_llm: bool = True,
     steps: int = 32,
-) -> Looked:
-    """Finds the evidence for an answer about one square crop.
+) -> Attribution:
+    """Attributes an answer about one square crop to its tokens.
 
     Args:
       answerer: the model.
@@ -80,8 +80,7 @@ def look(
         )
     by_llm = by_llm and answerer.is_instruction_tuned
     if option is None:
-        answers = answerer.answer(image[None], mask[None], [question], by_llm=by_llm)
-        option = int(answers.said(by_llm)[0, 0].argmax())
+        option = int(answerer.answer(image[None], mask[None], [question], by_llm=by_llm).of(by_llm)[0, 0].argmax())
     if not 0 <= option < len(question.options):
         raise UserError(f"'{question.name}' has {len(question.options)} options; there is no option {option}")
     config = answerer.config.model
@@ -89,27 +88,27 @@ def look(
     pixels = to_pixels(cast(Array, image[None]), config.image_encoder.image_size)
     maps = map_to_pixels(jnp.asarray(mask[None]), config.segmentation_encoder.image_size)
     empty = map_to_pixels(jnp.asarray(np.zeros_like(mask)[None]), maps.shape[1])
-    ends = (neutral_pixels(pixels), pixels), (empty, maps)
+    ends = (baseline_pixels(pixels), pixels), (empty, maps)
     batch = {k: jnp.asarray(v) for k, v in answerer.builder((question,)).build([range(1)]).items()} if by_llm else {}
     labels = jnp.array([-1 if label is None else answerer.vocabulary.index(label) for label in question.labels])
     arguments = (answerer.params, answerer.constants, *ends, batch, labels, jnp.int32(option))
-    evidence, scores = _integrate(answerer.model, steps, *arguments)
+    attributions, scores = _integrate(answerer.model, steps, *arguments)
     grids = [
-        np.asarray(_by_token(e, encoder.patch_size * encoder.merge), np.float32)
-        for e, encoder in zip(evidence, (config.image_encoder, config.segmentation_encoder), strict=True)
+        np.asarray(_by_token(a, encoder.patch_size * encoder.merge), np.float32)
+        for a, encoder in zip(attributions, (config.image_encoder, config.segmentation_encoder), strict=True)
     ]
-    neutral, log_odds = (float(s) for s in scores)
-    return Looked(question, option, grids[0], grids[1] if config.use_segmentation else None, log_odds, neutral)
+    baseline, log_odds = (float(s) for s in scores)
+    return Attribution(question, option, grids[0], grids[1] if config.use_segmentation else None, log_odds, baseline)
 
 
-def neutral_pixels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
+def baseline_pixels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
     """Pictures of one colour, the mean of each. A blur would leave large things, such as a hat, where they are."""
     return jnp.broadcast_to(pixels.mean((1, 2), keepdims=True), pixels.shape)
 
 
-def _by_token(evidence: Float[Array, "s s 3"], side: int) -> Float[Array, "gy gx"]:
-    grid = evidence.shape[0] // side
-    return evidence.reshape(grid, side, grid, side, 3).sum((1, 3, 4))
+def _by_token(attributions: Float[Array, "s s 3"], side: int) -> Float[Array, "gy gx"]:
+    grid = attributions.shape[0] // side
+    return attributions.reshape(grid, side, grid, side, 3).sum((1, 3, 4))
 
 
 def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels, option) -> Float[Array, ""]:
@@ -125,14 +124,14 @@ def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels
         return module.answers(module.sequence(faces, alignment, batch), batch)[0][0, 0]
 
     result: Any = model.apply({"params": params}, method=logits)
-    said = result.astype(jnp.float32)
-    own = jnp.arange(len(said)) == option
-    return said[option] - jax.nn.logsumexp(jnp.where(own, -jnp.inf, said))
+    option_logits = result.astype(jnp.float32)
+    own = jnp.arange(len(option_logits)) == option
+    return option_logits[option] - jax.nn.logsumexp(jnp.where(own, -jnp.inf, option_logits))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _integrate(model: FaceInsight, steps: int, params, constants, image, maps, batch, labels, option):
-    """Midpoint rule over the straight line from the neutral ends to the face; one face at a time bounds memory."""
+    """Midpoint rule over the straight line from the baseline to the face; one face at a time bounds memory."""
 
     def score(pixels, coloured):
         return _log_odds(model, params, constants, pixels, coloured, batch, labels, option)
@@ -146,5 +145,5 @@ def _integrate(model: FaceInsight, steps: int, params, constants, image, maps, b
 
     start = (jnp.zeros_like(image[1]), jnp.zeros_like(maps[1]))
     slopes, _ = jax.lax.scan(step, start, (jnp.arange(steps) + 0.5) / steps)
-    evidence = tuple(s[0] / steps * (ends[1] - ends[0])[0] for s, ends in zip(slopes, (image, maps)))
-    return evidence, (score(image[0], maps[0]), score(image[1], maps[1]))
+    attributions = tuple(s[0] / steps * (ends[1] - ends[0])[0] for s, ends in zip(slopes, (image, maps)))
+    return attributions, (score(image[0], maps[0]), score(image[1], maps[1]))

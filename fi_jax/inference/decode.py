@@ -1,4 +1,4 @@
-"""Writes text: one prefill, then one jitted loop that feeds every new token back; many questions share one prefix."""
+"""Generates text: one prefill, then one jitted loop that feeds every new token back; many questions share one prefix."""
 
 import functools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fi_jax.errors import UserError
 from fi_jax.models.llama import KVCache, Llama
 
-# The written keys and values: a stack, or one array a layer (`KVCache`).
+# Keys and values of the generated tokens: a stack, or one array a layer (`KVCache`).
 _Tails = tuple[Array | tuple[Array, ...], Array | tuple[Array, ...]]
 
 # Fills answers after their last token.
@@ -21,7 +21,7 @@ PAD = 0
 
 
 class Generated(NamedTuple):
-    """What was written: ids (the end token included, then zeros) and how many of them count."""
+    """Generated token ids (the end token included, then zeros) and how many of them count."""
 
     tokens: Int[np.ndarray, "b q m"]
     lengths: Int[np.ndarray, "b q"]
@@ -58,8 +58,8 @@ def generate(
         The prefix's keys are stored and read once for all `q`.
       key: draws from the softmax at `temperature`; None is greedy decoding.
     """
-    state = _start(model, params, prefix, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key)
-    tokens, lengths, _ = _loop(model, max_new_tokens, tuple(eos_ids), params, *_split(state), temperature)
+    state = _prefill(model, max_new_tokens, eos_ids, params, prefix, question_tokens, question_valid, temperature, key)
+    tokens, lengths, _ = _loop(model, max_new_tokens, eos_ids, params, *_split(state), temperature)
     return Generated(np.asarray(tokens), np.asarray(lengths))
 
 
@@ -76,7 +76,7 @@ def stream(
     key: Array | None = None,
 ) -> Iterator[Int[np.ndarray, "b q"]]:
     """Yields what `generate` writes, one token of every answer at a time; ended answers yield zeros."""
-    state = _start(model, params, prefix, question_tokens, question_valid, max_new_tokens, eos_ids, temperature, key)
+    state = _prefill(model, max_new_tokens, eos_ids, params, prefix, question_tokens, question_valid, temperature, key)
     ended = np.zeros(state.token.shape, bool)
     for i in range(max_new_tokens):
         yield np.where(ended, PAD, np.asarray(state.token))
@@ -86,17 +86,13 @@ def stream(
         state = _one_step(model, eos_ids, params, *_split(state), temperature)
 
 
-def _start(model, params, prefix, tokens, valid, max_new_tokens, eos_ids, temperature, key) -> _State:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if tokens is not None and valid is None:
-        valid = np.ones(tokens.shape, bool)
-    return _prefill(model, max_new_tokens, tuple(eos_ids), params, prefix, tokens, valid, temperature, key)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prefill(model, max_new_tokens, eos_ids, params, prefix, tokens, valid, temperature, key) -> _State:
     """Runs prefix and questions; the first token is drawn here, so that the loop runs `max_new_tokens - 1` times."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if tokens is not None and valid is None:
+        valid = jnp.ones(tokens.shape, bool)
 
     def run(model: Llama):
         b, p = prefix.shape[:2]
@@ -159,7 +155,7 @@ def _join(state: _State, tails: _Tails) -> _State:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _loop(model, max_new_tokens, eos_ids, params, state: _State, tails, temperature):
-    """Returns tokens `b q m`, lengths `b q`, and the written tails (so that the donated ones are reused)."""
+    """Returns tokens `b q m`, lengths `b q`, and the new tails (so that the donated ones are reused)."""
     prefix = {"prefix_k": state.cache.prefix_k, "prefix_v": state.cache.prefix_v}
     nothing = dict.fromkeys(prefix)
     tokens = jnp.full((*state.token.shape, max_new_tokens), PAD, jnp.int32).at[:, :, 0].set(state.token)
@@ -189,5 +185,5 @@ def _step(model, eos_ids, params, state: _State, tails, temperature):
 
 
 def _one_step(model, eos_ids, params, state: _State, tails, temperature) -> _State:
-    new = _step(model, tuple(eos_ids), params, state, tails, temperature)
+    new = _step(model, eos_ids, params, state, tails, temperature)
     return new.replace(cache=new.cache.replace(prefix_k=state.cache.prefix_k, prefix_v=state.cache.prefix_v))

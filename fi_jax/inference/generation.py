@@ -1,4 +1,4 @@
-"""Free-form answers: the shared prefix of a face, a question in words, and the text the LLM goes on with."""
+"""Free-form answers: the shared prefix of a face, a question in words, and the text that the LLM generates."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -20,16 +20,16 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: 
     faces, alignment = answerer.faces(image, mask)
     tokens = jnp.broadcast_to(jnp.asarray(builder.prefix), (len(image), len(builder.prefix)))
     prefix = _embed(answerer.model)(answerer.params, tokens, faces, alignment)
-    asked = [builder.question_ids(question) for question in questions]
+    ids = [builder.question_ids(question) for question in questions]
     # Padded to a multiple of 16, so that other questions reuse the compiled program.
-    padded = np.zeros((len(asked), -(-max(map(len, asked)) // 16) * 16), np.int32)
+    padded = np.zeros((len(ids), -(-max(map(len, ids)) // 16) * 16), np.int32)
     valid = np.zeros(padded.shape, bool)
-    for row, ids in enumerate(asked):
-        padded[row, : len(ids)] = ids
-        valid[row, : len(ids)] = True
+    for row, question in enumerate(ids):
+        padded[row, : len(question)] = question
+        valid[row, : len(question)] = True
     config = answerer.config.model
     llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
-    ends = tuple({builder.ids(builder.template.end)[0]})
+    ends = (builder.ids(builder.template.end)[0],)
     arguments = (
         llm,
         answerer.params["llm"],
@@ -54,9 +54,7 @@ def generate(
     max_new_tokens: int,
 ) -> str:
     """Answers an open question about one face, greedily."""
-    arguments, ends = _inputs(answerer, image[None], mask[None], [question])
-    made = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends)
-    return _written(answerer, made, 0, 0, ends)
+    return generate_many(answerer, image[None], mask[None], [question], max_new_tokens)[0][0]
 
 
 def generate_many(
@@ -68,8 +66,9 @@ def generate_many(
 ) -> list[list[str]]:
     """Answers `q` questions about each of `b` faces, greedily: `b` lists of `q` texts. A face's prefix is run once."""
     arguments, ends = _inputs(answerer, image, mask, questions)
-    made = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends)
-    return [[_written(answerer, made, b, q, ends) for q in range(len(questions))] for b in range(len(image))]
+    tokens = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends).tokens
+    lengths = (np.isin(tokens, ends).cumsum(-1) == 0).sum(-1)
+    return [[_text(answerer, tokens[b, q, : lengths[b, q]]) for q in range(len(questions))] for b in range(len(image))]
 
 
 def stream(
@@ -89,10 +88,5 @@ def stream(
         yield _text(answerer, ids)
 
 
-def _written(answerer: Answerer, made: decode.Generated, b: int, q: int, ends: tuple[int, ...]) -> str:
-    ids = made.tokens[b, q][: int(made.lengths[b, q])]
-    return _text(answerer, [int(i) for i in ids if int(i) not in ends])
-
-
-def _text(answerer: Answerer, ids: list[int]) -> str:
-    return answerer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+def _text(answerer: Answerer, ids: Sequence[int]) -> str:
+    return answerer.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()

@@ -33,6 +33,11 @@ class Question:
         return self.labels[-1] is None
 
     @property
+    def stem(self) -> str:
+        """The words without the options: what a person reads."""
+        return self.text if self.is_binary else f"{self.text.partition('?')[0]}?"
+
+    @property
     def subject(self) -> str:
         """The label that the first option asserts: what a yes/no question is about."""
         first = self.labels[0]

@@ -24,7 +24,7 @@ from fi_jax.evaluation.figures.headings import HEADINGS, heading_of
 from fi_jax.evaluation.figures.summary import attributes_figure, confusion_figure, groups_figure, reliability_figure
 from fi_jax.evaluation.predictions import Prediction, write_predictions
 from fi_jax.evaluation.summarise import summarise, write_summary
-from fi_jax.inference.attribution import Looked
+from fi_jax.inference.attribution import Attribution
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
@@ -176,7 +176,7 @@ def test_compare_marks_right_and_wrong_and_puts_differences_first():
 def test_looking_layout(name, mapped):
     asked = question(name)
     evidence = RNG.normal(size=(7, 7))
-    looked = Looked(asked, len(asked.options) - 1, evidence, 0.2 * evidence[:4, :4] if mapped else None, 0.7, -1.0)
+    looked = Attribution(asked, len(asked.options) - 1, evidence, 0.2 * evidence[:4, :4] if mapped else None, 0.7, -1.0)
     check_layout(looking_figure(IMAGE, MASK, looked))
     check_layout(looking_figure(IMAGE, MASK, looked, "astronaut.png"))
 

@@ -1,4 +1,4 @@
-"""Where the model looked: evidence adds up, follows the LLM and the head, and lies where the drawn thing is."""
+"""Attribution: it adds up, follows the LLM and the head, and lies where the drawn thing is."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from fi_jax.data.synthetic.traits import labels_of
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import colourise
 from fi_jax.inference.answerer import Answerer
-from fi_jax.inference.attribution import look, neutral_pixels
+from fi_jax.inference.attribution import attribute, baseline_pixels
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
@@ -52,24 +52,24 @@ def test_evidence_adds_up_to_the_answer_given(answerer, by_llm):
     image = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     mask = RNG.integers(0, 19, (16, 16), dtype=np.uint8)
     asked = question("Smiling")
-    found = look(answerer, image, mask, asked, by_llm=by_llm)
+    found = attribute(answerer, image, mask, asked, by_llm=by_llm)
     answers = answerer.answer(image[None], mask[None], [asked], by_llm=by_llm)
     said = (answers.llm if by_llm else answers.head)[0, 0]
     assert found.option == said.argmax()
     assert found.log_odds == pytest.approx(float(np.log(said.max() / said.min())), abs=1e-4)
     assert found.image.shape == (2, 2) and found.segmentation.shape == (1, 1)
-    assert abs(found.log_odds - found.neutral) > 0.01, "there is something to explain"
-    assert found.explained == pytest.approx(found.log_odds - found.neutral, abs=2e-3)
-    other = look(answerer, image, mask, asked, 1 - found.option, by_llm=by_llm)
+    assert abs(found.log_odds - found.baseline_log_odds) > 0.01, "there is something to explain"
+    assert found.total == pytest.approx(found.log_odds - found.baseline_log_odds, abs=2e-3)
+    other = attribute(answerer, image, mask, asked, 1 - found.option, by_llm=by_llm)
     np.testing.assert_allclose(other.image, -found.image, atol=1e-5)
 
 
 def test_what_cannot_be_explained_is_said(answerer):
     image, mask = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
     with pytest.raises(UserError, match="knows no answer to 'expression'"):
-        look(answerer, image, mask, question("expression"))
+        attribute(answerer, image, mask, question("expression"))
     with pytest.raises(UserError, match="no option 2"):
-        look(answerer, image, mask, question("Smiling"), 2)
+        attribute(answerer, image, mask, question("Smiling"), 2)
 
 
 # What is drawn where, for labels that one part of the face decides.
@@ -110,7 +110,7 @@ def trained() -> Answerer:
 
         def loss(params):
             whole = {"params": {**params, **frozen}}
-            seen = jnp.where(mapped, neutral_pixels(pixels[at]), pixels[at])
+            seen = jnp.where(mapped, baseline_pixels(pixels[at]), pixels[at])
             faces = answerer.model.apply(whole, seen, jnp.where(mapped, maps[at], nothing), method="encode")
             scores = answerer.model.apply(whole, faces, answerer.constants, method="align").scores
             return optax.sigmoid_binary_cross_entropy(scores[:, columns], truth[at]).mean()
@@ -152,8 +152,8 @@ def test_the_model_looks_at_the_thing_and_not_elsewhere(trained, name):
     right, at, control, unasked = 0, [], [], []
     for i in wearers:
         image, mask = painted(i)
-        looked = look(trained, image, mask, question(name), 0, by_llm=False, steps=16)
-        elsewhere = look(trained, image, mask, question(other), 0, by_llm=False, steps=16)
+        looked = attribute(trained, image, mask, question(name), 0, by_llm=False, steps=16)
+        elsewhere = attribute(trained, image, mask, question(other), 0, by_llm=False, steps=16)
         right += looked.log_odds > 0
         thing = np.isin(mask, [CLASSES.index(part) for part in DRAWN[name]])
         # The wrong region: the same shape a third of the picture lower (a hat on the face, glasses on the mouth).

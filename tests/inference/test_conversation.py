@@ -9,10 +9,12 @@ from small_model import small_config
 
 from fi_jax.inference import conversation
 from fi_jax.inference.answerer import Answerer, check_base
-from fi_jax.inference.conversation import Answer, Asked, Reply, _consistent, converse, match_question
+from fi_jax.inference.answers import Answer, Request, Response
+from fi_jax.inference.conversation import consistent_options, respond
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.face_insight import Constants
+from fi_jax.prompting.question_matching import match_question
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.bundle import TrainedModel
@@ -73,7 +75,7 @@ def answerer() -> Answerer:
 
 
 def test_one_question_one_answer(answerer):
-    reply = converse(answerer, PICTURE, BOX, Asked("Man or woman?"))
+    reply = respond(answerer, PICTURE, BOX, Request("Man or woman?"))
     assert [a.question.name for a in reply.answers] == ["gender"] and not reply.text
     assert sum(reply.answers[0].probabilities) == pytest.approx(1, abs=1e-5)
     assert reply.to_text() == f"{reply.answers[0].option} ({100 * reply.answers[0].probability:.0f} %)"
@@ -81,7 +83,7 @@ def test_one_question_one_answer(answerer):
 
 
 def test_an_age_is_said_in_years(answerer):
-    reply = converse(answerer, PICTURE, BOX, Asked("How old?", by_llm=False))
+    reply = respond(answerer, PICTURE, BOX, Request("How old?", by_llm=False))
     p = np.array(reply.answers[0].probabilities)
     assert reply.age == pytest.approx(float(p @ np.arange(2, 100, 5)), abs=1e-3)
     assert reply.to_text().startswith("about ") and reply.source == "head"
@@ -89,15 +91,15 @@ def test_an_age_is_said_in_years(answerer):
 
 
 def test_everything_leaves_race_out_unless_asked(answerer):
-    listed = converse(answerer, PICTURE, BOX, Asked(everything=True, by_llm=False))
+    listed = respond(answerer, PICTURE, BOX, Request(everything=True, by_llm=False))
     assert [a.question.name for a in listed.answers] == ["Male", "gender", "age_group", "age_years"]
-    listed = converse(answerer, PICTURE, BOX, Asked(everything=True, race=True, by_llm=False))
+    listed = respond(answerer, PICTURE, BOX, Request(everything=True, race=True, by_llm=False))
     assert "race:utkface" in [a.question.name for a in listed.answers]
 
 
 def test_everything_and_a_question_keeps_both(answerer):
-    alone = converse(answerer, PICTURE, BOX, Asked(everything=True, by_llm=False))
-    both = converse(answerer, PICTURE, BOX, Asked("gender", everything=True, by_llm=False))
+    alone = respond(answerer, PICTURE, BOX, Request(everything=True, by_llm=False))
+    both = respond(answerer, PICTURE, BOX, Request("gender", everything=True, by_llm=False))
     assert both.answers == alone.answers and both.age == alone.age is not None
     gender = next(a for a in alone.answers if a.question.name == "gender")
     assert both.text == f"{gender.option} ({100 * gender.probability:.0f} %)"
@@ -105,9 +107,9 @@ def test_everything_and_a_question_keeps_both(answerer):
 
 def test_all_at_once_equals_one_by_one(answerer):
     """Padding and company change no answer."""
-    together = converse(answerer, PICTURE, BOX, Asked(everything=True, race=True))
+    together = respond(answerer, PICTURE, BOX, Request(everything=True, race=True))
     for answer in together.answers:
-        alone = converse(answerer, PICTURE, BOX, Asked(answer.question.text))
+        alone = respond(answerer, PICTURE, BOX, Request(answer.question.text))
         np.testing.assert_allclose(alone.answers[0].probabilities, answer.probabilities, atol=1e-4)
 
 
@@ -117,14 +119,14 @@ def test_consistent_answers_break_no_rule(answerer):
     said = np.zeros((2, 20), np.float32)
     said[0, :9] = [0.9, 0.1, 0, 0, 0, 0, 0, 0, 0]
     said[1, 10], said[1, 0] = 0.51, 0.49
-    chosen = _consistent(answerer, asked, said)
+    chosen = consistent_options(answerer, asked, said)
     assert asked[0].options[chosen[0]] == "0-2" and chosen[1] == 0
 
 
 def test_replies_as_text_and_json():
     yes = Answer(question("Smiling"), (0.8, 0.2), 0)
-    years = Answer(question("age_years"), (0.05,) * 20, 3)
-    reply = Reply(PICTURE, PICTURE[..., 0], BOX, "?", (yes, years), text="A face.", age=49.5, changed=("Smiling",))
+    years = Answer(question("age_years"), (0.05,) * 20, 3, years=49.5)
+    reply = Response(PICTURE, PICTURE[..., 0], BOX, "?", (yes, years), text="A face.", changed=("Smiling",))
     lines = reply.to_text().splitlines()
     assert lines[0] == "A face." and lines[1].endswith("Yes (80 %)")
     assert "about 50 years (15-19: 5 %)" in lines[2] and lines[3].endswith("Smiling")
@@ -146,18 +148,18 @@ def test_adapters_stay_with_their_base(answerer):
 
 @pytest.mark.slow
 def test_a_description_is_text(answerer):
-    reply = converse(answerer, PICTURE, BOX, Asked(max_new_tokens=4))
+    reply = respond(answerer, PICTURE, BOX, Request(max_new_tokens=4))
     assert not reply.answers and isinstance(reply.text, str) and reply.question == "Describe this face."
 
 
 def test_a_description_that_the_closed_answers_deny_is_not_said(answerer, monkeypatch):
     """The text stands in for what an LLM may write; the answers it is held against are the model's own."""
-    said = converse(answerer, PICTURE, BOX, Asked("gender")).answers[0].option
+    said = respond(answerer, PICTURE, BOX, Request("gender")).answers[0].option
     right, wrong = ("man", "woman") if said == "male" else ("woman", "man")
     for noun, kept in ((right, True), (wrong, False)):
         monkeypatch.setattr(conversation, "generate", lambda *_, noun=noun: f"I see a {noun} here.")
-        text = converse(answerer, PICTURE, BOX, Asked("Describe the person in this picture.")).text
+        text = respond(answerer, PICTURE, BOX, Request("Describe the person in this picture.")).text
         assert (text == f"I see a {noun} here.") == kept
         assert wrong not in text.split()
     # Only descriptions are held against them: another open question keeps the LLM's words.
-    assert converse(answerer, PICTURE, BOX, Asked("Tell me a story about the hair.")).text == f"I see a {wrong} here."
+    assert respond(answerer, PICTURE, BOX, Request("Tell me a story about the hair.")).text == f"I see a {wrong} here."

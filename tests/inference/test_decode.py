@@ -99,7 +99,7 @@ def test_stream_yields_what_generate_writes(params, case, expected):
 
 def test_loop_stops_when_every_answer_has_ended(params, case):
     everything = tuple(range(31))
-    state, tails = decode._split(decode._start(MODEL, params, *case, STEPS, everything, 1.0, None))
+    state, tails = decode._split(decode._prefill(MODEL, STEPS, everything, params, *case, 1.0, None))
     tokens, lengths, tails = decode._loop(MODEL, STEPS, everything, params, state, tails, 1.0)
     assert (lengths == 1).all() and (tokens[..., 1:] == 0).all()
     # Slots after the questions' four were never written.
@@ -142,7 +142,7 @@ def test_sampling_follows_the_softmax(params, case):
 
 
 def test_tails_are_updated_in_place(params, case):
-    state = decode._start(MODEL, params, *case, STEPS, (), 1.0, None)
+    state = decode._prefill(MODEL, STEPS, (), params, *case, 1.0, None)
     rest, tails = decode._split(state)
     compiled = decode._loop.lower(MODEL, STEPS, (), params, rest, tails, 1.0).compile()
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(tail.nbytes for tail in tails)

@@ -251,6 +251,6 @@ def ask_figure(
 
 
 def save_answer_card(path: Path | str, reply) -> Path:
-    """Draws what the model replied (`inference.conversation.Reply`) and writes it as PNG, SVG or PDF."""
+    """Draws what the model replied (`inference.answers.Response`) and writes it as PNG, SVG or PDF."""
     drawn = ask_figure(reply.image, reply.mask, reply.answers, reply.question, reply.text, reply.age)
     return style.save(drawn, path)

@@ -27,14 +27,14 @@ OUTLINED = 0.5
 
 
 class Evidence(Protocol):
-    """What is drawn: `inference.attribution.Looked`."""
+    """What is drawn: `inference.attribution.Attribution`."""
 
     question: Question
     option: int
     image: Float[Array, "gy gx"]
     segmentation: Float[Array, "sy sx"] | None
     log_odds: float
-    neutral: float
+    baseline_log_odds: float
 
     @property
     def image_share(self) -> float:
@@ -59,7 +59,7 @@ def looking_figure(
     Args:
       image: the square crop that was asked about.
       mask: its map, class indices 0..18, of any size.
-      looked: evidence for one option (`inference.attribution.look`).
+      looked: evidence for one option (`inference.attribution.attribute`).
       title: a line on top; the question and the answer where empty.
     """
     panels = 2 if looked.segmentation is None else 3

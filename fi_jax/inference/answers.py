@@ -1,0 +1,104 @@
+"""What is wanted of a picture of a face, and what the model answers: plain values, lines for a terminal, JSON."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fi_jax.labels.questions import Question
+from fi_jax.pictures.crop import Box
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a picture. `text` None and not `everything` asks for a description."""
+
+    text: str | None = None
+    everything: bool = False
+    race: bool = False
+    by_llm: bool = True
+    consistent: bool = False
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one closed question: probabilities in the order of its options."""
+
+    question: Question
+    probabilities: tuple[float, ...]
+    # The option answered; with consistent decoding it may not be the likeliest.
+    chosen: int
+    # Years, by the model's estimator, of a question about the age.
+    years: float | None = None
+
+    @property
+    def option(self) -> str:
+        """The answer in words."""
+        return self.question.options[self.chosen]
+
+    @property
+    def probability(self) -> float:
+        """Probability of the answer given."""
+        return self.probabilities[self.chosen]
+
+    def to_text(self) -> str:
+        """The answer with its probability: "Yes (98 %)"."""
+        if self.years is not None:
+            return f"about {self.years:.0f} years ({self.option}: {100 * self.probability:.0f} %)"
+        return f"{self.option} ({100 * self.probability:.0f} %)"
+
+    def to_json(self) -> dict:
+        """The same as plain values."""
+        options = zip(self.question.options, self.probabilities, strict=True)
+        found = {
+            "question": self.question.name,
+            "text": self.question.text,
+            "answer": self.option,
+            "probability": round(self.probability, 4),
+            "probabilities": {option: round(p, 4) for option, p in options},
+        }
+        return found if self.years is None else found | {"years": round(self.years, 1)}
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answers about one face, with what the model was shown: the crop and its segmentation map."""
+
+    image: UInt8[np.ndarray, "y x 3"]
+    mask: UInt8[np.ndarray, "y x"]
+    box: Box
+    question: str
+    answers: tuple[Answer, ...] = ()
+    text: str = ""
+    source: str = "llm"
+    # Questions whose answer was changed so that no rule is broken.
+    changed: tuple[str, ...] = ()
+
+    @property
+    def age(self) -> float | None:
+        """Years, where the age was asked."""
+        return next((a.years for a in self.answers if a.years is not None), None)
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        lines = [self.text] if self.text else []
+        if len(self.answers) == 1:
+            lines.append(self.answers[0].to_text())
+        elif self.answers:
+            width = max((len(a.question.text) for a in self.answers if a.question.is_binary), default=40)
+            lines += [f"{a.question.stem:<{width}}  {a.to_text()}" for a in self.answers]
+        if self.changed:
+            lines.append(f"changed so that no rule is broken: {', '.join(self.changed)}")
+        return "\n".join(lines)
+
+    def to_json(self, name: str) -> dict:
+        """The same as plain values; `name` is the picture's."""
+        found = {
+            "image": name,
+            "box": [round(v, 1) for v in self.box],
+            "question": self.question,
+            "source": self.source,
+            "answers": [answer.to_json() for answer in self.answers],
+        }
+        return found | {"text": self.text} if self.text else found
