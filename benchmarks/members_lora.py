@@ -26,8 +26,7 @@ from pathlib import Path
 
 from fi_jax.cli.configs import load_config
 from fi_jax.config import Experiment, SourceConfig, to_dict
-from fi_jax.experiments.folder import config_source
-from fi_jax.experiments.points import apply, point_id
+from fi_jax.experiments.points import apply, config_source, point_id
 
 ENCODERS = r".*_encoder/.*"
 TRAINED = (r"llm/.*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*")

@@ -10,11 +10,13 @@ are: their features are computed once, and only alignment head and graph network
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 from pathlib import Path
 
 TAKES_OVERRIDES = True
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head-only", action="store_true", help="judge by the alignment head alone")
     parser.add_argument("--batch-size", type=int, default=8, help="faces judged at once (default: 8)")
-    parser.add_argument("--together", type=int, default=16, help="most members of one program (default: 16)")
+    parser.add_argument(
+        "--members", type=int, default=16, metavar="N", help="most members of one program (default: 16)"
+    )
+    # Its name until 0.1; `fi-jax bench --together` is something else.
+    parser.add_argument("--together", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", metavar="DIR", help="folder of the study (default: out/ablation/NAME)")
 
 
@@ -50,8 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.train_limit and not args.frozen:
         raise UserError("--train-limit goes with --frozen; otherwise give each source a prepared, smaller folder")
-    if args.together < 1 or args.limit < 0 or args.train_limit < 0:
-        raise UserError("--together must be at least 1, and --limit and --train-limit not negative")
+    if args.together is not None:
+        log.warning("--together N is now --members N")
+        args.members = args.together
+    if args.members < 1 or args.limit < 0 or args.train_limit < 0:
+        raise UserError("--members must be at least 1, and --limit and --train-limit not negative")
     config = load_config(args.config, args.overrides)
     if args.data_root and not args.dataset or args.dataset and len(args.dataset) != len(args.data_root or []):
         raise UserError("--dataset and --data-root go together, one folder a data set, in the same order")
@@ -81,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     asked = Asked(args.split, args.limit, args.batch_size, args.head_only, mask_cache=config.data.mask_cache)
     sets = tuple((source.name, source.root) for source in config.data.sources)
     out = Path(args.out or Path("out", "ablation", config.name))
-    study = Study(out, sets, asked, args.together, base, args.train_limit)
-    results, status = run_study(study, points_of(variants, args.seeds), hosts, print)
+    study = Study(out, sets, asked, args.members, base, args.train_limit)
+    results, status = run_study(study, points_of(variants, args.seeds), hosts)
     if status:
         return status
     _write(out, results, args)
@@ -91,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(out: Path, results: list[dict], args: argparse.Namespace) -> None:
     from fi_jax.evaluation.ablation_table import print_tables, tabulate, to_csv, to_markdown
-    from fi_jax.evaluation.predictions import atomic_text
+    from fi_jax.files import write_text
 
     notes = []
     if args.frozen:
@@ -105,7 +114,6 @@ def _write(out: Path, results: list[dict], args: argparse.Namespace) -> None:
         ("ablation.csv", to_csv(tables)),
         ("ablation.md", to_markdown(tables, *notes)),
     ):
-        with atomic_text(out / name) as file:
-            file.write(text)
+        write_text(out / name, text)
     print_tables(tables, *notes)
     print(f"ablation.csv, ablation.md and ablation.json are in {out}")

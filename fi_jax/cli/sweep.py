@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
         start()
     folder = Path(args.out) if args.out else Path("runs", "sweeps", Path(args.sweep).stem)
-    return run_sweep(sweep, load_config(sweep.config, list(sweep.overrides)), folder, settings, print)
+    return run_sweep(sweep, load_config(sweep.config, list(sweep.overrides)), folder, settings)
 
 
 def _read(path: Path):

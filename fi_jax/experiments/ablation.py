@@ -1,18 +1,23 @@
 """Trains every variant of an ablation with every seed, judges each by the protocols, and keeps what was found.
 
-A point (variant and seed) is one small JSON file, so a study that was stopped goes on, and a longer list of seeds or
-variants only adds to it. Variants that differ in numbers train as members of one program.
+A point (variant and seed) is a trial of an Optuna study, so an ablation that was stopped goes on, and a longer list of
+seeds or variants only adds to it. Variants that differ in numbers train as members of one program.
 """
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
 from fi_jax.data.counts import count_records
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import Mixture, load_mixture
@@ -20,20 +25,25 @@ from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import closed_lines
 from fi_jax.evaluation.cells import Cell
 from fi_jax.evaluation.parts import Asked, fill_part, part_path
-from fi_jax.evaluation.predictions import Prediction, atomic_text, read_predictions, true_answer
+from fi_jax.evaluation.predictions import Prediction, read_predictions, true_answer
 from fi_jax.evaluation.summarise import summarise, train_baseline
 from fi_jax.experiments.candidates import our_candidate
 from fi_jax.experiments.frozen import Features, Trained, face_features, label_scores, train_on_features
-from fi_jax.experiments.together import groups
+from fi_jax.experiments.points import point_id
+from fi_jax.experiments.runners import groups
+from fi_jax.experiments.store import Store, status_of
 from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
 from fi_jax.labels.registry import vocabulary as find_vocabulary
-from fi_jax.parallel.hosts import Hosts
+from fi_jax.parallel.hosts import Hosts, from_first
 from fi_jax.training.loop import train
 from fi_jax.training.members_loop import train_members
 from fi_jax.weights.bundle import TrainedModel
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
+# Seconds between two looks for points that others train.
+_POLL = 10.0
 # One point: the scores of one variant and seed, `{source: {dataset: {task: {"metric": …, "value": …}}}}` under "scores".
 Result = dict
 
@@ -61,23 +71,28 @@ class Study:
     sets: tuple[tuple[str, str], ...]
     asked: Asked
     # Most members of one program.
-    together: int = 16
+    members: int = 16
     # The model whose encoders stay as they are; None trains every point as its config says.
     frozen: TrainedModel | None = None
     # Most training faces a set whose features are kept (0: all).
     train_limit: int = 0
 
-    def file_of(self, point: Point) -> Path:
-        """The point's file: its name says what the result depends on."""
-        values = to_dict(point.config)
-        values.pop("name")
-        weights = hashlib.sha256()
+    def key(self, point: Point) -> str:
+        """Names a point by what its result depends on."""
+        depends = (self.sets, self.asked.split, self.asked.limit, self.asked.head_only, self.train_limit)
+        return f"{point.name}-{point_id(point.config, repr(depends), self._weights)}"
+
+    def run_folder(self, point: Point) -> Path:
+        """The run folder that training a point leaves."""
+        return self.out / "runs" / self.key(point)
+
+    @cached_property
+    def _weights(self) -> str:
+        digest = hashlib.sha256()
         if self.frozen is not None:
             for path in sorted(self.frozen.leaves):
-                weights.update(np.ascontiguousarray(self.frozen.leaves[path]).tobytes())
-        asked = (self.sets, self.asked.split, self.asked.limit, self.asked.head_only, self.train_limit)
-        text = json.dumps([values, repr(asked), weights.hexdigest()], sort_keys=True)
-        return self.out / "points" / f"{point.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
+                digest.update(np.ascontiguousarray(self.frozen.leaves[path]).tobytes())
+        return digest.hexdigest()
 
 
 def points_of(variants: Iterable[tuple[Variant, Experiment]], seeds: Sequence[int]) -> list[Point]:
@@ -91,28 +106,69 @@ def points_of(variants: Iterable[tuple[Variant, Experiment]], seeds: Sequence[in
     ]
 
 
-def run_study(study: Study, points: Sequence[Point], hosts: Hosts, say: Say) -> tuple[list[Result], int]:
+def run_study(study: Study, points: Sequence[Point], hosts: Hosts) -> tuple[list[Result], int]:
     """Runs what is missing; returns the results in the order of the points, and 0 or the status to start again."""
-    files = {point.name: study.file_of(point) for point in points}
-    missing = [point for point in points if not files[point.name].is_file()]
-    say(f"{len(points)} points, {len(missing)} to run; folder {study.out}")
-    frozen = _Frozen(study, missing[0].config, say) if missing and study.frozen is not None else None
-    for chunk in programs(missing, study.together, any_seeds=frozen is not None):
-        say(f"training {', '.join(point.name for point in chunk)}")
-        if frozen is not None:
-            scores = frozen.run(chunk)
-        else:
-            status = _train(study, chunk, hosts, say)
+    keys = {point.name: study.key(point) for point in points}
+    frozen = None
+    with Store(study.out) as store:
+        if hosts.is_first:
+            fields = {point.name: {**point.variant.fields, "train.seed": point.seed} for point in points}
+            store.add({keys[name]: given for name, given in fields.items()})
+        left = _left(store, points, keys)
+        log.info(f"{len(points)} points, {len(left)} to run; folder {study.out}")
+        while chunk := _next_program(study, store, points, keys, hosts):
+            log.info(f"training {', '.join(point.name for point in chunk)}")
+            trials = [store.points()[keys[point.name]] for point in chunk]
+            try:
+                if study.frozen is not None:
+                    frozen = frozen or _Frozen(study, chunk[0].config)
+                    scores, status = frozen.run(chunk), 0
+                else:
+                    status = _train(study, chunk, hosts)
+                    scores = [] if status else [_judge_run(study, point) for point in chunk]
+            except BaseException:
+                status = 1
+                raise
+            finally:
+                if hosts.is_first and status:
+                    for trial in trials:
+                        store.give_back(trial)
             if status:
                 return [], status
-            scores = [_judge_run(study, point) for point in chunk]
-        for point, found in zip(chunk, scores, strict=True):
-            _keep(files[point.name], point, found)
-    return [json.loads(files[point.name].read_text()) for point in points], 0
+            for trial, point, found in zip(trials, chunk, scores, strict=True):
+                # Of a point that another worker took over, its result counts.
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    if hosts.is_first:
+                        store.finish(trial, TrialState.COMPLETE, 0.0, result=_result(point, found))
+        found = store.points()
+        return [found[keys[point.name]].user_attrs["result"] for point in points], 0
 
 
-def programs(points: Sequence[Point], together: int, any_seeds: bool = False) -> list[list[Point]]:
-    """Sorts points into programs: members differ in numbers only, and are at most `together`.
+def _left(store: Store, points: Sequence[Point], keys: Mapping[str, str]) -> list[Point]:
+    found = store.points()
+    return [point for point in points if status_of(found[keys[point.name]]) != "ok"]
+
+
+def _next_program(
+    study: Study, store: Store, points: Sequence[Point], keys: Mapping[str, str], hosts: Hosts
+) -> list[Point]:
+    """Claims the points of one program, the same ones on every process; waits for those that others train."""
+    mine = np.zeros(len(points), bool)
+    while hosts.is_first and (left := _left(store, points, keys)):
+        store.give_back_lost()
+        waiting = [point for point in left if status_of(store.points()[keys[point.name]]) == "waiting"]
+        for chunk in programs(waiting, study.members, any_seeds=study.frozen is not None)[:1]:
+            claimed = [point.name for point in chunk if store.claim(store.points()[keys[point.name]])]
+            mine = np.asarray([point.name in claimed for point in points])
+        if mine.any():
+            break
+        log.info(f"waiting for {', '.join(point.name for point in left)}, which run elsewhere")
+        time.sleep(_POLL)
+    return [point for point, one in zip(points, from_first(mine, hosts), strict=True) if one]
+
+
+def programs(points: Sequence[Point], members: int, any_seeds: bool = False) -> list[list[Point]]:
+    """Sorts points into programs: members differ in numbers only, and are at most `members`.
 
     `any_seeds` says that whatever is frozen is given, so that no seed changes it.
     """
@@ -121,7 +177,7 @@ def programs(points: Sequence[Point], together: int, any_seeds: bool = False) ->
         alike = [point for point, _ in group]
         by_seed = {point.seed: [p for p in alike if p.seed == point.seed] for point in alike}
         for part in [alike] if any_seeds or _shares_seeds(alike[0].config) else by_seed.values():
-            chunks += [part[i : i + together] for i in range(0, len(part), together)]
+            chunks += [part[i : i + members] for i in range(0, len(part), members)]
     return chunks
 
 
@@ -132,22 +188,21 @@ def _shares_seeds(config: Experiment) -> bool:
     return prompts and llm
 
 
-def _train(study: Study, chunk: Sequence[Point], hosts: Hosts, say: Say) -> int:
-    folders = [study.out / "runs" / f"{study.file_of(point).stem}" for point in chunk]
+def _train(study: Study, chunk: Sequence[Point], hosts: Hosts) -> int:
     left = [
-        (point, folder)
-        for point, folder in zip(chunk, folders, strict=True)
-        if not (folder / "model" / "weights.safetensors").is_file()
+        (point.config, study.run_folder(point))
+        for point in chunk
+        if not (study.run_folder(point) / "model" / "weights.safetensors").is_file()
     ]
     if len(left) == 1:
-        return train(left[0][0].config, left[0][1], hosts, say)
+        return train(*left[0], hosts, log.info)
     if left:
-        return train_members([point.config for point, _ in left], [folder for _, folder in left], hosts, say)
+        return train_members([config for config, _ in left], [folder for _, folder in left], hosts, log.info)
     return 0
 
 
 def _judge_run(study: Study, point: Point) -> dict:
-    folder = study.out / "runs" / study.file_of(point).stem
+    folder = study.run_folder(point)
     model = our_candidate(str(folder))
     lines: list[Prediction] = []
     baselines = {}
@@ -162,13 +217,13 @@ def _judge_run(study: Study, point: Point) -> dict:
 class _Frozen:
     """Everything that points over frozen encoders share, made once: features, counts, questions, baselines."""
 
-    def __init__(self, study: Study, config: Experiment, say: Say):
-        self.base, self.say = study.frozen, say
+    def __init__(self, study: Study, config: Experiment):
+        self.base = study.frozen
         assert self.base is not None
         vocabulary = find_vocabulary(config.data.vocabulary)
         cache = study.out / "features"
         mixture = _limited(load_mixture(config.data), study.train_limit)
-        say(f"encoding {len(mixture.records)} faces to train on")
+        log.info(f"encoding {len(mixture.records)} faces to train on")
         self.train_features = face_features(self.base, mixture.records, cache, study.asked.mask_cache)
         self.epoch = mixture.epoch
         self.counts = count_records(mixture.records, vocabulary)
@@ -184,7 +239,7 @@ class _Frozen:
             asked = [q for q in dataset.questions if all(label is None or label in vocabulary for label in q.labels)]
             if not asked:
                 raise UserError(f"vocabulary '{vocabulary.name}' knows no answer to any question about {name}")
-            say(f"encoding {len(records)} faces of {name} to judge by")
+            log.info(f"encoding {len(records)} faces of {name} to judge by")
             features = face_features(self.base, records, cache, study.asked.mask_cache)
             self.judged.append((name, records, features, asked))
             truths = ({q.name: true_answer(q, r.labels, r.age) for q in asked} for r in source.records("train"))
@@ -194,7 +249,7 @@ class _Frozen:
         """Trains a program's members and judges each by its alignment head."""
         assert self.base is not None
         configs = [point.config for point in chunk]
-        trained = train_on_features(configs, self.train_features, self.epoch, self.counts, self.base.prompts, self.say)
+        trained = train_on_features(configs, self.train_features, self.epoch, self.counts, self.base.prompts, log.info)
         return [scores_of(self._answers(one), self.baselines) for one in trained]
 
     def _answers(self, trained: Trained) -> Iterable[Prediction]:
@@ -231,14 +286,7 @@ def scores_of(lines: Iterable[Prediction], baselines: Mapping) -> dict:
     return found
 
 
-def _keep(path: Path, point: Point, scores: dict) -> None:
-    found = {
-        "variant": point.variant.name,
-        "title": point.variant.title,
-        "fields": dict(point.variant.fields),
-        "seed": point.seed,
-        "scores": scores,
-    }
-    with atomic_text(path) as file:
-        json.dump(found, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+def _result(point: Point, scores: dict) -> Result:
+    variant = point.variant
+    fields = dict(variant.fields)
+    return {"variant": variant.name, "title": variant.title, "fields": fields, "seed": point.seed, "scores": scores}

@@ -1,4 +1,4 @@
-"""What a sweep runs through, as a small expression over config fields: grid, zip, chain, product, random, search.
+"""What a sweep runs through: lists of points (grid, zipped, chain, random and their products) or an Optuna search.
 
 A sweep file has one function, `sweep() -> Sweep`:
 
@@ -8,21 +8,22 @@ A sweep file has one function, `sweep() -> Sweep`:
         points = grid({"train.learning_rate": [1e-4, 3e-4]}) * grid({"train.seed": range(3)})
         return Sweep(config="tiny", points=points, metric="loss")
 
-A point is a dict from dotted config field to value; it is laid over the config.
+A point is a dict from dotted config field to value; it is laid over the config. Ranges are Optuna's distributions.
 """
 
 import itertools
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fi_jax.errors import UserError, require_choice
+from fi_jax.experiments.points import Point
 
-Point = dict[str, Any]
+Ranges = Mapping[str, BaseDistribution]
 
 
 @dataclass(frozen=True)
@@ -67,78 +68,40 @@ def chain(*parts: Points) -> Points:
     return Points(tuple(point for part in parts for point in part.points))
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """A number between `low` and `high`; with `log`, uniform in its logarithm; with `whole`, a whole number."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def __post_init__(self):
-        if not self.low < self.high:
-            raise UserError(f"sweep: a range from {self.low} to {self.high} is empty")
-        if self.log and self.low <= 0:
-            raise UserError(f"sweep: a logarithmic range cannot start at {self.low}; it must be positive")
-
-    def draw(self, rng: np.random.Generator) -> float | int:
-        """One value."""
-        if self.whole and not self.log:
-            return int(rng.integers(int(self.low), int(self.high) + 1))
-        if self.log:
-            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-        else:
-            value = rng.uniform(self.low, self.high)
-        return int(min(max(round(value), self.low), self.high)) if self.whole else float(value)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a list of values."""
-
-    values: tuple[Any, ...]
-
-    def draw(self, rng: np.random.Generator) -> Any:
-        """One value."""
-        return self.values[int(rng.integers(len(self.values)))]
-
-
-Range = Uniform | Choice
-
-
-def uniform(low: float, high: float) -> Uniform:
+def uniform(low: float, high: float) -> FloatDistribution:
     """A number between `low` and `high`."""
-    return Uniform(low, high)
+    return _range(FloatDistribution, low, high, log=False)
 
 
-def log_uniform(low: float, high: float) -> Uniform:
+def log_uniform(low: float, high: float) -> FloatDistribution:
     """A number between `low` and `high`, as often per decade."""
-    return Uniform(low, high, log=True)
+    return _range(FloatDistribution, low, high, log=True)
 
 
-def integers(low: int, high: int, log: bool = False) -> Uniform:
+def integers(low: int, high: int, log: bool = False) -> IntDistribution:
     """A whole number from `low` to `high`, both possible."""
-    return Uniform(low, high, log=log, whole=True)
+    return _range(IntDistribution, low, high, log=log)
 
 
-def choice(*values: Any) -> Choice:
+def choice(*values: Any) -> CategoricalDistribution:
     """One of the values."""
-    return Choice(tuple(values))
+    # A study keeps JSON, which has no tuples.
+    return CategoricalDistribution([list(value) if isinstance(value, tuple) else value for value in values])
 
 
-def random(ranges: Mapping[str, Range], count: int, seed: int = 0) -> Points:
+def random(ranges: Ranges, count: int, seed: int = 0) -> Points:
     """`count` points drawn independently; the same `seed` draws the same ones, and more of them on a larger `count`."""
     _check_ranges(ranges)
-    rng = np.random.default_rng(seed)
-    return Points(tuple({name: one.draw(rng) for name, one in ranges.items()} for _ in range(count)))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    return Points(tuple(study.ask(dict(ranges)).params for _ in range(count)))
 
 
 @dataclass(frozen=True)
 class Search:
     """Points that Optuna chooses from the results so far. Its journal lets many nodes share one study."""
 
-    ranges: Mapping[str, Range]
+    ranges: Ranges
     trials: int
     sampler: Literal["tpe", "random"] = "tpe"
     # "median" stops a run that is worse than the median of the others at the same step.
@@ -153,7 +116,7 @@ class Search:
             raise UserError(f"sweep: a search of {self.trials} trials; it must be at least 1")
 
 
-def search(ranges: Mapping[str, Range], trials: int, **settings: Any) -> Search:
+def search(ranges: Ranges, trials: int, **settings: Any) -> Search:
     """A search of `trials` runs; `settings` are the fields of `Search`."""
     return Search(ranges, trials, **settings)
 
@@ -170,7 +133,7 @@ class Sweep:
     # Arguments of `fi-jax evaluate` run on each finished run, e.g. ("--dataset", "utkface", "--data-root", "faces").
     evaluate: Sequence[str] = ()
     # Overrides for every run, as on the command line: ("--train.steps", "100").
-    overrides: Sequence[str] = field(default=())
+    overrides: Sequence[str] = ()
 
     def __post_init__(self):
         if not isinstance(self.points, Points | Search):
@@ -188,6 +151,14 @@ class Sweep:
         return tuple(dict.fromkeys(name for point in self.points.points for name in point))
 
 
+def _range(kind: Callable[..., Any], low: float, high: float, log: bool) -> Any:
+    if not low < high:
+        raise UserError(f"sweep: a range from {low} to {high} is empty")
+    if log and low <= 0:
+        raise UserError(f"sweep: a logarithmic range cannot start at {low}; it must be positive")
+    return kind(low, high, log=log)
+
+
 def _values(name: str, given: Iterable[Any]) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise UserError(f"sweep: field '{name}' needs a list of values, not {given!r}")
@@ -197,12 +168,7 @@ def _values(name: str, given: Iterable[Any]) -> list[Any]:
     return values
 
 
-def _check_ranges(ranges: Mapping[str, Range]) -> None:
+def _check_ranges(ranges: Ranges) -> None:
     for name, one in ranges.items():
-        if not isinstance(one, Range):
+        if not isinstance(one, BaseDistribution):
             raise UserError(f"sweep: field '{name}' needs uniform, log_uniform, integers or choice, not {one!r}")
-
-
-def slug(text: str) -> str:
-    """Turns a name into one that any file system takes."""
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", text).strip("-")

@@ -1,14 +1,17 @@
 """From a point to a config: fields are checked by name and type, and each point gets a name that stays."""
 
 import dataclasses
-import hashlib
 import json
+import pprint
 import typing
 from typing import Any, Literal
 
 from fi_jax.config import Experiment, flat_fields, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
-from fi_jax.experiments.expressions import Point
+from fi_jax.files import sha256
+
+# Values by dotted config field, laid over a config.
+Point = dict[str, Any]
 
 
 def apply(config: Experiment, point: Point) -> Experiment:
@@ -56,8 +59,20 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"sweep: {name} is {value!r}; it must be of type {getattr(wanted, '__name__', wanted)}")
 
 
-def point_id(config: Experiment) -> str:
-    """Ten letters that name what a run computes: equal configs have equal ones, in any sweep and order."""
+def point_id(config: Experiment, *depends_on: Any) -> str:
+    """Ten letters that name what a run computes: equal configs have equal ones, in any sweep and order.
+
+    `depends_on` is what the result depends on besides, as JSON values.
+    """
     values = to_dict(config)
     values.pop("name")
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return sha256(json.dumps([values, *depends_on] if depends_on else values, sort_keys=True))[:10]
+
+
+def config_source(values: dict[str, Any], title: str) -> str:
+    """Python source of a config file that `fi-jax train` takes and that depends on no other file."""
+    return (
+        f'"""{title}"""\n\nfrom fi_jax.config import Experiment, from_dict\n\n'
+        f"VALUES = {pprint.pformat(values, sort_dicts=False, width=118)}\n\n\n"
+        "def config() -> Experiment:\n    return from_dict(Experiment, VALUES)\n"
+    )

@@ -1,21 +1,26 @@
-"""A sweep from start to end: checks everything, makes the folders, runs what is left, writes what came out."""
+"""A sweep from start to end: checks everything, adds the points to the study, runs what is left, writes what came out."""
 
+import logging
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from optuna.distributions import CategoricalDistribution
+
 from fi_jax.config import Experiment, to_dict
 from fi_jax.errors import UserError
 from fi_jax.experiments import results
-from fi_jax.experiments.expressions import Choice, Point, Points, Search, Sweep
-from fi_jax.experiments.folder import SweepFolder, config_source, read_config, read_result, write
-from fi_jax.experiments.points import apply, point_id
-from fi_jax.experiments.worker import Interrupted, Job
+from fi_jax.experiments.expressions import Points, Search, Sweep
+from fi_jax.experiments.points import Point, apply, config_source, point_id
+from fi_jax.experiments.run import Interrupted, Result
+from fi_jax.experiments.store import fields_of, status_of
+from fi_jax.experiments.worker import Work
+from fi_jax.files import atomic_path, write_text
 from fi_jax.parallel.preemption import REQUEUE_STATUS
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,122 +37,108 @@ class Settings:
     slurm: dict[str, Any] = field(default_factory=dict)
 
 
-def run_sweep(sweep: Sweep, base: Experiment, path: Path, settings: Settings, say: Say) -> int:
+def run_sweep(sweep: Sweep, base: Experiment, path: Path, settings: Settings) -> int:
     """Runs what is left of a sweep in folder `path`; `base` is its config with the common overrides.
 
     Leaves `table.csv`, `table.parquet`, `plot.png` and `best.py`. Returns 0, 1 when a point failed, 75 when
     interrupted. Raises `UserError` before any compute for what can be known before.
     """
-    configs = check(sweep, base)
+    points = check(sweep, base)
+    if settings.where == "members" and isinstance(sweep.points, Search):
+        raise UserError("--where members needs a list of points, not a search; use grid, zipped or random")
+    if settings.where == "members" and sweep.evaluate:
+        raise UserError("--where members does not evaluate; choose a metric of training, or --where here")
     if settings.dry_run:
-        _list(sweep, configs, say)
+        _list(sweep, points)
         return 0
-    folder = SweepFolder(path)
-    folder.open(_belongs(sweep, base))
-    jobs = [Job(path, folder.add(config, point), sweep.metric, tuple(sweep.evaluate)) for config, point in configs]
-    if settings.retry_failed:
-        _forget_failed(jobs, say)
+    work = Work(path, sweep, base)
+    with work.store() as store:
+        store.describe(_about(sweep, base))
+        store.give_back_lost()
+        store.add(points)
+        for point in store.retry_failed() if settings.retry_failed else ():
+            log.info(f"again: {point}")
+        left = sum(status_of(store.points()[point]) in ("waiting", "running") for point in points)
     status = 0
     if not settings.summary_only:
         try:
-            _run(sweep, base, folder, jobs, settings, say)
+            _run(work, len(points), left, settings)
         except Interrupted as stop:
-            say(str(stop))
+            log.info(str(stop))
             status = REQUEUE_STATUS
-    failed = summarise(sweep, folder, say)
+    failed = summarise(work)
     return status or int(failed > 0)
 
 
-def check(sweep: Sweep, base: Experiment) -> list[tuple[Experiment, Point]]:
-    """The distinct configs of a sweep in order; none for a search, whose ranges are tried at both ends.
+def check(sweep: Sweep, base: Experiment) -> dict[str, Point]:
+    """The distinct points of a sweep by name, in order; none for a search, whose ranges are tried at both ends.
 
     Raises `UserError` for a field that does not exist, a value that does not fit, or a config that is refused.
     """
     if isinstance(sweep.points, Search):
         for end in (0, -1):
-            apply(base, {name: _end(one, end) for name, one in sweep.points.ranges.items()})
-        return []
+            ends = {
+                name: one.choices[end] if isinstance(one, CategoricalDistribution) else (one.low, one.high)[end]
+                for name, one in sweep.points.ranges.items()
+            }
+            apply(base, ends)
+        return {}
     assert isinstance(sweep.points, Points)
-    distinct: dict[str, tuple[Experiment, Point]] = {}
+    distinct: dict[str, Point] = {}
     for point in sweep.points.points:
-        config = apply(base, point)
-        distinct.setdefault(point_id(config), (config, point))
-    return list(distinct.values())
+        distinct.setdefault(point_id(apply(base, point)), point)
+    return distinct
 
 
-def _end(one: Any, end: int) -> Any:
-    if isinstance(one, Choice):
-        return one.values[end]
-    value = (one.low, one.high)[end]
-    return int(value) if one.whole else float(value)
-
-
-def _belongs(sweep: Sweep, base: Experiment) -> dict[str, Any]:
+def _about(sweep: Sweep, base: Experiment) -> dict[str, Any]:
     """What must not change while a folder is in use. A list of points may grow; a search space may not."""
     config = to_dict(base)
     config.pop("name")
     space = None
     if isinstance(sweep.points, Search):
         space = {name: repr(one) for name, one in sweep.points.ranges.items()}
-    return {
-        "metric": sweep.metric,
-        "goal": sweep.goal,
-        "evaluate": list(sweep.evaluate),
-        "search": space,
-        "config": config,
-    }
+    about = {"metric": sweep.metric, "goal": sweep.goal, "evaluate": list(sweep.evaluate), "search": space}
+    return {**about, "config": config}
 
 
-def _run(sweep: Sweep, base: Experiment, folder: SweepFolder, jobs: list[Job], settings: Settings, say: Say) -> None:
-    left = [job for job in jobs if read_result(job.point) is None]
-    searching = isinstance(sweep.points, Search)
-    if not searching:
-        say(f"{len(jobs)} points, {len(left)} to run; folder {folder.path}")
+def _run(work: Work, total: int, left: int, settings: Settings) -> None:
+    from fi_jax.experiments import runners
+
+    if isinstance(work.sweep.points, Search):
+        total = work.sweep.points.trials
+        log.info(f"searching {total} trials; folder {work.folder}")
+    else:
+        log.info(f"{total} points, {left} to run; folder {work.folder}")
         if not left:
             return
-    total = sweep.points.trials if isinstance(sweep.points, Search) else len(jobs)
-    done = len(jobs) - len(left)
+    done, lock, metric = total - left, threading.Lock(), work.sweep.metric
 
-    def report(job: Job, result: dict[str, Any]) -> None:
+    def report(point: str, result: Result) -> None:
         nonlocal done
-        done += 1
-        shown = result["metrics"].get(sweep.metric)
-        text = f"{sweep.metric} {shown:.6g}" if isinstance(shown, float) else result.get("error", "")
-        say(f"[{done}/{total}] {job.point.name} {result['status']}  {text}")
+        value = result.metrics.get(metric)
+        text = f"{metric} {value:.6g}" if isinstance(value, float) else result.error
+        with lock:
+            done += 1
+            log.info(f"[{done}/{total}] {point} {result.status}  {text}")
 
     if settings.where == "members":
-        if searching:
-            raise UserError("--where members needs a list of points, not a search; use grid, zipped or random")
-        if sweep.evaluate:
-            raise UserError("--where members does not evaluate; choose a metric of training, or --where here")
-        from fi_jax.experiments.together import run_together
-
-        run_together(folder, left, report, say)
+        runners.run_as_members(work, report)
     elif settings.where == "slurm":
-        _on_slurm(sweep, base, folder, left, settings, say)
-    elif searching:
-        from fi_jax.experiments.runners import search_here
-
-        say(f"searching {total} trials; folder {folder.path}")
-        search_here(folder, sweep, base, settings.parallel, settings.gpus, report)
+        _on_slurm(work, settings)
     else:
-        from fi_jax.experiments.runners import run_here
-
-        run_here(left, settings.parallel, settings.gpus, report)
+        runners.run_here(work, settings.parallel, settings.gpus, report)
 
 
-def _on_slurm(
-    sweep: Sweep, base: Experiment, folder: SweepFolder, left: list[Job], settings: Settings, say: Say
-) -> None:
+def _on_slurm(work: Work, settings: Settings) -> None:
     from fi_jax.experiments.runners import submit
 
-    search = (folder, sweep, base) if isinstance(sweep.points, Search) else None
     # Elsewhere the working directory is another one.
-    absolute = SweepFolder(folder.path.absolute())
-    left = [Job(absolute.path, job.point.absolute(), job.metric, job.evaluate) for job in left]
-    search = (absolute, sweep, base) if search else None
-    tasks = submit(absolute.path, left, search, settings.parallel, settings.slurm)
-    say(f"submitted array {tasks[0].job_id.split('_')[0]} of {len(tasks)} tasks; logs in {absolute.path / 'slurm'}")
+    work = Work(work.folder.absolute(), work.sweep, work.base)
+    tasks = submit(work, settings.parallel, settings.slurm)
+    if not tasks:
+        log.info("all points that are left run elsewhere")
+        return
+    log.info(f"submitted array {tasks[0].job_id.split('_')[0]} of {len(tasks)} tasks; logs in {work.folder / 'slurm'}")
     if settings.detach:
         return
     while not all(task.done() for task in tasks):
@@ -155,58 +146,51 @@ def _on_slurm(
     for task in tasks:
         error = task.exception()
         if error is not None:
-            say(f"task {task.job_id}: {str(error).strip().splitlines()[-1]}")
+            log.info(f"task {task.job_id}: {str(error).strip().splitlines()[-1]}")
 
 
-def summarise(sweep: Sweep, folder: SweepFolder, say: Say) -> int:
+def summarise(work: Work) -> int:
     """Writes the table, the plot and the best config of what is there; returns how many points failed."""
-    import json
+    import pandas as pd
 
-    rows = []
-    for point in sorted((folder.path / "points").iterdir()):
-        if (point / "point.json").exists():
-            rows.append((point.name, json.loads((point / "point.json").read_text()), read_result(point)))
+    sweep, folder = work.sweep, work.folder
+    with work.store() as store:
+        table = results.tabulate(store, sweep)
+        fields = {point: fields_of(trial) for point, trial in store.points().items()}
+    rows = table.records()
     if not rows:
-        say("no point has been made yet")
+        log.info("no point has been made yet")
         return 0
-    frame = results.table(rows, sweep)
-    write(folder.path / "table.csv", frame.to_csv(index=False))
-    frame.to_parquet(folder.path / "table.parquet", index=False)
-    best = results.best_point(frame)
+    write_text(folder / "table.csv", table.to_csv())
+    with atomic_path(folder / "table.parquet") as path:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+    best = results.best_row(table)
+    statuses = [row["status"] for row in rows]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    log.info(f"{counts}; table in {folder / 'table.csv'}")
     if best is not None:
-        results.plot(frame, sweep).savefig(folder.path / "plot.png", dpi=120)
-        values = to_dict(read_config(folder.path / "points" / best))
-        title = f"Best of the sweep {folder.path.name}: point {best}, {sweep.metric} {frame.iloc[0][sweep.metric]:.6g}."
-        write(folder.path / "best.py", config_source({**values, "name": f"{folder.path.name}_best"}, title))
-    counts = frame["status"].value_counts().to_dict()
-    say(
-        ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; table in {folder.path / 'table.csv'}"
-    )
-    if best is not None:
-        shown = ", ".join(f"{name}={frame.iloc[0][name]}" for name in sweep.fields)
-        say(f"best: {sweep.metric} {frame.iloc[0][sweep.metric]:.6g} with {shown}; config in {folder.path / 'best.py'}")
-    failed = frame[frame["status"] == "failed"]
-    for _, line in failed.head(5).iterrows():
-        say(f"failed: {line['point']}: {line['error']}")
-    if len(failed):
-        say("--retry-failed runs them again")
+        with atomic_path(folder / "plot.png") as path:
+            results.plot(table, sweep).savefig(path, dpi=120)
+        score = f"{sweep.metric} {best[sweep.metric]:.6g}"
+        values = {**to_dict(apply(work.base, fields[best["point"]])), "name": f"{folder.name}_best"}
+        title = f"Best of the sweep {folder.name}: point {best['point']}, {score}."
+        write_text(folder / "best.py", config_source(values, title))
+        shown = ", ".join(f"{name}={best[name]}" for name in sweep.fields)
+        log.info(f"best: {score} with {shown}; config in {folder / 'best.py'}")
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed[:5]:
+        log.info(f"failed: {row['point']}: {row['error']}")
+    if failed:
+        log.info("--retry-failed runs them again")
     return len(failed)
 
 
-def _forget_failed(jobs: list[Job], say: Say) -> None:
-    for job in jobs:
-        result = read_result(job.point)
-        if result is not None and result["status"] == "failed":
-            (job.point / "result.json").unlink()
-            say(f"again: {job.point.name}")
-
-
-def _list(sweep: Sweep, configs: list[tuple[Experiment, Point]], say: Say) -> None:
+def _list(sweep: Sweep, points: dict[str, Point]) -> None:
     if isinstance(sweep.points, Search):
         for name, one in sweep.points.ranges.items():
-            say(f"{name}: {one}")
-        say(f"{sweep.points.trials} trials")
+            log.info(f"{name}: {one}")
+        log.info(f"{sweep.points.trials} trials")
         return
-    for config, point in configs:
-        say(f"{point_id(config)}  {'  '.join(f'{name}={value}' for name, value in point.items())}")
-    say(f"{len(configs)} points")
+    for name, point in points.items():
+        log.info(f"{name}  {'  '.join(f'{field}={value}' for field, value in point.items())}")
+    log.info(f"{len(points)} points")

@@ -1,81 +1,53 @@
-"""Where the points of a sweep run: here, several at a time; or as a SLURM array through submitit."""
+"""Where the workers of a sweep run: here, several at a time; in one program; or as a SLURM array through submitit."""
 
+import json
+import logging
 import os
-import queue
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fi_jax.config import Experiment
+from fi_jax.config import Experiment, to_dict
 from fi_jax.errors import UserError
-from fi_jax.experiments.expressions import Search, Sweep
-from fi_jax.experiments.folder import SweepFolder
-from fi_jax.experiments.search import search_worker
-from fi_jax.experiments.worker import STOP, Interrupted, Job, Report, run_point
+from fi_jax.experiments.expressions import Search
+from fi_jax.experiments.run import STOP, Interrupted, Result, judge, last_metrics
+from fi_jax.experiments.store import status_of
+from fi_jax.experiments.worker import Report, Work, record, run_points
+from fi_jax.parallel.hosts import Hosts
+from fi_jax.training.members import FIELDS
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def run_here(jobs: Sequence[Job], parallel: int, gpus: Sequence[str], report: Report) -> None:
+def run_here(work: Work, parallel: int, gpus: Sequence[str], report: Report) -> None:
     """Runs points as processes of this machine, `parallel` at a time, each on one of `gpus` if any are named.
 
     `report` is called with every result. Raises `Interrupted` on SIGTERM, Ctrl-C or a run that was preempted, after
     the runs under way have saved.
     """
-    pool: queue.SimpleQueue[tuple] = queue.SimpleQueue()
-    for i in range(parallel):
-        pool.put((("CUDA_VISIBLE_DEVICES", gpus[i]),) if gpus else ())
-    lock = threading.Lock()
 
-    def one(job: Job) -> None:
-        if STOP.is_set():
-            return
-        env = pool.get()
+    def worker(index: int) -> None:
+        env = [("CUDA_VISIBLE_DEVICES", gpus[index])] if gpus else []
         try:
-            result = run_point(replace(job, env=env))
-        except Interrupted:
-            STOP.set()
-            return
-        finally:
-            pool.put(env)
-        with lock:
-            report(job, result)
-
-    _all([partial(one, job) for job in jobs], parallel)
-
-
-def search_here(
-    folder: SweepFolder, sweep: Sweep, base: Experiment, parallel: int, gpus: Sequence[str], report: Report
-) -> None:
-    """Runs an Optuna search with `parallel` workers on this machine."""
-
-    def one(worker: int) -> None:
-        env = (("CUDA_VISIBLE_DEVICES", gpus[worker]),) if gpus else ()
-        try:
-            search_worker(folder, sweep, base, env, report)
+            run_points(work, env=env, report=report)
         except Interrupted:
             STOP.set()
 
-    _all([partial(one, i) for i in range(parallel)], parallel)
-
-
-def _all(tasks: Sequence[Callable[[], None]], parallel: int) -> None:
     STOP.clear()
     with _stop_on_signals(), ThreadPoolExecutor(parallel) as threads:
-        waiting = [threads.submit(task) for task in tasks]
-        for future in waiting:
+        for future in [threads.submit(worker, index) for index in range(parallel)]:
             # Short waits: a signal handler runs only between them.
             while not future.done():
                 time.sleep(0.05)
             future.result()
     if STOP.is_set():
-        raise Interrupted("stopped; the same command goes on where it was")
+        raise Interrupted
 
 
 @contextmanager
@@ -91,49 +63,92 @@ def _stop_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def run_as_members(work: Work, report: Report) -> None:
+    """Trains all points that wait, one program a group of those that differ in numbers only.
+
+    A group that fails fails its points and no others. Raises `Interrupted` when told to stop, after all members have
+    saved.
+    """
+    from fi_jax.training.members_loop import train_members
+
+    with work.store() as store:
+        store.give_back_lost()
+        waiting = [trial for trial in store.points().values() if status_of(trial) == "waiting"]
+        for group in groups([(trial, work.config_of(trial)) for trial in waiting]):
+            mine = [(trial, config) for trial, config in group if store.claim(trial)]
+            if not mine:
+                continue
+            begin = time.monotonic()
+            points = [trial.user_attrs["point"] for trial, _ in mine]
+            runs = [work.run_folder(point) for point in points]
+            try:
+                status, error = train_members([config for _, config in mine], runs, Hosts(), log.info), ""
+            except UserError as mistake:
+                status, error = 0, str(mistake)
+            if status:
+                for trial, _ in mine:
+                    store.give_back(trial)
+                raise Interrupted
+            seconds = (time.monotonic() - begin) / len(mine)
+            for (trial, _), point, run in zip(mine, points, runs, strict=True):
+                result = Result("failed", {}, error) if error else judge(last_metrics(run), work.sweep.metric)
+                record(work, store, trial, result, seconds)
+                report(point, result)
+
+
+def groups(points: Sequence[tuple[T, Experiment]]) -> list[list[tuple[T, Experiment]]]:
+    """Sorts points into groups that can be one program: equal but for the fields that members may differ in."""
+    found: dict[str, list[tuple[T, Experiment]]] = {}
+    for point, config in points:
+        values = to_dict(config)
+        for name in ("name", *FIELDS):
+            *parents, last = name.split(".")
+            part = values
+            for parent in parents:
+                part = part[parent]
+            part.pop(last)
+        found.setdefault(json.dumps(values, sort_keys=True), []).append((point, config))
+    return list(found.values())
+
+
 class _SlurmTask:
     """What submitit pickles: one point, or one worker of a search. Started again, it goes on where it was."""
 
-    def __call__(self, task: tuple) -> Any:
+    def __call__(self, work: Work, only: str) -> None:
         STOP.clear()
         try:
-            if isinstance(task[0], Job):
-                return run_point(task[0])
-            return search_worker(*task)
+            run_points(work, only)
         except Interrupted:
             # The run saved because SLURM asked for the node: go back to the queue, and wait to be ended.
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
             time.sleep(600)
             raise
 
-    def checkpoint(self, task: tuple) -> Any:
+    def checkpoint(self, work: Work, only: str) -> Any:
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, task)
+        return submitit.helpers.DelayedSubmission(self, work, only)
 
 
-def submit(
-    folder: Path,
-    jobs: Sequence[Job],
-    search: tuple[SweepFolder, Sweep, Experiment] | None,
-    parallel: int,
-    slurm: dict[str, Any],
-) -> list[Any]:
-    """Submits one SLURM array: a task a point, or `parallel` workers of a search. Returns submitit's jobs.
+def submit(work: Work, parallel: int, slurm: dict[str, Any]) -> list[Any]:
+    """Submits one SLURM array: a task for each point that waits, or `parallel` workers of a search.
 
-    `slurm` are submitit's parameters, e.g. `slurm_partition`, `timeout_min`. Raises `UserError` without SLURM.
+    Returns submitit's jobs. `slurm` are submitit's parameters, e.g. `slurm_partition`, `timeout_min`. Raises
+    `UserError` without SLURM.
     """
     import submitit
 
-    logs = folder / "slurm"
-    executor = submitit.AutoExecutor(folder=logs, cluster="slurm")
-    executor.update_parameters(slurm_array_parallelism=parallel, name=f"sweep-{folder.name}", **slurm)
-    if search is not None:
-        assert isinstance(search[1].points, Search)
-        tasks: list[tuple] = [search for _ in range(parallel)]
+    if isinstance(work.sweep.points, Search):
+        only = [""] * parallel
     else:
-        tasks = [(job,) for job in jobs]
+        with work.store() as store:
+            store.give_back_lost()
+            only = [name for name, trial in store.points().items() if status_of(trial) == "waiting"]
+    if not only:
+        return []
+    executor = submitit.AutoExecutor(folder=work.folder / "slurm", cluster="slurm")
+    executor.update_parameters(slurm_array_parallelism=parallel, name=f"sweep-{work.folder.name}", **slurm)
     try:
-        return executor.map_array(_SlurmTask(), tasks)
+        return executor.map_array(_SlurmTask(), [work] * len(only), only)
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, RuntimeError) as error:
         raise UserError(f"SLURM did not take the array: {str(error).strip().splitlines()[-1]}") from error

@@ -1,180 +1,188 @@
-"""Runs one point of a sweep in a process of its own, so that nothing it does can hurt the others."""
+"""One worker of a sweep: takes points from the study, runs each, and writes down what came out.
 
-import contextlib
-import json
-import math
-import os
-import signal
-import subprocess
-import sys
-import threading
+FOLDER/study.journal        the study: all points, claims and results
+FOLDER/points/ID/config.py  the whole config of a point; log.txt what its run printed
+FOLDER/runs/ID/             the run's own folder
+"""
+
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fi_jax.experiments.folder import SweepFolder, claim, read_result, release, renew, write_result
-from fi_jax.parallel.preemption import REQUEUE_STATUS
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
-_POLL = 0.5
-_LAST_LINES = 3
+from fi_jax.config import Experiment, to_dict
+from fi_jax.experiments.expressions import Search, Sweep
+from fi_jax.experiments.points import apply, config_source, point_id
+from fi_jax.experiments.run import (
+    STOP,
+    Interrupted,
+    Process,
+    Result,
+    evaluation_metrics,
+    judge,
+    last_metrics,
+    read_metrics,
+)
+from fi_jax.experiments.store import BEAT, STALE, Store, Trial, fields_of, status_of
+from fi_jax.files import write_text
 
+log = logging.getLogger(__name__)
 
-class Interrupted(Exception):
-    """The run was told to stop and has saved; it goes on from there when the sweep is started again."""
+_ENDED = {"ok": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+Report = Callable[[str, Result], None]
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything a worker needs, wherever it runs (it is pickled for SLURM)."""
+class Work:
+    """A sweep in its folder, as a worker anywhere needs it (it is pickled for SLURM)."""
 
-    sweep: Path
-    point: Path
-    metric: str
-    evaluate: tuple[str, ...] = ()
-    # Variables of the run's environment, e.g. the one GPU it may see.
-    env: tuple[tuple[str, str], ...] = ()
+    folder: Path
+    sweep: Sweep
+    # The sweep's config with the common overrides.
+    base: Experiment
+
+    def store(self) -> Store:
+        """The study; open it with `with`."""
+        points = self.sweep.points
+        prunes = isinstance(points, Search) and points.pruner == "median"
+        pruner = optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner()
+        return Store(self.folder, self.sweep.goal, pruner)
+
+    def run_folder(self, point: str) -> Path:
+        """The run folder that training a point leaves."""
+        return self.folder / "runs" / point
+
+    def config_of(self, trial: Trial) -> Experiment:
+        """The config of a trial's point."""
+        return apply(self.base, fields_of(trial))
 
 
-Watch = Callable[[int, float], bool]
-Report = Callable[[Job, dict[str, Any]], None]
-# Set it to end every run of this process in order.
-STOP = threading.Event()
+def run_points(work: Work, only: str = "", env: Sequence[tuple[str, str]] = (), report: Report | None = None) -> None:
+    """Runs the points that wait (or the one named `only`), or a search's trials, until none is left.
 
-
-def run_point(job: Job, watch: Watch | None = None) -> dict[str, Any]:
-    """Trains (and evaluates) one point; returns its result, which is also in its folder.
-
-    A failed run is a result like any other: `status` "failed" and the last lines it printed. `watch(step, value)` sees
-    the metric as it comes and may return True to prune the run. Raises `Interrupted` when the run was preempted.
+    Any number of workers, on any nodes, may do so at once. `env` are variables of the runs' environment, e.g. the one
+    GPU they may see. Raises `Interrupted` when told to stop: the run under way has saved, and its point is given back.
     """
-    done = read_result(job.point)
-    if done is not None:
-        return done
-    if not claim(job.point):
-        return {"status": "running elsewhere", "metrics": {}}
-    begin = time.monotonic()
-    try:
-        result = _train_and_evaluate(job, watch)
-        result["seconds"] = round(time.monotonic() - begin, 3)
-        write_result(job.point, result)
-        return result
-    finally:
-        release(job.point)
+    with work.store() as store:
+        while not STOP.is_set() and (trial := _next_trial(work, store, only)) is not None:
+            begin = time.monotonic()
+            try:
+                result = _train_and_evaluate(work, store, trial, env)
+                record(work, store, trial, result, time.monotonic() - begin)
+            except Interrupted:
+                store.give_back(trial)
+                raise
+            except UpdateFinishedTrialError:
+                log.warning(f"another worker took trial {trial.number} over")
+                continue
+            if report is not None:
+                report(trial.user_attrs["point"], result)
 
 
-def _train_and_evaluate(job: Job, watch: Watch | None) -> dict[str, Any]:
-    run = SweepFolder(job.sweep).run_folder(job.point)
-    config = str(job.point / "config.py")
-    status, pruned = _follow(job, ["train", config, "--runs", str(run.parent)], run, watch)
-    metrics = last_metrics(run / "metrics.jsonl")
-    if pruned:
-        return {"status": "pruned", "metrics": metrics}
-    if status == 0 and job.evaluate:
-        arguments = ["evaluate", config, "--checkpoint", str(run), "--out", str(run / "evaluation"), *job.evaluate]
-        status, _ = _follow(job, arguments, run, None)
-        file = run / "evaluation" / "metrics.json"
-        metrics = flatten(json.loads(file.read_text())) if status == 0 and file.exists() else metrics
-    if status:
-        return {"status": "failed", "metrics": metrics, "error": _error(job.point, status)}
-    return _judged(job, metrics)
+def record(work: Work, store: Store, trial: Trial, result: Result, seconds: float) -> None:
+    """Writes how a trial's run ended into the study."""
+    value = result.metrics[work.sweep.metric] if result.status == "ok" else None
+    error = {"error": result.error} if result.status == "failed" else {}
+    store.finish(trial, _ENDED[result.status], value, metrics=result.metrics, seconds=round(seconds, 3), **error)
 
 
-def metrics_result(job: Job, run: Path) -> dict[str, Any]:
-    """The result of a run that ended well, from its log."""
-    return _judged(job, last_metrics(run / "metrics.jsonl"))
+def _next_trial(work: Work, store: Store, only: str) -> Trial | None:
+    """A trial that this worker now has; None when there is no work left for it."""
+    store.give_back_lost()
+    if isinstance(work.sweep.points, Search):
+        return _draw(work.sweep.points, work, store)
+    deadline = time.monotonic() + STALE
+    while True:
+        for trial in store.trials(TrialState.WAITING):
+            if only in ("", trial.user_attrs["point"]) and store.claim(trial):
+                return trial
+        # A task that SLURM started again on another node may come before its own silence was noticed.
+        standing = store.points().get(only)
+        if standing is None or status_of(standing) != "running" or time.monotonic() > deadline or STOP.wait(1):
+            return None
+        store.give_back_lost()
 
 
-def _judged(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
-    value = metrics.get(job.metric)
-    if value is None:
-        return {
-            "status": "failed",
-            "metrics": metrics,
-            "error": f"the run has no metric '{job.metric}' (it has {sorted(metrics)})",
-        }
-    if not math.isfinite(value):
-        return {"status": "failed", "metrics": metrics, "error": f"metric '{job.metric}' is {value}"}
-    return {"status": "ok", "metrics": metrics}
+def _draw(search: Search, work: Work, store: Store) -> optuna.Trial | None:
+    """A new trial of a search, or one that was given back; None when it has as many as it was asked for."""
+    while len(_spent(store)) < search.trials or store.trials(TrialState.WAITING):
+        store.study.sampler = _sampler(search, len(store.trials()))
+        trial = store.study.ask()
+        store.study.sampler = _sampler(search, trial.number)
+        for name, one in search.ranges.items():
+            _suggest(trial, name, one)
+        if "retry" not in trial.user_attrs and _spent(store).index(trial.number) >= search.trials:
+            # Two workers took the last place.
+            store.give_back(trial)
+        elif store.name_point(trial, point_id(work.config_of(trial))):
+            return trial
+    return None
 
 
-def _follow(job: Job, arguments: Sequence[str], run: Path, watch: Watch | None) -> tuple[int, bool]:
-    """Runs fi-jax, renews the claim, passes metrics on; returns (exit status, pruned)."""
-    # The workers are not one program: they must not find each other through the launcher's variables.
-    env = {**os.environ, "FI_JAX_CLUSTER": "none", "PYTHONUNBUFFERED": "1", **dict(job.env)}
-    seen = 0
-    with (job.point / "log.txt").open("ab") as log:
-        child = subprocess.Popen([sys.executable, "-m", "fi_jax", *arguments], stdout=log, stderr=log, env=env)
-        try:
-            last_renewal = 0.0
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    status = child.wait(_POLL)
-                    break
-                if STOP.is_set():
-                    raise Interrupted(f"point {job.point.name} was stopped; start the sweep again to go on")
-                if time.monotonic() - last_renewal > 10:
-                    renew(job.point)
-                    last_renewal = time.monotonic()
-                if watch is not None:
-                    lines = read_metrics(run / "metrics.jsonl")
-                    for line in lines[seen:]:
-                        value = line.get(job.metric)
-                        if isinstance(value, int | float) and watch(int(line["step"]), value):
-                            _stop(child)
-                            return 0, True
-                    seen = len(lines)
-        except BaseException:
-            # A signal to us, or Ctrl-C: the run saves and stops before we do.
-            _stop(child)
-            raise
-    if status in (REQUEUE_STATUS, 130):
-        raise Interrupted(f"point {job.point.name} was stopped; start the sweep again to go on")
-    return status, False
+def _spent(store: Store) -> list[int]:
+    """Numbers of the trials that count towards those that a search was asked for."""
+    return [t.number for t in store.trials() if status_of(t) != "given back" and "retry" not in t.user_attrs]
 
 
-def _stop(child: subprocess.Popen) -> None:
-    if child.poll() is None:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(60)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of trial `number`. Seeded by it: workers that know nothing of each other draw different points."""
+    seed = search.seed + number
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; empty when there is none yet."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
+def _suggest(trial: optuna.Trial, name: str, one: Any) -> Any:
+    if isinstance(one, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(name, one.choices)
+    suggest: Any = trial.suggest_int if isinstance(one, optuna.distributions.IntDistribution) else trial.suggest_float
+    return suggest(name, one.low, one.high, log=one.log)
 
 
-def last_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric of a run."""
-    last: dict[str, float] = {}
-    for line in read_metrics(path):
-        last |= {name: math.nan if value is None else value for name, value in line.items()}
-    return last
+def _train_and_evaluate(work: Work, store: Store, trial: Trial, env: Sequence[tuple[str, str]]) -> Result:
+    """Trains one point from where its run folder stands, and evaluates it. A run that fails is a result like any other."""
+    point = trial.user_attrs["point"]
+    run, own, metric = work.run_folder(point), work.folder / "points" / point, work.sweep.metric
+    config = own / "config.py"
+    values = {**to_dict(work.config_of(trial)), "name": point}
+    write_text(config, config_source(values, f"Point {point} of the sweep {work.folder.name}."))
+    seen, checked = 0, time.monotonic()
 
+    def watch() -> bool:
+        nonlocal seen, checked
+        if time.monotonic() - checked > BEAT:
+            checked = time.monotonic()
+            if not store.holds(trial):
+                raise UpdateFinishedTrialError
+        if not isinstance(trial, optuna.Trial) or isinstance(trial.study.pruner, optuna.pruners.NopPruner):
+            return False
+        lines = read_metrics(run)
+        new, seen = lines[seen:], len(lines)
+        for line in new:
+            if isinstance(line.get(metric), int | float) and isinstance(line.get("step"), int):
+                trial.report(line[metric], line["step"])
+                if trial.should_prune():
+                    return True
+        return False
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested dicts by dotted name."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[prefix + name] = value
-    return flat
-
-
-def _error(point: Path, status: int) -> str:
-    text = (point / "log.txt").read_text(errors="replace").strip().splitlines()
-    reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-    return f"{reason}: {' | '.join(text[-_LAST_LINES:])}"
+    process = Process(own / "log.txt", env, lambda pid: store.note(trial, process=pid), watch)
+    status = process.run(["train", str(config), "--runs", str(run.parent)])
+    metrics = last_metrics(run)
+    if status is None:
+        return Result("pruned", metrics)
+    if status == 0 and work.sweep.evaluate:
+        out = run / "evaluation"
+        arguments = ["evaluate", str(config), "--checkpoint", str(run), "--out", str(out), *work.sweep.evaluate]
+        status = process._replace(watch=lambda: False).run(arguments)
+        if status == 0:
+            try:
+                metrics = evaluation_metrics(out / "metrics.json")
+            except (OSError, ValueError) as error:
+                return Result("failed", metrics, f"{out / 'metrics.json'} cannot be read ({error})")
+    return Result("failed", metrics, process.error(status)) if status else judge(metrics, metric)

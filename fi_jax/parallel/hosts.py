@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fi_jax.errors import UserError, require_choice
 
@@ -203,6 +203,15 @@ def _integer(env: Mapping[str, str], name: str, default: int) -> int:
         raise UserError(f"{name} is '{value}'; it must be a whole number") from None
 
 
+def from_first(value: Any, hosts: Hosts) -> Any:
+    """Returns process 0's array on every process; every process must call it with one of the same shape."""
+    if hosts.count == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(value)
+
+
 def check_same(what: str, text: str, hosts: Hosts) -> None:
     """Raises `UserError` on every process unless all hold the same `text` (config, file list, version)."""
     if hosts.count == 1:
@@ -227,7 +236,7 @@ def check_shared(folder: Path, hosts: Hosts, timeout: float = 30.0) -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    nonce = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint32))
+    nonce = from_first(np.frombuffer(os.urandom(8), np.uint32), hosts)
     marker = folder / f".shared-{''.join(f'{word:08x}' for word in np.asarray(nonce))}"
     if hosts.is_first:
         folder.mkdir(parents=True, exist_ok=True)

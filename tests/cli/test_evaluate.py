@@ -10,7 +10,7 @@ import pytest
 
 from fi_jax.cli.main import main
 from fi_jax.config import Experiment, SourceConfig, to_dict
-from fi_jax.experiments.folder import config_source
+from fi_jax.experiments.points import config_source
 from fi_jax.labels.registry import vocabulary
 from fi_jax.weights.assemble import assemble
 from fi_jax.weights.bundle import TrainedModel, save_model

@@ -32,16 +32,16 @@ def test_variants_are_what_they_say_and_no_doubles():
 def test_what_differs_in_numbers_shares_a_program():
     base = load_config("nano")
     points = points_of(chosen(base), [0, 1])
-    chunks = programs(points, together=100)
+    chunks = programs(points, members=100)
     by_variant = {point.variant.name: i for i, chunk in enumerate(chunks) for point in chunk}
     together = {"full", "no_lcm", "tau_0.2", "omega_0.6", "lift", "shuffled"}
     assert len({by_variant[name] for name in together}) == 1
     apart = ("no_segmentation", "no_ccm", "lcp", "depth_1", "depth_3")
     assert len({by_variant[name] for name in apart} | {by_variant["full"]}) == 6
     assert all({point.seed for point in chunk} == {0, 1} for chunk in chunks)
-    assert max(map(len, programs(points, together=4))) == 4
+    assert max(map(len, programs(points, members=4))) == 4
     # Random prompts or a random frozen LLM are drawn from the seed: one program a seed.
-    tiny = programs(points_of(chosen(load_config("tiny"), ["no_lcm"]), [0, 1]), together=100)
+    tiny = programs(points_of(chosen(load_config("tiny"), ["no_lcm"]), [0, 1]), members=100)
     assert [[point.name for point in chunk] for chunk in tiny] == [
         ["full-seed0", "no_lcm-seed0"],
         ["full-seed1", "no_lcm-seed1"],

@@ -6,8 +6,7 @@ import pytest
 
 from fi_jax.config import Experiment, SourceConfig
 from fi_jax.errors import UserError
-from fi_jax.experiments.folder import config_source
-from fi_jax.experiments.points import apply, point_id
+from fi_jax.experiments.points import apply, config_source, point_id
 
 
 def test_fields_are_set():
