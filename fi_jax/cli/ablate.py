@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         )
         config = replace(config, data=replace(config.data, sources=sources))
     hosts = start()
-    from fi_jax.evaluation.parts import Asked
+    from fi_jax.evaluation.parts import EvaluationOptions
     from fi_jax.experiments.ablation import Study, points_of, run_study
     from fi_jax.experiments.frozen import frozen_config
     from fi_jax.experiments.variants import chosen
@@ -87,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
         for variant, _ in variants:
             print(f"{variant.name:<16} {variant.title:<36} {dict(variant.fields) or ''}")
         return 0
-    asked = Asked(args.split, args.limit, args.batch_size, args.head_only, mask_cache=config.data.mask_cache)
+    asked = EvaluationOptions(
+        args.split, args.limit, args.batch_size, args.head_only, mask_cache=config.data.mask_cache
+    )
     sets = tuple((source.name, source.root) for source in config.data.sources)
     out = Path(args.out or Path("out", "ablation", config.name))
     study = Study(out, sets, asked, args.members, base, args.train_limit)
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(out: Path, results: list[dict], args: argparse.Namespace) -> None:
-    from fi_jax.evaluation.ablation_table import print_tables, tabulate, to_csv, to_markdown
+    from fi_jax.evaluation.ablation_table import ablation_tables, flat_ablation_table
     from fi_jax.files import write_text
 
     notes = []
@@ -107,13 +109,11 @@ def _write(out: Path, results: list[dict], args: argparse.Namespace) -> None:
         notes.append(
             f"Encoders of {args.frozen}, frozen and trained with all modules on: only head and graph network are each variant's own."
         )
-    tables = tabulate(results)
+    tables = list(ablation_tables(results, *notes))
     study = {"command": shlex.join(["fi-jax", *sys.argv[1:]]), "split": args.split, "points": results}
-    for name, text in (
-        ("ablation.json", json.dumps(study, indent=1, ensure_ascii=False) + "\n"),
-        ("ablation.csv", to_csv(tables)),
-        ("ablation.md", to_markdown(tables, *notes)),
-    ):
-        write_text(out / name, text)
-    print_tables(tables, *notes)
+    write_text(out / "ablation.json", json.dumps(study, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "ablation.csv", flat_ablation_table(results).to_csv())
+    write_text(out / "ablation.md", "\n".join(table.to_markdown() for table in tables))
+    for table in tables:
+        table.show()
     print(f"ablation.csv, ablation.md and ablation.json are in {out}")

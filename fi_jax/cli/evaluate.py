@@ -9,7 +9,6 @@ given may fill stays blank; --leave-one-out trains the model that may. What is d
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -69,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides) if args.config else None
     sets = _sets(args, config)
     hosts = start()
+    from fi_jax.errors import UserError
     from fi_jax.evaluation.cells import SETTINGS, plan_cells
-    from fi_jax.evaluation.parts import Asked, fill_part, part_path
+    from fi_jax.evaluation.parts import EvaluationOptions, fill_part
 
     models = _models(args, config)
     settings = SETTINGS if args.setting == "both" else (args.setting,)
@@ -78,31 +78,24 @@ def run(args: argparse.Namespace) -> int:
         status = _leave_one_out(args, config, [name for name, _ in sets], settings, models, hosts)
         if status:
             return status
-    cells, blank = plan_cells([name for name, _ in sets], [model.sources for model in models], settings)
-    out = Path(args.out or Path("out", config.name if config else Path(models[0].name).name))
-    roots = dict(sets)
-    asked = Asked(
-        args.split,
-        args.limit,
-        args.batch_size,
-        args.head_only,
-        args.free_form,
-        config.data.mask_cache if config else "",
-    )
-    if args.split in ("train", "all") and any(cell.seen for cell in cells):
-        print(f"fi-jax: split '{args.split}' holds faces that the model learnt from", file=sys.stderr)
-    baselines: dict[str, dict] = {}
-    parts = []
-    for cell in cells:
-        model, root = models[cell.model], roots[cell.dataset]
-        parts.append(part_path(out, cell, root, asked, model.fingerprint))
-        baselines[cell.dataset] = fill_part(parts[-1], cell, root, asked, model.load)
-    if not cells:
-        from fi_jax.errors import UserError
-
+    assignments, blank = plan_cells([name for name, _ in sets], [model.sources for model in models], settings)
+    if not assignments:
         wanted = "; ".join(f"{name}, {setting}" for name, setting in blank)
         raise UserError(f"no model given may fill a cell ({wanted}); give another --setting, or --leave-one-out")
-    return _write(args, out, parts, baselines, cells, blank, models)
+    if args.split in ("train", "all") and any(a.seen for a in assignments):
+        print(f"fi-jax: split '{args.split}' holds faces that the model learnt from", file=sys.stderr)
+    mask_cache = config.data.mask_cache if config else ""
+    options = EvaluationOptions(
+        args.split, args.limit, args.batch_size, args.head_only, args.free_form, mask_cache=mask_cache
+    )
+    out = Path(args.out or Path("out", config.name if config else Path(models[0].name).name))
+    roots = dict(sets)
+    parts = []
+    for assignment in assignments:
+        model = models[assignment.model]
+        parts.append(fill_part(out, assignment, roots[assignment.dataset], options, model.fingerprint, model.load))
+    _write(args, out, parts, assignments, blank, models)
+    return 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -189,55 +182,43 @@ def _stage(start: str, config):
         return replace(stage, data=replace(stage.data, sources=config.data.sources))
 
 
-def _write(args: argparse.Namespace, out: Path, parts, baselines, cells, blank, models) -> int:
-    from fi_jax.evaluation.free_form import unreadable_lines
-    from fi_jax.evaluation.predictions import atomic_text, read_predictions, write_predictions
-    from fi_jax.evaluation.summarise import summarise, write_summary
-    from fi_jax.evaluation.tables import (
-        cell_lines,
-        consistent_rows,
-        print_table,
-        render,
-        to_csv,
-        to_markdown,
-        to_records,
-    )
+def _write(args: argparse.Namespace, out: Path, parts, assignments, blank, models) -> None:
+    from fi_jax.evaluation.predictions import read_predictions, write_predictions
+    from fi_jax.evaluation.results import cells_of, write_summary
+    from fi_jax.evaluation.results_tables import flat_table, notes_below, results_table
+    from fi_jax.evaluation.summarise import summarise
+    from fi_jax.files import write_text
 
-    write_predictions(out / "predictions.jsonl", (line for part in parts for line in read_predictions(part)))
-    filled = [
+    predictions = out / "predictions.jsonl"
+    write_predictions(predictions, (line for part in parts for line in read_predictions(part.path)))
+    cells = [
         {
-            "dataset": cell.dataset,
-            "setting": cell.setting,
-            "model": models[cell.model].name,
-            "trained_on": models[cell.model].sources,
+            "dataset": assignment.dataset,
+            "setting": assignment.setting,
+            "model": models[assignment.model].name,
+            "trained_on": models[assignment.model].sources,
         }
-        for cell in cells
+        | ({"unreadable": part.unreadable} if part.unreadable else {})
+        for assignment, part in zip(assignments, parts, strict=True)
     ]
-    filled += [{"dataset": name, "setting": setting, "model": None, "trained_on": []} for name, setting in blank]
+    cells += [{"dataset": name, "setting": setting, "model": None, "trained_on": []} for name, setting in blank]
     meta = {
         "model": models[0].name,
         "fingerprint": models[0].fingerprint,
         "split": args.split,
         "trained_on": models[0].sources,
-        "cells": filled,
+        "cells": cells,
         "limit": args.limit,
         "command": shlex.join(["fi-jax", *sys.argv[1:]]),
         "config": models[0].config,
     }
-    lines = read_predictions(out / "predictions.jsonl")
-    summary = summarise(lines, baselines, estimator=models[0].age_estimator, meta=meta)
+    baselines = {assignment.dataset: part.baseline for assignment, part in zip(assignments, parts, strict=True)}
+    summary = summarise(read_predictions(predictions), baselines, estimator=models[0].age_estimator, meta=meta)
     write_summary(out / "metrics.json", summary)
-    rows = render(summary)
-    below = [*cell_lines(summary), *unreadable_lines(summary), *consistent_rows(summary)]
-    for name, text in (
-        ("table.csv", to_csv(rows)),
-        ("table.json", json.dumps(to_records(rows), indent=1) + "\n"),
-        ("table.md", to_markdown(rows) + "".join(f"{line}  \n" for line in below)),
-    ):
-        with atomic_text(out / name) as file:
-            file.write(text)
-    print_table(render(summary, headlines_only=True))
-    for line in below:
-        print(line)
-    print(f"predictions.jsonl, metrics.json, table.csv, table.md and table.json are in {out}")
-    return 0
+    notes = notes_below(summary)
+    table, flat = results_table(cells_of(summary)), flat_table(cells_of(summary))
+    write_text(out / "table.csv", flat.to_csv())
+    write_text(out / "table.json", flat.to_json())
+    write_text(out / "table.md", table.to_markdown() + "".join(f"{note}  \n" for note in notes))
+    results_table(cells_of(summary, headlines_only=True)).show()
+    print(*notes, f"predictions.jsonl, metrics.json, table.csv, table.md and table.json are in {out}", sep="\n")

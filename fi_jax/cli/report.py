@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the page."""
     from fi_jax.errors import UserError
-    from fi_jax.evaluation.predictions import atomic_text, read_predictions
+    from fi_jax.evaluation.predictions import read_predictions
     from fi_jax.evaluation.report.cards import thumbnails_from_paths
     from fi_jax.evaluation.report.gather import compare, faces_that_differ, read_inputs
     from fi_jax.evaluation.report.page import LARGEST_PAGE, build_page
+    from fi_jax.files import write_text
 
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a folder")
@@ -49,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     size = len(page.encode())
     if size > LARGEST_PAGE:
         raise UserError(f"the page would have {size / 1e6:.1f} MB, over 5 MB; show fewer mistakes with --most")
-    with atomic_text(args.out / "index.html") as file:
-        file.write(page)
+    write_text(args.out / "index.html", page)
     print(f"{args.out / 'index.html'} ({size / 1e6:.1f} MB)")
     return 0
 

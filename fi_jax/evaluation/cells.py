@@ -16,8 +16,8 @@ SETTINGS: tuple[Setting, ...] = ("training-free", "fine-tuned")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One data set in one setting, and the model that fills it (a position in the list of models)."""
+class Assignment:
+    """One cell, which is a data set in one setting, and the model that fills it (a position in the list of models)."""
 
     dataset: str
     setting: Setting
@@ -36,7 +36,7 @@ def saw(sources: Iterable[str], dataset: str) -> bool:
 
 def plan_cells(
     datasets: Sequence[str], trained_on: Sequence[Iterable[str]], settings: Iterable[Setting] = SETTINGS
-) -> tuple[list[Cell], list[tuple[str, Setting]]]:
+) -> tuple[list[Assignment], list[tuple[str, Setting]]]:
     """Returns the cells that can be filled, and those that stay blank, in the order of the data sets.
 
     Args:
@@ -48,7 +48,7 @@ def plan_cells(
     A model that saw the same photographs under another name (CelebA, CelebAMask-HQ) fills neither cell of the set: it
     did not learn these labels, and it is not free of these faces.
     """
-    cells: list[Cell] = []
+    cells: list[Assignment] = []
     blank: list[tuple[str, Setting]] = []
     for dataset in datasets:
         for setting in SETTINGS:
@@ -60,7 +60,7 @@ def plan_cells(
                 if (dataset in sources if setting == "fine-tuned" else not saw(sources, dataset))
             ]
             if fits:
-                cells.append(Cell(dataset, setting, fits[0]))
+                cells.append(Assignment(dataset, setting, fits[0]))
             else:
                 blank.append((dataset, setting))
     return cells, blank

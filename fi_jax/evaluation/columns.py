@@ -1,4 +1,4 @@
-"""Prediction lines gathered into arrays: one block a data set, source and setting, its faces in rows."""
+"""Prediction lines gathered into arrays: one block a data set, source, setting and split, its faces in rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +11,14 @@ from fi_jax.evaluation.predictions import GROUPS, Answer, Prediction
 from fi_jax.labels.question_bank import question
 
 Array = np.ndarray
-# Data set, source, seen, split.
-_Key = tuple[str, str, bool, str]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """All answers to one question; row `f` is face `f` of the block.
+class Predictions:
+    """All predictions of one question; row `f` is face `f` of the block.
 
-    `target` and `answer` are positions in `options`, −1 where unknown, not asked or unreadable. `probs` is NaN
-    where the answer carries none (free-form, or not asked). `years` and `said_years` are truth and answer of
+    `target` and `answer` are positions in `options`, −1 where unknown, not answered or unreadable. `probs` is NaN
+    where the answer carries none (free-form, or not answered). `years` and `predicted_years` are truth and answer of
     `age_years` (NaN unknown), which has no target.
     """
 
@@ -30,9 +28,14 @@ class Answers:
     probs: Float[Array, "f k"]
     target: Int[Array, "f"]
     answer: Int[Array, "f"]
-    asked: Bool[Array, "f"]
+    answered: Bool[Array, "f"]
     years: Float[Array, "f"]
-    said_years: Float[Array, "f"]
+    predicted_years: Float[Array, "f"]
+
+    @property
+    def known_target(self) -> Int[Array, "f"]:
+        """The target, −1 also where the question was not answered."""
+        return np.where(self.answered, self.target, -1)
 
 
 @dataclass(frozen=True)
@@ -46,86 +49,73 @@ class Block:
     images: tuple[str, ...]
     # "gender", "race", "age_group" -> the face's group, None where not stated.
     groups: dict[str, tuple[str | None, ...]]
-    answers: dict[str, Answers]
+    predictions: dict[str, Predictions]
 
     @property
     def setting(self) -> str:
         """The paper's name: "fine-tuned" on this data set's train split, or "training-free"."""
         return "fine-tuned" if self.seen else "training-free"
 
-    def of_task(self, *tasks: str) -> list[Answers]:
-        """The answers to the questions of some task families, in order of first appearance."""
-        return [a for a in self.answers.values() if a.task in tasks]
+    def of_task(self, *tasks: str) -> list[Predictions]:
+        """The predictions of the questions of some tasks, in order of first appearance."""
+        return [column for column in self.predictions.values() if column.task in tasks]
 
 
-class _Question:
-    """Grows one question's columns."""
+class _Column:
+    """Grows one question's predictions."""
 
     def __init__(self, first: Prediction):
-        self.name, self.task = first.question, first.task
-        known = question(first.question)
-        if known.family != first.task:
-            raise UserError(f"question '{known.name}' of {first.image} is of task '{known.family}', not '{first.task}'")
-        self.options = known.options
-        self.places: dict[Answer, int] = {option: i for i, option in enumerate(self.options)}
-        self.rows: list[int] = []
-        self.probs: list[list[float] | None] = []
-        self.target: list[int] = []
-        self.answer: list[int] = []
-        self.years: list[float] = []
-        self.said: list[float] = []
+        self.question = question(first.question)
+        if self.question.family != first.task:
+            raise UserError(
+                f"question '{first.question}' of {first.image} is of task '{self.question.family}', not '{first.task}'"
+            )
+        # Face -> probabilities; face -> (target, answer, years, predicted years).
+        self.probs: dict[int, list[float]] = {}
+        self.values: dict[int, tuple[int, int, float, float]] = {}
 
-    def place(self, option: Answer, p: Prediction) -> int:
+    def option(self, option: Answer, p: Prediction) -> int:
         if option is None:
             return -1
-        if option not in self.places:
+        if option not in self.question.options:
             raise UserError(
-                f"'{option}' is no option of question '{self.name}' ({p.image}); it has {list(self.options)}"
+                f"'{option}' is no option of question '{p.question}' ({p.image}); it has {list(self.question.options)}"
             )
-        return self.places[option]
+        return self.question.options.index(option)
 
-    def add(self, row: int, p: Prediction) -> None:
-        self.rows.append(row)
+    def add(self, face: int, p: Prediction) -> None:
+        if face in self.values:
+            raise UserError(
+                f"question '{p.question}' is answered twice for one picture; evaluate again into a fresh folder"
+            )
         if p.probabilities:
-            values = [0.0] * len(self.options)
+            self.probs[face] = [0.0] * len(self.question.options)
             for option, value in p.probabilities.items():
-                values[self.place(option, p)] = value
-            self.probs.append(values)
+                self.probs[face][self.option(option, p)] = value
+        if p.task == "age_years":
+            years = (np.nan if value is None else float(value) for value in (p.label, p.answer))
+            self.values[face] = (-1, -1, *years)
         else:
-            self.probs.append(None)
-        numeric = self.task == "age_years"
-        self.target.append(-1 if numeric else self.place(p.label, p))
-        self.answer.append(-1 if numeric else self.place(p.answer, p))
-        self.years.append(float(p.label) if numeric and p.label is not None else np.nan)
-        self.said.append(float(p.answer) if numeric and p.answer is not None else np.nan)
+            self.values[face] = (self.option(p.label, p), self.option(p.answer, p), np.nan, np.nan)
 
-    def finish(self, faces: int) -> Answers:
-        k = len(self.options)
-        rows = np.asarray(self.rows)
-        if len(np.unique(rows)) != len(rows):
-            raise UserError(
-                f"question '{self.name}' is answered twice for one picture; evaluate again into a fresh folder"
-            )
-        probs = np.full((faces, k), np.nan, np.float32)
-        for row, values in zip(self.rows, self.probs):
-            if values is not None:
-                probs[row] = values
-
-        def column(values: list, fill, dtype) -> np.ndarray:
-            out = np.full(faces, fill, dtype)
-            out[rows] = values
-            return out
-
-        return Answers(
-            self.name,
-            self.task,
-            self.options,
+    def finish(self, faces: int) -> Predictions:
+        probs = np.full((faces, len(self.question.options)), np.nan, np.float32)
+        probs[list(self.probs)] = np.array(list(self.probs.values())).reshape(-1, probs.shape[1])
+        answered = np.zeros(faces, bool)
+        answered[list(self.values)] = True
+        values = np.tile([-1, -1, np.nan, np.nan], (faces, 1))
+        values[list(self.values)] = list(self.values.values())
+        target, answer = values[:, :2].astype(np.int32).T
+        return Predictions(
+            self.question.name,
+            self.question.family,
+            self.question.options,
             probs,
-            column(self.target, -1, np.int32),
-            column(self.answer, -1, np.int32),
-            column([True] * len(rows), False, bool),
-            column(self.years, np.nan, np.float64),
-            column(self.said, np.nan, np.float64),
+            target,
+            answer,
+            answered,
+            values[:, 2],
+            values[:, 3],
         )
 
 
@@ -135,26 +125,25 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
     Raises:
       UserError: an unknown question or option, or a question answered twice for one face in one block.
     """
-    faces: dict[_Key, dict[str, int]] = {}
-    groups: dict[_Key, dict[str, list]] = {}
-    questions: dict[_Key, dict[str, _Question]] = {}
+    faces: dict[tuple, dict[str, int]] = {}
+    groups: dict[tuple, list[tuple]] = {}
+    columns: dict[tuple, dict[str, _Column]] = {}
     for p in predictions:
         key = (p.dataset, p.source, p.seen, p.split)
-        if key not in faces:
-            faces[key], groups[key], questions[key] = {}, {name: [] for name in GROUPS}, {}
-        if p.image not in faces[key]:
-            faces[key][p.image] = len(faces[key])
-            for name in GROUPS:
-                groups[key][name].append(getattr(p, name))
-        if p.question not in questions[key]:
-            questions[key][p.question] = _Question(p)
-        questions[key][p.question].add(faces[key][p.image], p)
+        rows = faces.setdefault(key, {})
+        if p.image not in rows:
+            rows[p.image] = len(rows)
+            groups.setdefault(key, []).append(tuple(getattr(p, name) for name in GROUPS))
+        found = columns.setdefault(key, {})
+        if p.question not in found:
+            found[p.question] = _Column(p)
+        found[p.question].add(rows[p.image], p)
     return [
         Block(
             *key,
-            tuple(faces[key]),
-            {name: tuple(values) for name, values in groups[key].items()},
-            {name: q.finish(len(faces[key])) for name, q in questions[key].items()},
+            tuple(rows),
+            dict(zip(GROUPS, zip(*groups[key], strict=True), strict=True)),
+            {name: column.finish(len(rows)) for name, column in columns[key].items()},
         )
-        for key in faces
+        for key, rows in faces.items()
     ]

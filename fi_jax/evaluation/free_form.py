@@ -28,21 +28,3 @@ def _number(text: str) -> float | None:
     words = [word.strip(".,;:!?()\"'") for word in text.replace("-year", " year").split()]
     numbers = [word for word in words if word.replace(".", "", 1).isdecimal()]
     return float(numbers[0]) if len(numbers) == 1 and not any(c in text for c in "+–") else None
-
-
-def unreadable_lines(summary: dict) -> list[str]:
-    """Returns one sentence a data set on how many free-form answers could not be read, to stand below the table."""
-    from fi_jax.data.datasets import dataset_title
-    from fi_jax.evaluation.tables import task_title
-
-    lines = []
-    for entry in summary["entries"]:
-        if entry["source"] != "free":
-            continue
-        counts = [
-            f"{task_title(task)} {result['unreadable']:,} of {result.get('answers', result['faces']):,}"
-            for task, result in entry["tasks"].items()
-        ]
-        who = f"{dataset_title(entry['dataset'])}, {entry['setting']}"
-        lines.append(f"Free-form answers that could not be read, counted as wrong ({who}): {', '.join(counts)}.")
-    return lines

@@ -23,11 +23,6 @@ _BINARY, _LETTERED = " Answer with Yes or No.", " Answer with the letter of the 
 _NO_TORCH = "--model hf:… needs PyTorch; pip install 'fi_jax[torch]'"
 
 
-def is_other_model(name: str) -> bool:
-    """Whether a model's name asks for this adaptor."""
-    return name.startswith(PREFIX)
-
-
 def load_other_model(name: str, batch_size: int = 8) -> "OtherModel":
     """Loads `hf:NAME` or `hf:FOLDER` on the GPU that PyTorch sees, else on the CPU.
 
@@ -85,36 +80,36 @@ class OtherModel:
     def answer(
         self, image: UInt8[np.ndarray, "b y x 3"], mask, questions: Sequence[Question], *, by_llm: bool = True
     ) -> OptionProbabilities:
-        """Scores every option of every question about every face. `mask` is not looked at.
+        """Scores every option of every question about every face. `mask` is not used.
 
         Probabilities are the softmax over a question's options of each option's log-likelihood after the prompt.
         """
         if not by_llm:
             raise UserError("another model has no alignment head; leave out --head-only")
         width = max(len(q.options) for q in questions)
-        said = np.zeros((len(image), len(questions), width), np.float32)
+        probabilities = np.zeros((len(image), len(questions), width), np.float32)
         for face, picture in enumerate(image):
             for start in range(0, len(questions), self.batch_size):
                 some = questions[start : start + self.batch_size]
                 for at, scores in enumerate(self._scores(picture, some), start):
                     p = np.exp(scores - scores.max())
-                    said[face, at, : len(p)] = p / p.sum()
-        return OptionProbabilities(said, None, None)
+                    probabilities[face, at, : len(p)] = p / p.sum()
+        return OptionProbabilities(probabilities, None, None)
 
-    def speak(
-        self, image: UInt8[np.ndarray, "b y x 3"], mask, questions: Sequence[Question], max_new_tokens: int
+    def generate(
+        self, image: UInt8[np.ndarray, "b y x 3"], questions: Sequence[Question], max_new_tokens: int
     ) -> list[list[str]]:
-        """Generates an answer to every question about every face, greedily: `b` lists of texts. `mask` is not looked at."""
+        """Generates an answer to every question about every face, greedily: `b` lists of texts."""
         import torch
 
         found = []
         for picture in image:
             inputs = self._inputs(picture, [self.prompt(q) for q in questions])
             with torch.inference_mode():
-                made = self.model.generate(
+                generated = self.model.generate(
                     **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
                 )
-            new = made[:, inputs["input_ids"].shape[1] :]
+            new = generated[:, inputs["input_ids"].shape[1] :]
             found.append([text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)])
         return found
 
@@ -149,12 +144,12 @@ class OtherModel:
 
         length = inputs["input_ids"].shape[1]
         with torch.inference_mode():
-            made = self.model.generate(
+            generated = self.model.generate(
                 **inputs, max_new_tokens=len(forced), min_new_tokens=len(forced), do_sample=False, output_logits=True,
                 return_dict_in_generate=True, pad_token_id=self.tokenizer.pad_token_id,
                 prefix_allowed_tokens_fn=lambda _, ids: [forced[len(ids) - length]],
             )  # fmt: skip
-        return torch.stack([step.float().log_softmax(-1) for step in made.logits], 1).cpu().numpy()
+        return torch.stack([step.float().log_softmax(-1) for step in generated.logits], 1).cpu().numpy()
 
     def _scores(self, picture: np.ndarray, questions: Sequence[Question]) -> list[np.ndarray]:
         """Log-likelihood of each option of each question, in nats."""

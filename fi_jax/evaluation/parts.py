@@ -1,36 +1,40 @@
 """One cell's predictions as a file that is made once: asks a model about one data set, unless that was done before."""
 
-import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fi_jax.config import DataConfig
 from fi_jax.data.datasets import find_dataset
+from fi_jax.data.examples import examine, stamp
 from fi_jax.data.pipeline import open_dataset
+from fi_jax.data.records import FaceRecord
+from fi_jax.data.splits import limited
 from fi_jax.errors import UserError
-from fi_jax.evaluation.answering import Speak, predict
-from fi_jax.evaluation.cells import Cell
+from fi_jax.evaluation.answering import predict
+from fi_jax.evaluation.cells import Assignment
 from fi_jax.evaluation.free_form import MAX_NEW_TOKENS
 from fi_jax.evaluation.other_models import OtherModel
-from fi_jax.evaluation.predictions import Answer, atomic_text, true_answer, write_predictions
+from fi_jax.evaluation.predictions import Answer, true_answer, write_predictions
 from fi_jax.evaluation.summarise import train_baseline
 from fi_jax.faces.map_cache import with_maps
+from fi_jax.files import sha256, write_json
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate_many
 from fi_jax.progress import progress_bar
 
+log = logging.getLogger(__name__)
 Model = Answerer | OtherModel
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationOptions:
     """What is asked of every set, and of how much of it."""
 
     split: str = "test"
-    # Only the first faces of each set; 0 for all.
+    # So many faces of each set, by the hash of their names; 0 for all.
     limit: int = 0
     batch_size: int = 8
     head_only: bool = False
@@ -39,74 +43,99 @@ class Asked:
     mask_cache: str = ""
 
 
-def part_path(out: Path, cell: Cell, root: str, asked: Asked, fingerprint: str) -> Path:
-    """Returns the file of a cell: its name says everything that its contents depend on."""
-    depends = (fingerprint, root, asked.limit, asked.head_only, asked.free_form)
-    digest = hashlib.sha256(repr(depends).encode()).hexdigest()[:12]
-    return out / "parts" / f"{cell.dataset}-{cell.setting}-{asked.split}-{digest}.jsonl"
+@dataclass(frozen=True)
+class Part:
+    """A finished cell: its file of predictions, and what is kept beside it."""
+
+    path: Path
+    # The train split's majority answer of each question.
+    baseline: dict[str, Answer]
+    # Pictures that could not be read and were left out -> why.
+    unreadable: dict[str, str]
 
 
-def fill_part(path: Path, cell: Cell, root: str, asked: Asked, load: Callable[[], Model]) -> dict[str, Answer]:
-    """Writes a cell's predictions and its train split's majority beside them; returns the majority.
+def fill_part(
+    out: Path,
+    assignment: Assignment,
+    root: str,
+    options: EvaluationOptions,
+    fingerprint: str,
+    load: Callable[[], Model],
+) -> Part:
+    """Writes a cell's predictions into `out`/parts. What was done before is not done again, nor the model loaded.
 
-    Done before, nothing is done and the model is not loaded.
+    The file's name says everything that its contents depend on: the model (`fingerprint`), the options, and each
+    record's picture (size and time of its file), box and labels; not the folder.
 
     Raises:
       UserError: the split is empty, or the model cannot answer a single question about the set.
     """
-    baseline_file = path.with_suffix(".baseline.json")
-    if not path.is_file() or not baseline_file.is_file():
-        baseline = _evaluate(path, cell, root, asked, load())
-        with atomic_text(baseline_file) as file:
-            json.dump(baseline, file)
-    return json.loads(baseline_file.read_text())
-
-
-def _evaluate(path: Path, cell: Cell, root: str, asked: Asked, model: Model) -> dict[str, Answer]:
-    name = cell.dataset
-    dataset = find_dataset(name)
-    source = dataset.open(root)
-    records = source.records(asked.split)
+    name = assignment.dataset
+    source = find_dataset(name).open(root)
+    records = limited(source.records(options.split), options.limit)
     if not records:
-        raise UserError(f"{name} at '{root}' has no faces in split '{asked.split}'")
-    records = records[: asked.limit] if asked.limit else records
-    questions = model.answerable(dataset.questions)
+        raise UserError(f"{name} at '{root}' has no faces in split '{options.split}'")
+    depends = (fingerprint, options.head_only, options.free_form, _fingerprint(records))
+    stem = f"{name}-{assignment.setting}-{options.split}-{sha256(repr(depends))[:12]}"
+    path = out / "parts" / f"{stem}.jsonl"
+    beside = path.with_suffix(".json")
+    if path.is_file():
+        try:
+            return Part(path, **json.loads(beside.read_text()))
+        except (OSError, ValueError, TypeError):
+            log.info(f"{beside} is missing or damaged; {name} is evaluated again")
+    readable, rejected = examine(records)
+    if not readable:
+        raise UserError(
+            f"{name} at '{root}': no picture can be read; the first: {rejected[0].key}: {rejected[0].reason}"
+        )
+    model = load()
+    questions = model.answerable(find_dataset(name).questions)
     if not questions:
         raise UserError(
             f"the model's vocabulary '{model.vocabulary.name}' knows no answer to any question about {name}"
         )
-    if asked.free_form and not model.is_instruction_tuned:
+    _answer(path, assignment, readable, questions, options, model)
+    truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
+    found = {"baseline": train_baseline(truths), "unreadable": {r.key: r.reason for r in rejected}}
+    write_json(beside, found)
+    return Part(path, **found)
+
+
+def _fingerprint(records: Sequence[FaceRecord]) -> str:
+    return sha256("\n".join(f"{stamp(r)}\t{r.split}\t{sorted(r.labels.items())}\t{r.age}" for r in records))
+
+
+def _answer(
+    path: Path,
+    assignment: Assignment,
+    records: Sequence[FaceRecord],
+    questions: Sequence,
+    options: EvaluationOptions,
+    model: Model,
+) -> None:
+    if options.free_form and not model.is_instruction_tuned:
         raise UserError("--free-form needs a model whose LLM was taught to read faces (train.stage instruct)")
-    data: DataConfig = replace(model.config.data, mask_cache=asked.mask_cache, cache_in_memory=False)
+    data = replace(model.config.data, mask_cache=options.mask_cache, cache_in_memory=False)
     if model.config.model.use_segmentation:
         data = with_maps(records, data, model.config.weights.parser)
-    with progress_bar(f"answering about {name}, {cell.setting}", len(records)) as advance:
+    with progress_bar(f"answering about {assignment.dataset}, {assignment.setting}", len(records)) as advance:
         lines = predict(
             model,
             records,
             open_dataset(records, data, model.vocabulary),
             questions,
-            batch_size=min(asked.batch_size, len(records)),
-            by_llm=not asked.head_only and model.is_instruction_tuned,
-            speak=_speaker(model) if asked.free_form else None,
-            seen=cell.seen,
+            batch_size=min(options.batch_size, len(records)),
+            by_llm=not options.head_only and model.is_instruction_tuned,
+            generate=partial(_generate, model) if options.free_form else None,
+            seen=assignment.seen,
             estimator=model.info.get("age_estimator", "expected"),
             advance=advance,
         )
         write_predictions(path, lines)
-    truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
-    return train_baseline(truths)
 
 
-def _speaker(model: Model) -> Speak:
+def _generate(model: Model, image, mask, questions) -> list[list[str]]:
     if isinstance(model, OtherModel):
-        return partial(_other, model)
-    return partial(_ours, model)
-
-
-def _other(model: OtherModel, image, mask, questions) -> list[list[str]]:
-    return model.speak(image, mask, questions, MAX_NEW_TOKENS)
-
-
-def _ours(model: Answerer, image, mask, questions) -> list[list[str]]:
+        return model.generate(image, questions, MAX_NEW_TOKENS)
     return generate_many(model, image, mask, [q.text for q in questions], MAX_NEW_TOKENS)

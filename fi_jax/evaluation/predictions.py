@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from fi_jax.errors import UserError, require_choice
+from fi_jax.files import atomic_path
 from fi_jax.labels.questions import Family, Question
 from fi_jax.labels.tasks import age_group_of
 
@@ -24,6 +22,7 @@ GROUPS = ("gender", "race", "age_group")
 # Probabilities are rounded to this many digits in the file, so their sum may miss 1 by a few of them.
 DIGITS = 5
 _SUM_TOLERANCE = 1e-3
+_MOST_YEARS = 1e6
 
 
 @dataclass(frozen=True)
@@ -62,31 +61,29 @@ class Prediction:
     def __post_init__(self):
         require_choice("task", self.task, TASKS)
         require_choice("source", self.source, SOURCES)
+        where = f"question '{self.question}' of {self.image}"
         options = self.probabilities
         for name, p in options.items():
             if not (isinstance(p, int | float) and 0 <= p <= 1):
-                raise UserError(
-                    f"question '{self.question}' of {self.image}: probability of '{name}' is {p}, not in [0, 1]"
-                )
+                raise UserError(f"{where}: probability of '{name}' is {p}, not in [0, 1]")
         if options and abs(sum(options.values()) - 1) > _SUM_TOLERANCE:
-            raise UserError(
-                f"question '{self.question}' of {self.image}: probabilities sum to {sum(options.values()):.4f}, not 1"
-            )
+            raise UserError(f"{where}: probabilities sum to {sum(options.values()):.4f}, not 1")
         for what, value in (("label", self.label), ("answer", self.answer)):
             if value is None:
                 continue
             if self.task == "age_years":
-                if not (isinstance(value, int | float) and math.isfinite(value)):
-                    raise UserError(
-                        f"question '{self.question}' of {self.image}: {what} '{value}' is not an age in years"
-                    )
+                # Compared before `isfinite`, which a whole number of 400 digits would break.
+                if isinstance(value, str | bool) or not 0 <= value < _MOST_YEARS:
+                    raise UserError(f"{where}: {what} '{value}' is not an age in years")
             elif not isinstance(value, str) or (options and value not in options):
-                raise UserError(
-                    f"question '{self.question}' of {self.image}: {what} '{value}' is none of {list(options)}"
-                )
+                raise UserError(f"{where}: {what} '{value}' is none of {list(options)}")
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Prediction))
+# Of the other fields `Prediction` checks the values.
+_TYPES: dict[str, Any] = dict.fromkeys(("image", "dataset", "task", "question", "source", "split"), str)
+_TYPES |= dict.fromkeys((*GROUPS, "text", "path"), str | None) | {"seen": bool, "probabilities": dict}
+_TYPE_WORDS = {str: "text", str | None: "text or null", bool: "true or false", dict: "an object of option: probability"}
 _REQUIRED = ("image", "dataset", "task", "question", "label", "answer", "probabilities")
 
 
@@ -162,41 +159,27 @@ def to_line(prediction: Prediction) -> str:
 
 
 def from_line(line: str) -> Prediction:
-    """Parses one line; a missing or unknown field, or a value out of range, is a `UserError`."""
+    """Parses one line; a missing or unknown field, a wrong type, or a value out of range, is a `UserError`."""
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError("not a JSON object")
     missing = [name for name in _REQUIRED if name not in values]
     if missing:
         raise UserError(f"field(s) missing: {', '.join(missing)}")
-    for name in values:
+    for name, value in values.items():
         require_choice("field", name, _FIELDS)
-    if not isinstance(values["probabilities"], dict):
-        raise UserError("probabilities is not an object of option: probability")
+        if not isinstance(value, _TYPES.get(name, object)):
+            raise UserError(f"field '{name}' is {json.dumps(value)[:60]}, not {_TYPE_WORDS[_TYPES[name]]}")
     return Prediction(**values)
-
-
-@contextmanager
-def atomic_text(path: Path | str) -> Iterator:
-    """Opens a text file that appears under `path` only when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_predictions(path: Path | str, predictions: Iterable[Prediction]) -> int:
     """Writes predictions as they come; the file appears only when all are written. Returns their number."""
     count = 0
-    with atomic_text(path) as file:
+    with atomic_path(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for prediction in predictions:
             file.write(to_line(prediction) + "\n")
             count += 1
@@ -210,11 +193,15 @@ def read_predictions(path: Path | str) -> Iterator[Prediction]:
         path = path / "predictions.jsonl"
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with 'fi-jax evaluate CONFIG --out DIR'")
-    with path.open(encoding="utf-8") as file:
+    # A line of another encoding must not stop the count of lines, which the message names.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
+                line.encode()
                 yield from_line(line)
+            except UnicodeEncodeError as error:
+                raise UserError(f"{path}, line {number}: not UTF-8; evaluate again") from error
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fi_jax.errors import UserError
-from fi_jax.evaluation.columns import Answers, Block
+from fi_jax.evaluation.columns import Block, Predictions
 from fi_jax.evaluation.metrics import accuracy, as_confusion, confusion_cells, mean_attribute, mean_error
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import majority_of
-from fi_jax.evaluation.protocols.scoring import Metric, Options, breakdown, number, scores
+from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, number, scores
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import RuleTable, broken, compile_rules
 from fi_jax.labels.question_bank import question
@@ -30,7 +30,7 @@ MOST_DECODED = 2000
 
 def asserted_labels(block: Block) -> set[str]:
     """Every label that an option of one of the block's questions asserts."""
-    return {label for name in block.answers for label in question(name).labels if label}
+    return {label for name in block.predictions for label in question(name).labels if label}
 
 
 def vocabulary_of(block: Block) -> Vocabulary:
@@ -45,7 +45,7 @@ def vocabulary_of(block: Block) -> Vocabulary:
 
 def rules_of(block: Block) -> tuple[Rule, ...]:
     """The rules that answers can break: not those between the options of one question, which is answered once."""
-    alone = [{label for label in question(name).labels if label} for name in block.answers]
+    alone = [{label for label in question(name).labels if label} for name in block.predictions]
     asked = asserted_labels(block)
 
     def can_break(rule: Rule) -> bool:
@@ -55,38 +55,55 @@ def rules_of(block: Block) -> tuple[Rule, ...]:
     return tuple(rule for rule in rules_for(vocabulary_of(block)) if can_break(rule))
 
 
-def _years_option(answers: Answers, years: Float[Array, "f"]) -> Array:
+def _years_option(years: Float[Array, "f"]) -> Int[Array, "f"]:
     """The five-year bin of an age, −1 where unknown."""
     bins = np.abs(np.nan_to_num(years)[:, None] - np.asarray(YEAR_CENTRES)).argmin(-1)
     return np.where(np.isnan(years), -1, bins)
 
 
-def said_options(answers: Answers) -> Array:
+def predicted_options(column: Predictions) -> Int[Array, "f"]:
     """The option each face got: the answer's, or for ages the likeliest bin (the answer's bin without any)."""
-    if answers.task != "age_years":
-        return answers.answer
-    likeliest = np.nan_to_num(answers.probs, nan=-1).argmax(-1)
-    return np.where(np.isnan(answers.probs).any(-1), _years_option(answers, answers.said_years), likeliest)
+    if column.task != "age_years":
+        return column.answer
+    likeliest = np.nan_to_num(column.probs, nan=-1).argmax(-1)
+    return np.where(np.isnan(column.probs).any(-1), _years_option(column.predicted_years), likeliest)
 
 
-def hard_labels(
-    block: Block, vocab: Vocabulary, options: Mapping[str, Array]
-) -> tuple[Bool[Array, "f n"], Bool[Array, "f n"]]:
-    """Returns `(labels, in_scope)` over `vocab`, given the option (−1: none) of each question on each face.
+def true_options(column: Predictions) -> Int[Array, "f"]:
+    """The true option of each face, −1 where unknown; for ages the bin of the years."""
+    return _years_option(column.years) if column.task == "age_years" else column.target
 
-    A label that several questions assert ("Male" by its own question and by "gender") follows the choice.
+
+def to_labels(
+    vocab: Vocabulary, options: Mapping[str, Float[Array, "f k"]]
+) -> tuple[Float[Array, "f n"], Bool[Array, "f n"]]:
+    """Returns the value of every label that an option asserts, and where there is one.
+
+    `options` holds for each question a value of each of its options on each face, NaN where it was not answered. A
+    label that several questions assert ("Male" by its own question and by "gender") follows the choice.
     """
-    hard = np.zeros((len(block.images), len(vocab)), bool)
-    scope = np.zeros_like(hard)
+    faces = len(next(iter(options.values())))
+    values, scope = np.zeros((faces, len(vocab))), np.zeros((faces, len(vocab)), bool)
     for name in sorted(options, key=lambda n: not question(n).is_binary):
-        chosen = options[name]
-        answered = chosen >= 0
+        given = ~np.isnan(options[name]).any(-1)
         for i, label in enumerate(question(name).labels):
             if label:
                 place = vocab.index(label)
-                hard[:, place] = np.where(answered, chosen == i, hard[:, place])
-                scope[:, place] |= answered
-    return hard, scope
+                values[given, place] = options[name][given, i]
+                scope[:, place] |= given
+    return values, scope
+
+
+def _broken(
+    vocab: Vocabulary, table: RuleTable, options: Mapping[str, Int[Array, "f"]]
+) -> tuple[Bool[Array, "f r"], Bool[Array, "f r"]]:
+    """Returns which rules are broken and which are judged, given each face's option of each question (−1: none)."""
+    one_hot = {
+        name: np.where(chosen[:, None] >= 0, chosen[:, None] == np.arange(len(question(name).options)), np.nan)
+        for name, chosen in options.items()
+    }
+    values, scope = to_labels(vocab, one_hot)
+    return broken(values > 0.5, scope, table)
 
 
 def _rate_stats(breaks: Bool[Array, "f r"], mask: Bool[Array, "f r"]) -> Float[Array, "f 2"]:
@@ -94,35 +111,20 @@ def _rate_stats(breaks: Bool[Array, "f r"], mask: Bool[Array, "f r"]) -> Float[A
     return np.stack([breaks.any(-1) & judged, judged], -1).astype(np.float32)
 
 
-def _label_probs(block: Block, vocab: Vocabulary, faces: Array) -> tuple[Float[Array, "f n"], Bool[Array, "f n"]]:
-    """Returns the probability of every label an option asserts, and where there is one."""
-    probs = np.zeros((len(faces), len(vocab)))
-    scope = np.zeros((len(faces), len(vocab)), bool)
-    for name in sorted(block.answers, key=lambda n: not question(n).is_binary):
-        said = block.answers[name].probs[faces]
-        given = ~np.isnan(said).any(-1)
-        for i, label in enumerate(question(name).labels):
-            if label:
-                place = vocab.index(label)
-                probs[given, place] = said[given, i]
-                scope[:, place] |= given
-    return probs, scope
-
-
 def consistent_options(block: Block, faces: Int[Array, "f"]) -> dict[str, Int[Array, "f"]]:
     """Decodes some faces as the likeliest answers that break no rule: the option of each question, −1 without any."""
     vocab = vocabulary_of(block)
-    probs, scope = _label_probs(block, vocab, faces)
+    probs, scope = to_labels(vocab, {name: column.probs[faces] for name, column in block.predictions.items()})
     hard = decode_consistent(probs, scope, compile_rules(rules_for(vocab), vocab))
     found = {}
-    for name, answers in block.answers.items():
+    for name, column in block.predictions.items():
         places = [vocab.index(label) for label in question(name).labels if label]
         given = scope[:, places].all(-1)
         if question(name).is_binary:
             chosen = np.where(hard[:, places[0]], 0, 1)
         else:
             # Where a data set's classes are a part of a larger group, none may be left: the likeliest stands.
-            chosen = np.where(hard[:, places].any(-1), hard[:, places].argmax(-1), said_options(answers)[faces])
+            chosen = np.where(hard[:, places].any(-1), hard[:, places].argmax(-1), predicted_options(column)[faces])
         found[name] = np.where(given, chosen, -1)
     return found
 
@@ -132,19 +134,18 @@ def consistency_cost(block: Block) -> dict[str, dict] | None:
 
     After consistent decoding no rule is broken by construction, so its price in accuracy is what it is judged by.
     """
-    judged = np.flatnonzero(np.any([~np.isnan(a.probs).any(-1) for a in block.answers.values()], axis=0))
+    judged = np.flatnonzero(np.any([~np.isnan(a.probs).any(-1) for a in block.predictions.values()], axis=0))
     if not len(judged):
         return None
     faces = judged[np.linspace(0, len(judged) - 1, min(MOST_DECODED, len(judged))).astype(int)]
     decoded = consistent_options(block, faces)
     cells: dict[str, list] = {}
-    for name, answers in block.answers.items():
-        k = len(answers.options)
-        target = _years_option(answers, answers.years) if answers.task == "age_years" else answers.target
-        target = np.where(decoded[name] >= 0, target[faces], -1)
+    for name, column in block.predictions.items():
+        target = np.where(decoded[name] >= 0, true_options(column)[faces], -1)
         if (target >= 0).any():
-            both = (said_options(answers)[faces], decoded[name])
-            cells.setdefault(answers.task, []).append([confusion_cells(target, said, k).sum(0) for said in both])
+            both = (predicted_options(column)[faces], decoded[name])
+            counts = [confusion_cells(target, options, len(column.options)).sum(0) for options in both]
+            cells.setdefault(column.task, []).append(counts)
     return {
         task: {
             name: number(mean_attribute(accuracy, sums) if task == "attribute" else accuracy(as_confusion(sums[0])))
@@ -155,8 +156,19 @@ def consistency_cost(block: Block) -> dict[str, dict] | None:
     }
 
 
+def _majority_option(column: Predictions, train_answer: Answer) -> Int[Array, "f"]:
+    """The majority's option for every face, −1 where nothing tells it."""
+    faces = len(column.answer)
+    if column.task == "age_years":
+        known = ~np.isnan(column.years)
+        median = np.nanmedian(column.years) if train_answer is None and known.any() else train_answer
+        return _years_option(np.full(faces, np.nan if median is None else median, float))
+    known = column.target >= 0
+    return np.full(faces, majority_of(column, train_answer)[0] if known.any() or train_answer is not None else -1)
+
+
 def judge_rules(
-    block: Block, baselines: Mapping[str, Answer], options: Options, consistent: bool = True
+    block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap, consistent: bool = True
 ) -> dict | None:
     """Returns the violation rate with all that stands beside it, or None when no rule concerns these questions.
 
@@ -169,28 +181,14 @@ def judge_rules(
     if not rules:
         return None
     table: RuleTable = compile_rules(rules, vocab)
-    asked = block.answers.values()
-    breaks, mask = broken(*hard_labels(block, vocab, {a.question: said_options(a) for a in asked}), table)
+    columns = block.predictions
+    breaks, mask = _broken(vocab, table, {name: predicted_options(c) for name, c in columns.items()})
     judged = np.any(mask, axis=-1)
     if not judged.any():
         return None
-
-    truths = {a.question: _years_option(a, a.years) if a.task == "age_years" else a.target for a in asked}
-    true_stats = _rate_stats(*broken(*hard_labels(block, vocab, truths), table))
-
-    majority = {}
-    for a in asked:
-        if a.task == "age_years":
-            stated = baselines.get(a.question)
-            years = np.nanmedian(a.years) if stated is None and not np.isnan(a.years).all() else stated
-            chosen = -1 if years is None else int(_years_option(a, np.array([years], float))[0])
-        elif (a.target >= 0).any() or baselines.get(a.question) is not None:
-            chosen, _ = majority_of(a, baselines.get(a.question))
-        else:
-            chosen = -1
-        majority[a.question] = np.full(len(block.images), chosen)
-    constant = _rate_stats(*broken(*hard_labels(block, vocab, majority), table))
-
+    true_stats = _rate_stats(*_broken(vocab, table, {name: true_options(c) for name, c in columns.items()}))
+    majority = {name: _majority_option(c, baselines.get(name)) for name, c in columns.items()}
+    constant = _rate_stats(*_broken(vocab, table, majority))
     stats = _rate_stats(breaks, mask)
     rate = np.divide(breaks.sum(0), mask.sum(0), out=np.zeros(len(rules)), where=mask.any(0))
     examples = [
@@ -199,10 +197,10 @@ def judge_rules(
     ]
     return {
         "headline": RATE.name,
-        "metrics": scores(stats[judged], (RATE,), options, constant[judged]),
+        "metrics": scores(stats[judged], (RATE,), bootstrap, constant[judged]),
         "baseline": {"answer": "each question's majority", "from": "train" if baselines else "evaluated"},
         "annotations": number(RATE.of(true_stats.sum(0, dtype=np.float64))),
-        "groups": breakdown(stats, judged, block.groups, RATE, options),
+        "groups": breakdown(stats, judged, block.groups, RATE, bootstrap),
         "by_rule": {
             str(rule): {"kind": rule.kind, "why": rule.source, "rate": number(rate[r]), "faces": int(mask[:, r].sum())}
             for r, rule in enumerate(rules)

@@ -1,21 +1,19 @@
 """From predictions to the `metrics.json` summary: every block judged by every protocol that its questions belong to."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.columns import Block, gather
-from fi_jax.evaluation.predictions import Answer, Prediction, atomic_text
-from fi_jax.evaluation.protocols import age, attributes, expression, gender, race
-from fi_jax.evaluation.protocols.scoring import Options
+from fi_jax.evaluation.predictions import Answer, Prediction
+from fi_jax.evaluation.protocols import attributes, choice, years
+from fi_jax.evaluation.protocols.scoring import Bootstrap
+from fi_jax.evaluation.results import VERSION
 from fi_jax.evaluation.rules import judge_rules
 
-VERSION = 1
 # data set -> question -> the train split's commonest answer (`age_years`: its median, in years).
 Baselines = Mapping[str, Mapping[str, Answer]]
 
@@ -41,13 +39,15 @@ def train_baseline(truths: Iterable[Mapping[str, Answer]]) -> dict[str, Answer]:
 
 
 def judge_block(
-    block: Block, baselines: Mapping[str, Answer], options: Options, estimator: age.Estimator, consistent: bool = True
+    block: Block,
+    baselines: Mapping[str, Answer],
+    bootstrap: Bootstrap,
+    estimator: years.Estimator,
+    consistent: bool = True,
 ) -> dict:
     """Returns one entry of the summary: what one source answered about one data set in one setting."""
-    tasks: dict[str, dict] = {}
-    for protocol in (attributes, gender, race, expression):
-        tasks |= protocol.judge(block, baselines, options)
-    tasks |= age.judge(block, baselines, options, estimator)
+    tasks = attributes.judge(block, baselines, bootstrap) | choice.judge(block, baselines, bootstrap)
+    tasks |= years.judge(block, baselines, bootstrap, estimator)
     return {
         "dataset": block.dataset,
         "source": block.source,
@@ -55,7 +55,7 @@ def judge_block(
         "split": block.split,
         "faces": len(block.images),
         "tasks": tasks,
-        "rules": judge_rules(block, baselines, options, consistent),
+        "rules": judge_rules(block, baselines, bootstrap, consistent),
     }
 
 
@@ -63,7 +63,7 @@ def summarise(
     predictions: Iterable[Prediction],
     baselines: Baselines | None = None,
     *,
-    estimator: age.Estimator = "expected",
+    estimator: years.Estimator = "expected",
     resamples: int = 1000,
     seed: int = 0,
     meta: Mapping[str, Any] | None = None,
@@ -75,7 +75,7 @@ def summarise(
       predictions: lines of any number of data sets, sources and settings.
       baselines: the train splits' majorities (`train_baseline`); without them a baseline is the evaluated faces' own
         majority, and each entry says which it is.
-      estimator: how years are read for the headline; choose it on validation faces (`protocols.age.choose_estimator`).
+      estimator: how years are read for the headline; chosen on validation faces when a model is packed.
       resamples: bootstrap samples of the faces behind each 95 % interval.
       seed: of the bootstrap.
       meta: whatever else the file should carry: config, command, checkpoint.
@@ -87,34 +87,11 @@ def summarise(
     blocks = gather(predictions)
     if not blocks:
         raise UserError("there are no predictions to summarise; evaluate at least one face")
-    options = Options(resamples, seed)
+    bootstrap = Bootstrap(resamples, seed)
     baselines = baselines or {}
     return {
         "version": VERSION,
-        "interval": {"level": options.level, "resamples": resamples, "seed": seed, "unit": "face"},
-        "entries": [judge_block(b, baselines.get(b.dataset, {}), options, estimator, consistent) for b in blocks],
+        "interval": {"level": bootstrap.level, "resamples": resamples, "seed": seed, "unit": "face"},
+        "entries": [judge_block(b, baselines.get(b.dataset, {}), bootstrap, estimator, consistent) for b in blocks],
         "meta": dict(meta or {}),
     }
-
-
-def write_summary(path: Path | str, summary: dict) -> None:
-    """Writes `metrics.json` atomically."""
-    with atomic_text(path) as file:
-        json.dump(summary, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-
-
-def read_summary(path: Path | str) -> dict:
-    """Reads `metrics.json` (or that of a folder); a missing, broken or foreign file is a `UserError`."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make it with 'fi-jax evaluate CONFIG --out DIR'")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); evaluate again") from error
-    if not isinstance(summary, dict) or summary.get("version") != VERSION or "entries" not in summary:
-        raise UserError(f"{path} is no metrics.json of this version; evaluate again")
-    return summary

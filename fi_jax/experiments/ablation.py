@@ -23,8 +23,8 @@ from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import Mixture, load_mixture
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import closed_lines
-from fi_jax.evaluation.cells import Cell
-from fi_jax.evaluation.parts import Asked, fill_part, part_path
+from fi_jax.evaluation.cells import Assignment
+from fi_jax.evaluation.parts import EvaluationOptions, fill_part
 from fi_jax.evaluation.predictions import Prediction, read_predictions, true_answer
 from fi_jax.evaluation.summarise import summarise, train_baseline
 from fi_jax.experiments.candidates import our_candidate
@@ -69,7 +69,7 @@ class Study:
     out: Path
     # Data sets that are trained on and judged, with their folders.
     sets: tuple[tuple[str, str], ...]
-    asked: Asked
+    asked: EvaluationOptions
     # Most members of one program.
     members: int = 16
     # The model whose encoders stay as they are; None trains every point as its config says.
@@ -207,10 +207,10 @@ def _judge_run(study: Study, point: Point) -> dict:
     lines: list[Prediction] = []
     baselines = {}
     for dataset, root in study.sets:
-        cell = Cell(dataset, "fine-tuned", 0)
-        part = part_path(folder / "evaluation", cell, root, study.asked, model.fingerprint)
-        baselines[dataset] = fill_part(part, cell, root, study.asked, model.load)
-        lines += read_predictions(part)
+        assignment = Assignment(dataset, "fine-tuned", 0)
+        part = fill_part(folder / "evaluation", assignment, root, study.asked, model.fingerprint, model.load)
+        baselines[dataset] = part.baseline
+        lines += read_predictions(part.path)
     return scores_of(lines, baselines)
 
 

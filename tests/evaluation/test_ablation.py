@@ -6,7 +6,7 @@ import pytest
 
 from fi_jax.cli.configs import load_config
 from fi_jax.errors import UserError
-from fi_jax.evaluation.ablation_table import grid, tabulate, to_csv, to_markdown
+from fi_jax.evaluation.ablation_table import ablation_tables, flat_ablation_table
 from fi_jax.experiments.ablation import points_of, programs
 from fi_jax.experiments.variants import FULL, NAMES, chosen
 
@@ -56,10 +56,9 @@ def point(variant: str, seed: int, value: float) -> dict:
 
 def test_the_table_has_means_and_deviations_over_seeds():
     results = [point("full", 0, 0.90), point("full", 1, 0.94), point("no_ccm", 0, 0.80)]
-    (table,) = tabulate(results)
-    header, rows = grid(table)
-    assert header == ["variant", "UTKFace: gender, accuracy", "UTKFace: age in years, MAE (years)"]
+    (table,) = ablation_tables(results, "A note.")
+    assert table.header == ["variant", "UTKFace: gender, accuracy", "UTKFace: age in years, MAE (years)"]
     # Sample deviation of 90 and 94: 2.83.
-    assert rows == [["FULL", "92.0 ± 2.8", "9.20 ± 0.28"], ["NO_CCM", "80.0", "8.00"]]
-    assert "| FULL | 92.0 ± 2.8 |" in to_markdown([table], "A note.") and "A note." in to_markdown([table], "A note.")
-    assert to_csv([table]).splitlines()[3] == "no_ccm,head,utkface,gender,accuracy,0.8,,1"
+    assert table.rows == [["FULL", "92.0 ± 2.8", "9.20 ± 0.28"], ["NO_CCM", "80.0", "8.00"]]
+    assert "| FULL | 92.0 ± 2.8 |" in table.to_markdown() and "A note." in table.to_markdown()
+    assert flat_ablation_table(results).to_csv().splitlines()[3] == "no_ccm,head,utkface,gender,accuracy,0.8,,1"

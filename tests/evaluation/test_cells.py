@@ -3,12 +3,12 @@
 import pytest
 
 from fi_jax.errors import UserError
-from fi_jax.evaluation.cells import Cell, plan_cells, saw, sources_of
+from fi_jax.evaluation.cells import Assignment, plan_cells, saw, sources_of
 
 
 def test_a_training_free_cell_never_holds_a_model_that_saw_the_set():
     cells, blank = plan_cells(["utkface", "expw"], [["utkface", "celeba"]])
-    assert cells == [Cell("utkface", "fine-tuned", 0), Cell("expw", "training-free", 0)]
+    assert cells == [Assignment("utkface", "fine-tuned", 0), Assignment("expw", "training-free", 0)]
     assert blank == [("utkface", "training-free"), ("expw", "fine-tuned")]
     assert [cell.seen for cell in cells] == [True, False]
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from fi_jax.evaluation.free_form import read_answer, unreadable_lines
+from fi_jax.evaluation.free_form import read_answer
 from fi_jax.evaluation.predictions import Prediction
+from fi_jax.evaluation.results import cells_of
+from fi_jax.evaluation.results_tables import notes_below, results_table
 from fi_jax.evaluation.summarise import summarise
-from fi_jax.evaluation.tables import render, to_markdown
 from fi_jax.labels.question_bank import question
 
 
@@ -44,6 +45,6 @@ def test_what_cannot_be_read_counts_as_wrong_and_is_told():
     (entry,) = summary["entries"]
     assert entry["tasks"]["gender"]["unreadable"] == 2
     assert entry["tasks"]["gender"]["metrics"]["accuracy"]["value"] == 0.5
-    (line,) = unreadable_lines(summary)
+    line = notes_below(summary)[0]
     assert "gender 2 of 4" in line and "UTKFace, training-free" in line
-    assert "LLM, free-form" in to_markdown(render(summary))
+    assert "LLM, free-form" in results_table(cells_of(summary)).to_markdown()

@@ -15,9 +15,10 @@ from synthetic_answers import answers
 
 from fi_jax.cli.main import main
 from fi_jax.evaluation.predictions import Prediction, write_predictions
-from fi_jax.evaluation.report.ablation import ablation_table, changes
 from fi_jax.evaluation.report.gather import badness, compare, faces_that_differ, read_inputs, worst_mistakes
-from fi_jax.evaluation.summarise import summarise, write_summary
+from fi_jax.evaluation.report.tables import ablation_table, changes
+from fi_jax.evaluation.results import write_summary
+from fi_jax.evaluation.summarise import summarise
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -118,11 +119,11 @@ def test_an_ablation_says_what_was_changed_and_what_it_did(evaluations):
     assert changes({"a": [{"b": 1}]}, {"a": [{"b": 1, "c": "x"}]}) == ["a.0.c: unset → x"]
     found, _ = read_inputs([evaluations / "before", evaluations / "after", evaluations / "before"], most=1)
     table = ablation_table(found)
-    assert table["header"][4:] == ["before", "after", "before (2)"]
-    gender = next(row["cells"] for row in table["rows"] if row["cells"][1] == "gender")
+    assert table.header[4:] == ["before", "after", "before (2)"]
+    gender = next(row for row in table.rows if row[1] == "gender")
     before, after, again = (float(text.split()[0]) for text in gender[4:])
     assert gender[5].endswith(f"(+{after - before:.1f})") and gender[6].endswith("(+0.0)") and again == before
-    assert table["notes"][2] == "before (2) against before: no field of the config differs."
+    assert table.notes[2] == "before (2) against before: no field of the config differs."
 
 
 def test_faces_that_differ_most_come_first(tmp_path):
@@ -206,7 +207,7 @@ def test_compare_counts_flips_and_pairs_settings():
     (flips,) = compare(first, second).values()
     assert (flips.both_right, flips.mended, flips.broken, flips.both_wrong) == (1, 1, 1, 1)
     assert flips.p_value == 1
-    assert {before.image for _, before, _ in flips.examples} == {"b", "d"}
+    assert {before.image for before, _ in flips.examples} == {"b", "d"}
     twice = [says(i, "male", seen=s) for i in "ab" for s in (True, False)]
     assert {key[3] for key in compare(twice, twice)} == {True, False}
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fi_jax.data.datasets import find_dataset
+from fi_jax.data.datasets import DATASET_NAMES, find_dataset
 from fi_jax.errors import UserError
-from fi_jax.evaluation import tables
 from fi_jax.evaluation.columns import gather
 from fi_jax.evaluation.predictions import Prediction
-from fi_jax.evaluation.protocols import age, attributes, expression, gender, race
+from fi_jax.evaluation.protocols import attributes, choice, years
+from fi_jax.evaluation.results import cells_of, read_summary, write_summary
+from fi_jax.evaluation.results_tables import flat_table, results_table
 from fi_jax.evaluation.rules import consistent_options
-from fi_jax.evaluation.summarise import read_summary, summarise, train_baseline, write_summary
+from fi_jax.evaluation.summarise import summarise, train_baseline
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.tasks import YEAR_CENTRES, age_group_of
 
@@ -25,7 +26,7 @@ def predict(image, dataset, name, label, answer, confidence=0.9, **kwargs) -> Pr
     return Prediction(image, dataset, q.family, name, label, answer, probs, **kwargs)
 
 
-def years(image, truth, bins: dict[int, float], **kwargs) -> Prediction:
+def in_years(image, truth, bins: dict[int, float], **kwargs) -> Prediction:
     q = question("age_years")
     probs = {o: bins.get(i, 0.0) for i, o in enumerate(q.options)}
     said = sum(p * YEAR_CENTRES[i] for i, p in bins.items())
@@ -84,9 +85,9 @@ def test_age_groups_within_one_and_years():
         predict("a", "utkface", "age_group", "20-29", "20-29"),
         predict("b", "utkface", "age_group", "20-29", "30-39"),
         predict("c", "utkface", "age_group", "20-29", "70+"),
-        years("a", 25.0, {4: 0.5, 5: 0.5}),
-        years("b", 30.0, {4: 1.0}),
-        years("c", 50.0, {0: 0.4, 10: 0.6}),
+        in_years("a", 25.0, {4: 0.5, 5: 0.5}),
+        in_years("b", 30.0, {4: 1.0}),
+        in_years("c", 50.0, {0: 0.4, 10: 0.6}),
     ]
     tasks = summarise(faces, {"utkface": {"age_years": 30.0}}, resamples=50)["entries"][0]["tasks"]
     assert tasks["age_group"]["metrics"]["accuracy"]["value"] == pytest.approx(1 / 3, abs=1e-5)
@@ -97,17 +98,6 @@ def test_age_groups_within_one_and_years():
     assert tasks["age_years"]["estimator"] == "expected"
     median = tasks["age_years"]["metrics"]["mae_years_median"]["value"]
     assert median < tasks["age_years"]["metrics"]["mae_years"]["value"], "the median ignores the stray mass at age 2"
-
-
-def test_estimator_is_chosen_on_validation_faces():
-    skewed = np.zeros((10, 20))
-    skewed[:, 4], skewed[:, 19] = 0.7, 0.3
-    truth = np.full(10, 22.0)
-    truth[0] = np.nan
-    assert age.choose_estimator(skewed, truth) == "median"
-    split = np.zeros((10, 20))
-    split[:, 4], split[:, 5] = 0.6, 0.4
-    assert age.choose_estimator(split, np.full(10, 24.0)) == "expected"
 
 
 def test_attributes_mask_unknown_and_average_over_attributes():
@@ -192,7 +182,7 @@ def test_consistent_decoding_of_choices_and_of_classes_that_are_part_of_a_group(
         "race:raf_db": [0],
         "gender": [1],
     }
-    ages = [predict("a", "utkface", "age_group", "20-29", "20-29", 0.9), years("a", 25.0, {4: 0.3, 19: 0.7})]
+    ages = [predict("a", "utkface", "age_group", "20-29", "20-29", 0.9), in_years("a", 25.0, {4: 0.3, 19: 0.7})]
     (block,) = gather(ages)
     decoded = consistent_options(block, np.arange(1))
     assert question("age_years").options[decoded["age_years"][0]] == "20-24" or decoded["age_group"][0] == 8
@@ -201,9 +191,9 @@ def test_consistent_decoding_of_choices_and_of_classes_that_are_part_of_a_group(
 def test_rules_cross_tasks_but_not_the_options_of_one_question():
     faces = [
         predict("a", "utkface", "age_group", "20-29", "20-29"),
-        years("a", 25.0, {19: 1.0}),
+        in_years("a", 25.0, {19: 1.0}),
         predict("b", "utkface", "age_group", "20-29", "20-29"),
-        years("b", 25.0, {4: 1.0}),
+        in_years("b", 25.0, {4: 1.0}),
     ]
     rules = summarise(faces, resamples=20)["entries"][0]["rules"]
     assert rules["metrics"]["violation_rate"]["value"] == 0.5
@@ -229,37 +219,36 @@ def test_an_answer_given_twice_or_a_foreign_option_is_refused():
 
 
 def test_every_question_of_every_set_belongs_to_exactly_one_protocol():
-    protocols = (attributes, gender, race, expression, age)
-    for dataset in ("celeba", "maad_face", "fairface", "utkface", "expw", "raf_db", "synthetic_faces"):
-        asked = [q for p in protocols for q in p.questions(dataset)]
-        assert sorted(q.name for q in asked) == sorted(q.name for q in find_dataset(dataset).questions)
+    tasks = [attributes.TASK, years.TASK, *choice.CHOICES]
+    assert len(set(tasks)) == len(tasks)
+    for name in DATASET_NAMES:
+        assert {q.family for q in find_dataset(name).questions} <= set(tasks)
 
 
 def test_table_has_both_settings_gaps_and_majority(tmp_path):
     summary = summarise([*utk(), *utk(60, 2, seen=True)], resamples=50, meta={"command": "x"})
     write_summary(tmp_path / "metrics.json", summary)
     assert read_summary(tmp_path) == json.loads(json.dumps(summary))
-    rows = tables.render(read_summary(tmp_path))
-    assert rows[0].headline and rows[0].metric == "accuracy"
-    header, grid = tables.text_grid(rows)
-    assert [h for h in header if "," in h] == ["training-free, LLM", "fine-tuned, LLM"]
-    assert grid[0][:4] == ["UTKFace", "gender", "accuracy", "50.0*"]
-    assert grid[0][4].startswith("87.5 [") and grid[0][5] == "gender 25.0"
-    text = tables.to_markdown(rows)
-    assert text.count("\n| UTKFace") == len(rows)
-    records = tables.to_records(rows)
-    assert records[0]["value"] == 0.875 and records[0]["gap_gender"] == 0.25
-    assert tables.to_csv(rows).splitlines()[0].startswith("dataset,task,metric")
+    cells = cells_of(read_summary(tmp_path))
+    assert cells[0].headline and cells[0].metric == "accuracy"
+    table = results_table(cells)
+    assert 0 in table.bold and 1 not in table.bold
+    assert [h for h in table.header if "," in h] == ["training-free, LLM", "fine-tuned, LLM"]
+    assert table.rows[0][:4] == ["UTKFace", "gender", "accuracy", "50.0*"]
+    assert table.rows[0][4].startswith("87.5 [") and table.rows[0][5] == "gender 25.0"
+    assert table.to_markdown().count("\n| UTKFace") == len(table.rows)
+    flat = flat_table(cells)
+    assert flat.records()[0]["value"] == 0.875 and flat.records()[0]["gap_gender"] == 0.25
+    assert flat.to_csv().splitlines()[0].startswith("dataset,task,metric")
     console = Console(record=True, width=140)
-    tables.print_table(rows, console)
+    table.show(console)
     assert "87.5" in console.export_text()
 
 
 def test_a_setting_without_results_is_blank_not_missing():
-    rows = tables.render(summarise(utk(), resamples=20), headlines_only=True)
-    header, grid = tables.text_grid(rows)
-    assert "fine-tuned, LLM" in header and grid[0][header.index("fine-tuned, LLM")] == tables.BLANK
-    assert len(rows) == 1
+    table = results_table(cells_of(summarise(utk(), resamples=20), headlines_only=True))
+    assert table.records()[0]["fine-tuned, LLM"] is None
+    assert len(table.rows) == 1
 
 
 def test_foreign_or_broken_summaries_are_refused(tmp_path):

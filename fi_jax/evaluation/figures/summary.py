@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import readable
-from fi_jax.evaluation.tables import format_value, metric_title
+from fi_jax.evaluation.titles import format_value, metric_title
 
 _GROUPINGS = {"gender": "Gender", "race": "Race", "age_group": "Age"}
 

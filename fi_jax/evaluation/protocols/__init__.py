@@ -1,1 +1,1 @@
-"""Protocols: what is asked about a face, and how the answers are judged; one module a task family."""
+"""Protocols: how the answers to a family of questions are judged. Single-choice tasks differ by the table in `choice`."""

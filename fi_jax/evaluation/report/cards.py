@@ -2,18 +2,20 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fi_jax.evaluation.figures.compare import is_right
 from fi_jax.evaluation.figures.summary import headline_text
-from fi_jax.evaluation.predictions import Prediction
+from fi_jax.evaluation.predictions import Answer, Prediction
 from fi_jax.evaluation.report.gather import Evaluation, Flips
-from fi_jax.evaluation.report.rows import who
+from fi_jax.evaluation.results import results_of
+from fi_jax.evaluation.titles import GROUP_TITLES, setting_of, who
 from fi_jax.labels.question_bank import question
 
-_THUMBNAIL = 112
+_THUMBNAIL = 112  # pixels
+_MOST_EXAMPLES = 24
 
 # (picture's key, where it lies) -> JPEG bytes, or None when it cannot be shown.
 Thumbnails = Callable[[Prediction], bytes | None]
@@ -30,7 +32,7 @@ class Card:
     model: str
     question: str
     truth: str
-    # (whose, answer, chance in percent or None, right)
+    # (whose, answer, its probability in percent or None, right)
     answers: tuple[tuple[str, str, int | None, bool | None], ...]
     groups: tuple[tuple[str, str], ...]
     picture: str | None
@@ -74,7 +76,7 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _words(prediction: Prediction, value) -> str:
+def _words(value: Answer) -> str:
     if value is None:
         return "could not be read"
     return f"{value:.0f} years" if isinstance(value, int | float) else str(value)
@@ -88,14 +90,14 @@ def _question_text(prediction: Prediction) -> str:
     return asked.text.split("?")[0] + "?"
 
 
-def _chance(prediction: Prediction) -> int | None:
-    chance = prediction.probabilities.get(prediction.answer) if isinstance(prediction.answer, str) else None
-    return None if chance is None else round(100 * chance)
+def _percent(prediction: Prediction) -> int | None:
+    p = prediction.probabilities.get(prediction.answer) if isinstance(prediction.answer, str) else None
+    return None if p is None else round(100 * p)
 
 
 def _groups(prediction: Prediction) -> tuple[tuple[str, str], ...]:
-    stated = (("gender", prediction.gender), ("race", prediction.race), ("age", prediction.age_group))
-    return tuple((name, value) for name, value in stated if value)
+    stated = ((title, getattr(prediction, name)) for name, title in GROUP_TITLES.items())
+    return tuple((title, value) for title, value in stated if value)
 
 
 def _picture(prediction: Prediction, thumbnails: Thumbnails | None, budget: Budget) -> str | None:
@@ -103,68 +105,65 @@ def _picture(prediction: Prediction, thumbnails: Thumbnails | None, budget: Budg
     return data_uri("image/jpeg", data) if data and budget.take(4 * len(data) // 3) else None
 
 
+def _card(
+    face: Prediction,
+    model: str,
+    answers: Mapping[str, tuple[Prediction, bool | None]],
+    thumbnails: Thumbnails | None,
+    budget: Budget,
+) -> Card:
+    """A card about one face and question; `answers` maps whose they are to the prediction and whether it is right."""
+    return Card(
+        image=face.image,
+        dataset=face.dataset,
+        task=face.task,
+        who=who(face.source, setting_of(face.seen)),
+        model=model,
+        question=_question_text(face),
+        truth=_words(face.label),
+        answers=tuple((name, _words(p.answer), _percent(p), right) for name, (p, right) in answers.items()),
+        groups=_groups(face),
+        picture=_picture(face, thumbnails, budget),
+    )
+
+
 def mistake_cards(evaluation: Evaluation, thumbnails: Thumbnails | None, budget: Budget) -> list[Card]:
     """One card a mistake, worst first within each data set, task, source and setting."""
-    return [
-        Card(
-            p.image, p.dataset, p.task, who(p.source, p.seen), evaluation.name, _question_text(p), _words(p, p.label),
-            ((evaluation.name, _words(p, p.answer), _chance(p), False),), _groups(p), _picture(p, thumbnails, budget),
-        )
-        for found in evaluation.mistakes.values()
-        for p in found
-    ]  # fmt: skip
+    name = evaluation.name
+    found = (p for mistakes in evaluation.mistakes.values() for p in mistakes)
+    return [_card(p, name, {name: (p, False)}, thumbnails, budget) for p in found]
 
 
 def flip_cards(
-    flips: dict[tuple, Flips], names: tuple[str, str], thumbnails: Thumbnails | None, budget: Budget
+    flips: Mapping[tuple, Flips], names: tuple[str, str], thumbnails: Thumbnails | None, budget: Budget
 ) -> list[Card]:
     """One card a question on which two models differ."""
-    cards = []
-    for found in flips.values():
-        for _, before, after in found.examples:
-            answers = tuple(
-                (name, _words(p, p.answer), _chance(p), is_right(p)) for name, p in zip(names, (before, after))
-            )
-            cards.append(
-                Card(
-                    after.image,
-                    after.dataset,
-                    after.task,
-                    who(after.source, after.seen),
-                    " against ".join(names),
-                    _question_text(after),
-                    _words(after, after.label),
-                    answers,
-                    _groups(after),
-                    _picture(after, thumbnails, budget),
-                )  # fmt: skip
-            )
-    return cards
+    return [
+        _card(pair[1], " against ".join(names), {n: (p, is_right(p)) for n, p in zip(names, pair)}, thumbnails, budget)
+        for found in flips.values()
+        for pair in found.examples
+    ]
 
 
 def rule_blocks(evaluation: Evaluation, thumbnails: Thumbnails | None, budget: Budget) -> list[dict]:
     """One block a data set, source and setting: every rule with its rate, and faces that break some."""
     blocks = []
-    for entry in evaluation.summary["entries"]:
-        rules = entry["rules"]
-        if not rules:
+    for result in results_of(evaluation.summary):
+        if result.task != "rules":
             continue
+        rules = result.values
         examples = []
-        for example in rules["examples"][:24]:
-            face = evaluation.faces.get(
-                (entry["dataset"], entry["source"], entry["setting"] == "fine-tuned", example["image"])
-            )
+        for example in rules["examples"][:_MOST_EXAMPLES]:
+            key = (result.dataset, result.source, result.setting == "fine-tuned", example["image"])
+            face = evaluation.faces.get(key)
             picture = _picture(face, thumbnails, budget) if face else None
-            groups = _groups(face) if face else ()
-            examples.append(
-                {"image": example["image"], "rules": example["rules"], "picture": picture, "groups": groups}
-            )
+            examples.append(example | {"picture": picture, "groups": _groups(face) if face else ()})
         by_rule = sorted(rules["by_rule"].items(), key=lambda item: -(item[1]["rate"] or 0))
         blocks.append(
             {
                 "model": evaluation.name,
-                "dataset": entry["dataset"],
-                "who": who(entry["source"], entry["setting"] == "fine-tuned"),
+                "dataset": result.dataset,
+                "who": result.who,
                 "headline": headline_text(rules),
                 "annotations": rules["annotations"],
                 "consistent": rules.get("consistent"),

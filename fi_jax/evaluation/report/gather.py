@@ -11,8 +11,9 @@ import numpy as np
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures.compare import is_right
 from fi_jax.evaluation.predictions import Prediction, option_of, read_predictions, years_of
+from fi_jax.evaluation.results import read_summary
 from fi_jax.evaluation.run_log import read_run_config, read_run_log
-from fi_jax.evaluation.summarise import read_summary, summarise
+from fi_jax.evaluation.summarise import summarise
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Run:
 
 @dataclass
 class Flips:
-    """How two evaluations differ on the same questions: what the second mends, what it breaks."""
+    """How two evaluations differ on the same questions: what the second corrects (`mended`), what it breaks."""
 
     both_right: int = 0
     both_wrong: int = 0
     mended: int = 0
     broken: int = 0
     # Pairs of predictions, the ones the two models were surest of first.
-    examples: list[tuple[float, Prediction, Prediction]] = field(default_factory=list)
+    examples: list[tuple[Prediction, Prediction]] = field(default_factory=list)
 
     @property
     def p_value(self) -> float:
@@ -60,36 +61,43 @@ class Flips:
         return float(binomtest(self.mended, flips).pvalue) if flips else 1.0
 
 
+class _Largest:
+    """Keeps the `most` items of largest score in each of several groups; the earlier of equals wins."""
+
+    def __init__(self, most: int):
+        self.most, self.count = most, 0
+        self.heaps: dict[tuple, list[tuple]] = {}
+
+    def add(self, group: tuple, score: float, item) -> None:
+        self.count += 1
+        heap = self.heaps.setdefault(group, [])
+        push = heapq.heappush if len(heap) < self.most else heapq.heappushpop
+        push(heap, (score, -self.count, item))
+
+    def items(self) -> dict[tuple, list]:
+        """Returns each group's items, largest score first."""
+        return {group: [item for *_, item in sorted(heap, reverse=True)] for group, heap in self.heaps.items()}
+
+
 def badness(prediction: Prediction) -> float | None:
     """How bad a wrong answer is: years off, or how much likelier than the truth it was held; None if not wrong."""
-    if prediction.label is None:
+    if prediction.label is None or prediction.answer == prediction.label:
         return None
     if prediction.task == "age_years":
-        if prediction.answer is None:
-            return None
-        return abs(years_of(prediction.answer) - years_of(prediction.label)) or None
-    if prediction.answer == prediction.label:
-        return None
-    held = prediction.probabilities
-    said = held.get(option_of(prediction.answer), 1.0) if prediction.answer is not None else 0.0
-    return said - held.get(option_of(prediction.label), 0.0)
+        return None if prediction.answer is None else abs(years_of(prediction.answer) - years_of(prediction.label))
+    probabilities = prediction.probabilities
+    held = probabilities.get(option_of(prediction.answer), 1.0) if prediction.answer is not None else 0.0
+    return held - probabilities.get(option_of(prediction.label), 0.0)
 
 
 def worst_mistakes(predictions: Iterable[Prediction], most: int) -> dict[tuple, list[Prediction]]:
     """Returns the `most` worst mistakes of each data set, task, source and setting, worst first."""
-    heaps: dict[tuple, list] = {}
-    for number, p in enumerate(predictions):
+    worst = _Largest(most)
+    for p in predictions:
         bad = badness(p)
-        if bad is None:
-            continue
-        heap = heaps.setdefault((p.dataset, p.task, p.source, p.seen), [])
-        # The line number breaks ties, so that predictions need no order.
-        item = (bad, -number, p)
-        if len(heap) < most:
-            heapq.heappush(heap, item)
-        else:
-            heapq.heappushpop(heap, item)
-    return {key: [p for *_, p in sorted(heap, reverse=True)] for key, heap in heaps.items()}
+        if bad is not None:
+            worst.add((p.dataset, p.task, p.source, p.seen), bad, p)
+    return worst.items()
 
 
 def read_evaluation(folder: Path, name: str, most: int) -> Evaluation:
@@ -125,25 +133,20 @@ def read_inputs(folders: Iterable[Path], most: int = 24) -> tuple[list[Evaluatio
     """
     evaluations: list[Evaluation] = []
     runs: list[Run] = []
-    names: dict[str, int] = {}
-
-    def fresh(name: str) -> str:
-        names[name] = names.get(name, 0) + 1
-        return name if names[name] == 1 else f"{name} ({names[name]})"
-
+    names: Counter[str] = Counter()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give a run folder or the --out of 'fi-jax evaluate'")
-        name = fresh(folder.resolve().name)
-        found = False
+        name = folder.resolve().name
+        names[name] += 1
+        name += f" ({names[name]})" if names[name] > 1 else ""
+        found = len(evaluations) + len(runs)
         if (folder / "metrics.jsonl").is_file():
             runs.append(Run(name, folder, read_run_config(folder), read_run_log(folder)))
-            found = True
         for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
             if (place / "metrics.json").is_file() or (place / "predictions.jsonl").is_file():
                 evaluations.append(read_evaluation(place, name if place == folder else f"{name}/{place.name}", most))
-                found = True
-        if not found:
+        if found == len(evaluations) + len(runs):
             raise UserError(f"{folder} holds neither predictions.jsonl, metrics.json nor metrics.jsonl")
     return evaluations, runs
 
@@ -158,32 +161,25 @@ def compare(
     """
     kept = {(p.dataset, p.source, p.image, p.question, p.seen): p for p in first if p.label is not None}
     found: dict[tuple[str, str, str, bool], Flips] = {}
-    heaps: dict[tuple[str, str, str, bool], list[tuple[float, int, Prediction, Prediction]]] = {}
-    for number, after in enumerate(second):
+    surest = _Largest(most)
+    for after in second:
         asked = (after.dataset, after.source, after.image, after.question)
         # One model may be fine-tuned on a set on which the other is training-free.
         before = kept.get((*asked, after.seen)) or kept.get((*asked, not after.seen))
         if before is None or after.label is None:
             continue
-        place: tuple[str, str, str, bool] = (after.dataset, after.task, after.source, after.seen)
+        place = (after.dataset, after.task, after.source, after.seen)
         flips = found.setdefault(place, Flips())
         was, now = is_right(before), is_right(after)
-        if was and now:
-            flips.both_right += 1
-        elif not was and not now:
-            flips.both_wrong += 1
+        if was == now:
+            flips.both_right += bool(was)
+            flips.both_wrong += not was
         else:
             flips.mended += bool(now)
             flips.broken += bool(was)
-            sure = _sureness(before) + _sureness(after)
-            item = (sure, -number, before, after)
-            heap = heaps.setdefault(place, [])
-            if len(heap) < most:
-                heapq.heappush(heap, item)
-            else:
-                heapq.heappushpop(heap, item)
-    for place, heap in heaps.items():
-        found[place].examples = [(sure, a, b) for sure, _, a, b in sorted(heap, reverse=True)]
+            surest.add(place, _sureness(before) + _sureness(after), (before, after))
+    for place, examples in surest.items().items():
+        found[place].examples = examples
     return found
 
 
@@ -197,20 +193,20 @@ def faces_that_differ(first: Path, second: Path, most: int = 2) -> list[tuple[li
     for p in read_predictions(second):
         was, now = before.get((p.dataset, p.source, p.image, p.question)), is_right(p)
         differ[p.dataset, p.source, p.image] += was is not None and now is not None and was != now
-    chosen: dict[tuple[str, str, str], None] = {}
+    chosen: list[tuple[str, str, str]] = []
     for face, count in differ.most_common():
         # One source a face is enough: the same face by head and LLM reads twice.
-        taken = [f for f in chosen if f[0] == face[0]]
-        if count and len(taken) < most and face[2] not in {f[2] for f in taken}:
-            chosen[face] = None
-    found: dict[tuple, tuple[dict, dict]] = {face: ({}, {}) for face in chosen}
+        taken = [image for dataset, _, image in chosen if dataset == face[0]]
+        if count and len(taken) < most and face[2] not in taken:
+            chosen.append(face)
+    # A set in both settings: the first line about a question is shown.
+    pairs: dict[tuple, tuple[dict, dict]] = {face: ({}, {}) for face in chosen}
     for which, folder in enumerate((first, second)):
         for p in read_predictions(folder):
             face = (p.dataset, p.source, p.image)
-            if face in found:
-                # A set in both settings: the first line about a question is shown.
-                found[face][which].setdefault(p.question, p)
-    return [(list(a.values()), list(b.values())) for a, b in found.values()]
+            if face in pairs:
+                pairs[face][which].setdefault(p.question, p)
+    return [(list(a.values()), list(b.values())) for a, b in pairs.values()]
 
 
 def _sureness(p: Prediction) -> float:
