@@ -106,6 +106,21 @@ def _head(path: Path) -> bytes:
         raise UserError(f"cannot read '{path}', which would be replaced ({error.strerror or error})") from error
 
 
+def require_writable(folder: Path) -> None:
+    """Checks, before any work, that files can be written into `folder`, which need not exist yet. Makes nothing.
+
+    Raises:
+      UserError: it is a file or lies in one, or cannot be written to.
+    """
+    place = Path(folder).absolute()
+    while not os.path.exists(place):  # noqa: PTH110 (Path.exists raises where a folder above cannot be entered)
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"'{place}' is a file; give a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into '{place}'; give another folder")
+
+
 def sha256(data: bytes | str) -> str:
     """Returns the SHA-256 of bytes, or of a text's UTF-8, in hexadecimal."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()

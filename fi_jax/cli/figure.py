@@ -3,18 +3,21 @@
 confusion, reliability, groups, attributes: an evaluation folder (or its metrics.json).
 compare: two evaluation folders and --image; card: one, with --image and --picture.
 curves: run folders. graph: a run folder, a bundled model's name, or a graph.npz.
-looked: a run folder or a bundled model's name, with --picture and --question: where it looked for its answer.
+attribution: a run folder or a bundled model's name, with --picture and --question: which tokens moved its answer.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-KINDS = ("confusion", "reliability", "groups", "attributes", "compare", "card", "curves", "graph", "looked")
+KINDS = ("confusion", "reliability", "groups", "attributes", "compare", "card", "curves", "graph", "attribution")
+# Old name -> new name; they go in the next release.
+_RENAMED = {"looked": "attribution"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("kind", choices=(*KINDS, *_RENAMED), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="evaluation folder, run folder or model")
     parser.add_argument(
         "--out", type=Path, required=True, help="where to write; the ending says the format (.png, .svg, .pdf)"
@@ -25,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", help="training-free or fine-tuned")
     parser.add_argument("--metric", default="accuracy", help="attributes: accuracy, balanced_accuracy or f1")
     parser.add_argument("--image", help="compare, card: key of the picture in predictions.jsonl")
-    parser.add_argument("--picture", type=Path, help="compare, card, looked: the picture's file, to be drawn")
-    parser.add_argument("--mask", type=Path, help="card, looked: the picture's segmentation map (index PNG)")
-    parser.add_argument("--question", help='looked: a closed question, e.g. "Is this person wearing eyeglasses?"')
-    parser.add_argument("--answer", help="looked: the option to explain (default: the model's own answer)")
-    parser.add_argument("--box", default="", help="looked: left,top,right,bottom in pixels, or 'full'")
-    parser.add_argument("--face", type=int, default=0, help="looked: which face, largest first")
-    parser.add_argument("--head", action="store_true", help="looked: explain the alignment head instead of the LLM")
+    parser.add_argument("--picture", type=Path, help="compare, card, attribution: the picture's file, to be drawn")
+    parser.add_argument("--mask", type=Path, help="card, attribution: the picture's segmentation map (index PNG)")
+    parser.add_argument("--question", help='attribution: a closed question, e.g. "Is this person wearing eyeglasses?"')
+    parser.add_argument("--answer", help="attribution: the option to explain (default: the model's own answer)")
+    parser.add_argument("--box", default="", help="attribution: left,top,right,bottom in pixels, or 'full'")
+    parser.add_argument("--face", type=int, default=0, help="attribution: which face, largest first")
+    parser.add_argument("--head", action="store_true", help="attribution: of the alignment head instead of the LLM")
     parser.add_argument("--most", type=int, help="graph: how many edges (60); compare: how many questions (24)")
     parser.add_argument("--title", default="", help="a line on top")
 
@@ -40,38 +43,40 @@ def run(args: argparse.Namespace) -> int:
     """Draws one figure and writes it."""
     from fi_jax.errors import require_choice
     from fi_jax.evaluation.figures import style
+    from fi_jax.files import refuse_overwrite, require_writable
 
+    if args.kind in _RENAMED:
+        print(f"fi-jax: figure '{args.kind}' is now called '{_RENAMED[args.kind]}'", file=sys.stderr)
+        args.kind = _RENAMED[args.kind]
     require_choice("figure format", args.out.suffix.lstrip(".").lower(), style.FORMATS)
-    draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph, "looked": _looked}.get(
-        args.kind, _of_summary
-    )
-    print(style.save(draw(args), args.out))
+    refuse_overwrite([args.out], [path for path in (*args.inputs, args.picture, args.mask) if path])
+    require_writable(args.out.parent)
+    draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph, "attribution": _attribution}
+    print(style.save(draw.get(args.kind, _of_summary)(args), args.out))
     return 0
 
 
 def _of_summary(args):
     from fi_jax.errors import UserError, require_choice
-    from fi_jax.evaluation.entries import select
     from fi_jax.evaluation.figures import summary as figures
-    from fi_jax.evaluation.summarise import read_summary
+    from fi_jax.evaluation.results import read_summary, select
 
     needs = {"confusion": "confusion", "reliability": "calibration", "groups": "groups", "attributes": "per_attribute"}
     chosen = {name: getattr(args, name) for name in ("dataset", "task", "source", "setting")}
     by_input = {path: select(read_summary(path), needs[args.kind], **chosen) for path in args.inputs}
     found = [r for results in by_input.values() for r in results]
+    fits = "; ".join(dict.fromkeys(f"{r.dataset} {r.task} {r.source} {r.setting}" for r in found))
     if args.kind in ("reliability", "groups"):
         if len({(r.dataset, r.task) for r in found}) > 1:
-            raise UserError(f"several results fit ({_listed(found)}); choose one by --dataset and --task")
-        named = {}
+            raise UserError(f"several results fit ({fits}); choose one by --dataset and --task")
+        named: dict = {}
         for path, results in by_input.items():
             for r in results:
                 named[_unused(named, f"{Path(path).name}: {r.who}" if len(by_input) > 1 else r.who)] = r.values
         draw = figures.reliability_figure if args.kind == "reliability" else figures.groups_figure
         return draw(named, args.title or found[0].what)
     if len(found) > 1:
-        raise UserError(
-            f"several results fit ({_listed(found)}); choose one by --dataset, --task, --source and --setting"
-        )
+        raise UserError(f"several results fit ({fits}); choose one by --dataset, --task, --source and --setting")
     title = args.title or f"{found[0].what}: {found[0].who}"
     if args.kind == "confusion":
         return figures.confusion_figure(found[0].values, title)
@@ -87,24 +92,20 @@ def _unused(taken: dict, name: str) -> str:
     return fresh
 
 
-def _listed(found) -> str:
-    return "; ".join(dict.fromkeys(f"{r.dataset} {r.task} {r.source} {r.setting}" for r in found))
-
-
 def _answers_about(path: str, args) -> list:
     from fi_jax.errors import UserError
     from fi_jax.evaluation.predictions import read_predictions
+    from fi_jax.evaluation.titles import setting_of
 
     if not args.image:
         raise UserError(f"figure {args.kind} needs --image, the key of a picture in predictions.jsonl")
-    setting = {"training-free": False, "fine-tuned": True, None: None}.get(args.setting, args.setting)
     found = [
         p
         for p in read_predictions(path)
         if p.image == args.image
         and args.dataset in (None, p.dataset)
         and args.source in (None, p.source)
-        and setting in (None, p.seen)
+        and args.setting in (None, setting_of(p.seen))
     ]
     if not found:
         raise UserError(f"{path} holds no such answers about the picture '{args.image}'")
@@ -127,7 +128,7 @@ def _compare(args):
 
     if len(args.inputs) < 2:
         raise UserError("figure compare needs two evaluation folders")
-    models = {}
+    models: dict = {}
     for path in args.inputs:
         models[_unused(models, Path(path).name or str(path))] = _answers_about(path, args)
     return compare_figure(models, _picture(args), args.title, args.most or 24)
@@ -156,69 +157,58 @@ def _curves(args):
     from fi_jax.evaluation.figures.curves import curves_figure
     from fi_jax.evaluation.run_log import read_run_log
 
-    runs = {}
+    runs: dict = {}
     for path in args.inputs:
         runs[_unused(runs, Path(path).name)] = read_run_log(Path(path))
     return curves_figure(runs, args.title)
 
 
 def _graph(args):
-    from fi_jax.errors import UserError
-    from fi_jax.evaluation.figures.graph import graph_figure
+    from fi_jax.evaluation.figures.graph import graph_figure, read_graph
+    from fi_jax.weights.bundle import load_model
 
-    path = Path(args.inputs[0])
-    if path.suffix == ".npz":
-        import numpy as np
-
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; make it with 'fi-jax graph DATASET --out DIR'")
-        with np.load(path) as arrays:
-            if "names" not in arrays or "graph" not in arrays:
-                raise UserError(f"{path} holds no arrays 'names' and 'graph'")
-            names, weights = [str(n) for n in arrays["names"]], arrays["graph"]
+    if Path(args.inputs[0]).suffix == ".npz":
+        names, weights = read_graph(Path(args.inputs[0]))
     else:
-        from fi_jax.weights.bundle import load_model
-
         model = load_model(args.inputs[0])
         names, weights = model.info["labels"], model.graph
     return graph_figure(names, weights, args.most or 60, args.title)
 
 
-def _looked(args):
+def _attribution(args):
     from fi_jax.errors import UserError, require_choice
     from fi_jax.faces.face_detector import locate
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.registry import vocabulary
     from fi_jax.pictures.crop import crop_square, crop_square_mask
+    from fi_jax.prompting.question_matching import match_question
     from fi_jax.weights.bundle import load_model
 
     if args.picture is None or not args.question:
-        raise UserError("figure looked needs --picture, a file with a face, and --question")
+        raise UserError("figure attribution needs --picture, a file with a face, and --question")
     image = _picture(args)
     model = load_model(args.inputs[0])
     box = locate(image, args.box, args.face, str(args.picture))
     size = model.config.data.image_size
     crop = crop_square(image, box, size)
     mask = None if args.mask is None else crop_square_mask(_mask_like(args.mask, image), box, size)
-    from fi_jax.prompting.question_matching import match_question
-
-    asked = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
-    if asked is None:
+    question = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
+    if question is None:
         raise UserError(f"'{args.question}' is no closed question; ask about one attribute, age, gender or expression")
     if args.answer is not None:
-        require_choice("answer", args.answer, asked.options)
-    option = None if args.answer is None else asked.options.index(args.answer)
+        require_choice("answer", args.answer, question.options)
+    option = None if args.answer is None else question.options.index(args.answer)
     from fi_jax.cli.runtime import start
 
     start()
-    from fi_jax.evaluation.figures.attribution import looking_figure
+    from fi_jax.evaluation.figures.attribution import attribution_figure
     from fi_jax.faces.map_cache import map_of
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.inference.attribution import attribute
 
     mask = map_of(crop, model.config.weights.parser) if mask is None else mask
-    looked = attribute(load_answerer(model), crop, mask, asked, option, by_llm=not args.head)
-    return looking_figure(crop, mask, looked, args.title)
+    found = attribute(load_answerer(model), crop, mask, question, option, by_llm=not args.head)
+    return attribution_figure(crop, mask, found, args.title)
 
 
 def _mask_like(path: Path, image):

@@ -13,17 +13,17 @@ from synthetic_answers import answers
 
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
-from fi_jax.evaluation.entries import select
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, Answered, ask_figure, blocks, part_map
-from fi_jax.evaluation.figures.attribution import looking_figure, strongest
+from fi_jax.evaluation.figures.attribution import attribution_figure, strongest
 from fi_jax.evaluation.figures.compare import compare_figure, is_right, lines_of
 from fi_jax.evaluation.figures.curves import curves_figure, series, smooth
 from fi_jax.evaluation.figures.graph import graph_figure, strongest_edges
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of
 from fi_jax.evaluation.figures.summary import attributes_figure, confusion_figure, groups_figure, reliability_figure
 from fi_jax.evaluation.predictions import Prediction, write_predictions
-from fi_jax.evaluation.summarise import summarise, write_summary
+from fi_jax.evaluation.results import select, write_summary
+from fi_jax.evaluation.summarise import summarise
 from fi_jax.inference.attribution import Attribution
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import question, questions_for
@@ -173,12 +173,14 @@ def test_compare_marks_right_and_wrong_and_puts_differences_first():
 
 @pytest.mark.parametrize("mapped", [True, False], ids=["with map", "photo alone"])
 @pytest.mark.parametrize("name", ["Smiling", "age_years", "race:fairface"])
-def test_looking_layout(name, mapped):
+def test_attribution_layout(name, mapped):
     asked = question(name)
     evidence = RNG.normal(size=(7, 7))
-    looked = Attribution(asked, len(asked.options) - 1, evidence, 0.2 * evidence[:4, :4] if mapped else None, 0.7, -1.0)
-    check_layout(looking_figure(IMAGE, MASK, looked))
-    check_layout(looking_figure(IMAGE, MASK, looked, "astronaut.png"))
+    attribution = Attribution(
+        asked, len(asked.options) - 1, evidence, 0.2 * evidence[:4, :4] if mapped else None, 0.7, -1.0
+    )
+    check_layout(attribution_figure(IMAGE, MASK, attribution))
+    check_layout(attribution_figure(IMAGE, MASK, attribution, "astronaut.png"))
 
 
 def test_the_outlined_tokens_are_the_fewest_that_carry_half_of_the_evidence_for_it():
@@ -243,7 +245,7 @@ def model_folder(tmp_path_factory) -> Path:
     return folder.parent
 
 
-def test_looked_names_its_mistakes(tmp_path, capsys, model_folder):
+def test_attribution_names_its_mistakes(tmp_path, capsys, model_folder):
     from PIL import Image
 
     Image.fromarray(IMAGE).save(tmp_path / "face.png")
@@ -260,14 +262,14 @@ def test_looked_names_its_mistakes(tmp_path, capsys, model_folder):
             "60x30 but the picture is 60x60",
         ),
     ):
-        assert main(["figure", "looked", str(model_folder), *arguments, *out]) == 2
+        assert main(["figure", "attribution", str(model_folder), *arguments, *out]) == 2
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1
     assert not (tmp_path / "f.png").exists()
 
 
 @pytest.mark.slow
-def test_looked_is_drawn_from_the_command_line(tmp_path, model_folder):
+def test_attribution_is_drawn_from_the_command_line(tmp_path, model_folder):
     from PIL import Image
 
     Image.fromarray(IMAGE).save(tmp_path / "face.png")
@@ -282,5 +284,7 @@ def test_looked_is_drawn_from_the_command_line(tmp_path, model_folder):
         "--head",
     ]
     out = tmp_path / "f.svg"
-    assert main(["figure", "looked", str(model_folder), *arguments, "--question", "smiling?", "--out", str(out)]) == 0
-    assert "Looked at in the map of parts" in out.read_text()
+    assert (
+        main(["figure", "attribution", str(model_folder), *arguments, "--question", "smiling?", "--out", str(out)]) == 0
+    )
+    assert "Attribution to the map of parts" in out.read_text()

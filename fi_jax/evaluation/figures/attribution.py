@@ -1,6 +1,6 @@
-"""Where the model looked for one answer: evidence of image and segmentation tokens, drawn over the face and its map."""
+"""Attribution of one answer to image and segmentation tokens, drawn over the face and its map."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import part_map
-from fi_jax.labels.questions import Question
+
+# Imports JAX, which drawing does not need.
+if TYPE_CHECKING:
+    from fi_jax.inference.attribution import Attribution
 
 Array = np.ndarray
 
@@ -20,66 +23,53 @@ _TITLES = 0.95
 _BAR = 0.62
 # Blue against, orange for: told apart by colour-blind readers; both grow darker, and the strongest tokens are outlined.
 _COLOURS = LinearSegmentedColormap.from_list(
-    "evidence", [(0.0, "#00436B"), (0.35, style.SKY), (0.5, "#FFFFFF"), (0.65, style.ORANGE), (1.0, "#A33B00")]
+    "attribution", [(0.0, "#00436B"), (0.35, style.SKY), (0.5, "#FFFFFF"), (0.65, style.ORANGE), (1.0, "#A33B00")]
 )
-# Tokens that together carry this share of the evidence for the answer are outlined.
+# Tokens that together carry this share of what is for the answer are outlined.
 OUTLINED = 0.5
 
 
-class Evidence(Protocol):
-    """What is drawn: `inference.attribution.Attribution`."""
-
-    question: Question
-    option: int
-    image: Float[Array, "gy gx"]
-    segmentation: Float[Array, "sy sx"] | None
-    log_odds: float
-    baseline_log_odds: float
-
-    @property
-    def image_share(self) -> float:
-        """Share of all evidence that lies in the image."""
-
-
-def strongest(evidence: Float[Array, "gy gx"], share: float = OUTLINED) -> np.ndarray:
-    """Returns which tokens are the fewest that together carry `share` of the positive evidence (`gy gx` bool)."""
-    positive = np.maximum(evidence, 0).ravel()
+def strongest(values: Float[Array, "gy gx"], share: float = OUTLINED) -> np.ndarray:
+    """Returns which tokens are the fewest that together carry `share` of the positive values (`gy gx` bool)."""
+    positive = np.maximum(values, 0).ravel()
     order = np.argsort(-positive, kind="stable")
     before = np.cumsum(positive[order]) - positive[order]
     chosen = np.zeros(positive.size, bool)
     chosen[order] = (before < share * positive.sum()) & (positive[order] > 0)
-    return chosen.reshape(evidence.shape)
+    return chosen.reshape(values.shape)
 
 
-def looking_figure(
-    image: UInt8[Array, "y x 3"], mask: UInt8[Array, "y x"], looked: Evidence, title: str = ""
+def attribution_figure(
+    image: UInt8[Array, "y x 3"], mask: UInt8[Array, "y x"], attribution: "Attribution", title: str = ""
 ) -> Figure:
-    """Draws the face, then its evidence over the face and over the map, on one scale.
+    """Draws the face, then the attribution over the face and over the map, on one scale.
 
     Args:
       image: the square crop that was asked about.
       mask: its map, class indices 0..18, of any size.
-      looked: evidence for one option (`inference.attribution.attribute`).
+      attribution: of one option to the tokens (`inference.attribution.attribute`).
       title: a line on top; the question and the answer where empty.
     """
-    panels = 2 if looked.segmentation is None else 3
+    question, segmentation = attribution.question, attribution.segmentation
+    panels = 2 if segmentation is None else 3
     width = 2 * _MARGIN + panels * _PICTURE + (panels - 1) * 0.2
     height = _TITLES + _PICTURE + _BAR + _MARGIN
-    most = max(np.abs(looked.image).max(), 0 if looked.segmentation is None else np.abs(looked.segmentation).max())
+    most = max(np.abs(attribution.image).max(), 0 if segmentation is None else np.abs(segmentation).max())
     most = float(most) or 1.0
-    answer = looked.question.options[looked.option]
-    chance = 1 / (1 + np.exp(-looked.log_odds))
-    asked = looked.question.text if looked.question.is_binary else looked.question.text.split("?")[0] + "?"
+    percent = 100 / (1 + np.exp(-attribution.log_odds))
+    text = question.text if question.is_binary else question.text.split("?")[0] + "?"
     with style.styled():
         drawn = style.figure(width, height)
-        drawn.text(_MARGIN / width, 1 - 0.27 / height, title or asked, weight="bold", fontsize=11, va="center")
-        share = (
-            "" if looked.segmentation is None else f"; {100 * looked.image_share:.0f} % of the evidence in the photo"
-        )
+        drawn.text(_MARGIN / width, 1 - 0.27 / height, title or text, weight="bold", fontsize=11, va="center")
+        share = f"; {100 * attribution.image_share:.0f} % of the attribution in the photo"
         drawn.text(
-            _MARGIN / width, 1 - 0.51 / height, f"{answer} ({100 * chance:.0f} %){share}",
-            fontsize=9.5, va="center", color=style.FAINT,
-        )  # fmt: skip
+            _MARGIN / width,
+            1 - 0.51 / height,
+            f"{question.options[attribution.option]} ({percent:.0f} %){'' if segmentation is None else share}",
+            fontsize=9.5,
+            va="center",
+            color=style.FAINT,
+        )
 
         def place(k: int) -> Axes:
             left = _MARGIN + k * (_PICTURE + 0.2)
@@ -91,12 +81,12 @@ def looking_figure(
         under.imshow(image)
         under.set_title("Photo", fontsize=9)
         axes = place(1)
-        shown = _overlay(axes, image, looked.image, most)
-        axes.set_title("Looked at in the photo", fontsize=9)
-        if looked.segmentation is not None:
+        shown = _overlay(axes, image, attribution.image, most)
+        axes.set_title("Attribution to the photo", fontsize=9)
+        if segmentation is not None:
             axes = place(2)
-            _overlay(axes, part_map(mask)[0], looked.segmentation, most)
-            axes.set_title("Looked at in the map of parts", fontsize=9)
+            _overlay(axes, part_map(mask)[0], segmentation, most)
+            axes.set_title("Attribution to the map of parts", fontsize=9)
         for each in drawn.axes:
             for spine in each.spines.values():
                 spine.set(visible=True, color=style.FAINT, linewidth=0.6)
@@ -106,24 +96,24 @@ def looking_figure(
         bar.get_xticklabels()[0].set_horizontalalignment("left")
         bar.get_xticklabels()[2].set_horizontalalignment("right")
         bar.tick_params(length=2, labelsize=7.5)
-        note = f"evidence a token, nats of log-odds; outlined: the tokens with {100 * OUTLINED:.0f} % of the evidence for it"
+        note = f"a token's share of the log-odds, nats; outlined: the tokens that carry {100 * OUTLINED:.0f} % of what is for it"
         if panels == 2:
             note = note.replace("; ", ";\n")
         drawn.text(2.0 / width, 0.5 / height, note, fontsize=8, color=style.FAINT, va="center")
     return drawn
 
 
-def _overlay(axes: Axes, under: UInt8[Array, "y x 3"], evidence: Float[Array, "gy gx"], most: float):
-    """Draws evidence over a pale grey picture; opacity grows with strength. Returns the image for the colour bar."""
-    rows, columns = evidence.shape
+def _overlay(axes: Axes, under: UInt8[Array, "y x 3"], values: Float[Array, "gy gx"], most: float):
+    """Draws an attribution over a pale grey picture; opacity grows with strength. Returns the image for the colour bar."""
+    rows, columns = values.shape
     grey = under.astype(float) @ np.array([0.299, 0.587, 0.114])
     extent = (0, columns, rows, 0)
     axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255, extent=extent)
-    strength = np.clip(np.abs(evidence) / most, 0, 1)
+    strength = np.clip(np.abs(values) / most, 0, 1)
     shown = axes.imshow(
-        evidence, cmap=_COLOURS, vmin=-most, vmax=most, alpha=0.12 + 0.73 * strength, extent=extent, aspect="auto"
+        values, cmap=_COLOURS, vmin=-most, vmax=most, alpha=0.12 + 0.73 * strength, extent=extent, aspect="auto"
     )
-    for (y, x), chosen in np.ndenumerate(strongest(evidence)):
+    for (y, x), chosen in np.ndenumerate(strongest(values)):
         if chosen:
             axes.plot([x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color=style.INK, linewidth=0.9)
     axes.set(xlim=(0, columns), ylim=(rows, 0))

@@ -1,7 +1,6 @@
 """One look for every figure: colours that survive grey print and colour blindness, fonts, and saving."""
 
 import io
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
-from fi_jax.errors import UserError, require_choice
+from fi_jax.errors import require_choice
+from fi_jax.files import write_bytes
 
 # Okabe and Ito's palette (2008), darkest first, so that neighbours differ in lightness too.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -79,14 +79,7 @@ def to_bytes(drawn: Figure, kind: str, outlined: bool = False) -> bytes:
 def save(drawn: Figure, path: Path | str) -> Path:
     """Writes the figure in the format that `path` ends with; the file appears whole or not at all."""
     path = Path(path)
-    require_choice("figure format", path.suffix.lstrip(".").lower(), FORMATS)
-    if path.parent.exists() and not path.parent.is_dir():
-        raise UserError(f"{path.parent} is not a folder; give another place for the figure")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(to_bytes(drawn, path.suffix.lstrip(".").lower()))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    kind = path.suffix.lstrip(".").lower()
+    require_choice("figure format", kind, FORMATS)
+    write_bytes(path, to_bytes(drawn, kind))
     return path
