@@ -61,6 +61,21 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(content, indent=indent) + ("\n" if indent else ""))
 
 
+def read_json(path: Path, remedy: str = "") -> Any:
+    """Returns what a JSON file holds. The caller checks its shape.
+
+    Raises:
+      UserError: the file is missing, cannot be read, is not JSON, or is nested too deep; `remedy` says what to do.
+    """
+    remedy = f"; {remedy}" if remedy else ""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}){remedy}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"'{path}' is damaged: it is not JSON{remedy}") from None
+
+
 def inside(folder: Path | str, name: str) -> Path:
     """Returns `folder / name` for a name that was read from a file and must not lead out of the folder.
 

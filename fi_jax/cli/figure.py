@@ -164,11 +164,13 @@ def _curves(args):
 
 
 def _graph(args):
-    from fi_jax.evaluation.figures.graph import graph_figure, read_graph
+    from fi_jax.evaluation.figures.graph import graph_figure
+    from fi_jax.knowledge.graph_file import read_graph
     from fi_jax.weights.bundle import load_model
 
     if Path(args.inputs[0]).suffix == ".npz":
-        names, weights = read_graph(Path(args.inputs[0]))
+        names, matrices = read_graph(Path(args.inputs[0]))
+        weights = matrices["graph"]
     else:
         model = load_model(args.inputs[0])
         names, weights = model.info["labels"], model.graph

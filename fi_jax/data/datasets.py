@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fi_jax.data.sources.source import Source
+from fi_jax.data.records import Source
 from fi_jax.errors import require_choice
 from fi_jax.labels.questions import Question
 from fi_jax.labels.vocabulary import Vocabulary

@@ -1,17 +1,16 @@
 """Turns a FaceRecord into the arrays of one example, and finds out beforehand which records can be read."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from fi_jax.data.kept import kept_json
 from fi_jax.data.records import FaceRecord, Rejected, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import load_mask
-from fi_jax.files import cache_folder, write_json
+from fi_jax.files import sha256
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures.crop import load_square
 from fi_jax.pictures.decode import read_bytes
@@ -47,20 +46,17 @@ def examine(
     Raises:
       UserError: the unreadable share is above `max_unreadable`; the message names the first.
     """
-    stamps = [stamp(record) for record in records]
-    digest = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:20]
-    path = cache_folder() / "examined" / f"{digest}.json"
-    if path.exists():
-        reasons = json.loads(path.read_text())
-    else:
+
+    def find() -> dict[str, str]:
         with ThreadPoolExecutor(threads) as pool, progress_bar("checking pictures", len(records)) as advance:
             found = {}
             for record, reason in zip(records, pool.map(_problem, records), strict=True):
                 if reason:
                     found[_name(record)] = reason
                 advance()
-        reasons = found
-        write_json(path, reasons)
+            return found
+
+    reasons = kept_json("examined", map(stamp, records), find)
     unreadable = [Rejected(_name(record), reasons[_name(record)]) for record in records if _name(record) in reasons]
     if len(unreadable) > max_unreadable * len(records):
         raise UserError(
@@ -95,7 +91,7 @@ def stamp(record: FaceRecord, times: bool = True) -> str:
             except OSError:
                 parts.append("missing")
         elif isinstance(source, bytes):
-            parts.append(hashlib.sha256(source).hexdigest())
+            parts.append(sha256(source))
         else:
             parts.append(str(source))
     return "\t".join(parts)

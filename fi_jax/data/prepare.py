@@ -1,48 +1,35 @@
 """Writes a release as a prepared folder: shards, co-occurrence counts, and a manifest of what was left out and why."""
 
 import hashlib
-import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from fi_jax.data import examples, shards
 from fi_jax.data.counts import count_records
 from fi_jax.data.datasets import find_dataset
-from fi_jax.data.records import FaceRecord
-from fi_jax.data.sources.source import Source
-from fi_jax.data.splits import SPLITS
+from fi_jax.data.records import SPLITS, FaceRecord, Source
 from fi_jax.errors import UserError
-from fi_jax.files import write_bytes
-from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.faces.map_cache import cached_map
+from fi_jax.files import file_sha256, read_json, write_bytes
+from fi_jax.knowledge.graph_file import graph_bytes
 from fi_jax.pictures.decode import read_bytes
 from fi_jax.progress import progress_bar
 
 COUNTS = "counts.npz"
 FACES_PER_SHARD = 2048
-
-
-@dataclass(frozen=True)
-class MapMaker:
-    """Makes the segmentation maps of faces whose set has none."""
-
-    # Changes when the maps would: a hash of the parser's weights.
-    identity: str
-    # Returns one palette PNG a face, with the geometry of the face's crop.
-    make: Callable[[Sequence[FaceRecord]], list[bytes]]
+_CLAIM = ".preparing.json"
 
 
 def prepare(
-    source: Source, out: Path, maps: MapMaker | None = None, faces_per_shard: int = FACES_PER_SHARD
+    source: Source, out: Path, maps: Path | None = None, faces_per_shard: int = FACES_PER_SHARD
 ) -> tuple[dict, bool]:
     """Writes `source` under `out` and returns `(manifest, whether anything was done)`.
 
-    It can be stopped at any moment and started again: shards that are there are kept, if they were made
-    from the same faces. Once the manifest is there, it only compares.
+    `maps` is the folder with the parser's maps (`faces.map_cache.with_maps`) of faces whose set has none. It can be
+    stopped at any moment and started again: shards that are there are kept, if they were made from the same faces.
+    Once the manifest is there, it only compares.
 
     Raises:
       UserError: `out` holds another data set, or one made from other files or with other settings.
@@ -52,10 +39,10 @@ def prepare(
     readable, unreadable = examples.examine(faces)
     if not readable:
         raise UserError(f"{source.name}: none of {len(faces)} pictures can be read; the first: {unreadable[0].reason}")
-    fingerprint = _fingerprint(source, readable, maps.identity if maps else "", faces_per_shard)
+    fingerprint = _fingerprint(source, readable, maps.name if maps else "", faces_per_shard)
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)
-        if manifest["fingerprint"] != fingerprint:
+        if manifest.get("fingerprint") != fingerprint:
             raise UserError(
                 f"'{out}' was prepared from other files or with other settings; give another --out, or delete it"
             )
@@ -70,7 +57,8 @@ def prepare(
             entries.append(_write_one(out / f"faces-{number:05d}.array_record", part, names, maps))
             advance(len(part))
     vocabulary = find_dataset(source.name).vocabulary
-    _write_counts(out / COUNTS, readable, vocabulary)
+    counts = count_records((face for face in readable if face.split == "train"), vocabulary)
+    write_bytes(out / COUNTS, graph_bytes(vocabulary.names, counts))
     rejected = defaultdict(list)
     for item in (*source.rejected, *unreadable):
         rejected[item.reason].append(item.key.removeprefix(f"{source.name}/"))
@@ -82,7 +70,7 @@ def prepare(
         "splits": {split: Counter(face.split for face in readable)[split] for split in SPLITS},
         "labels": names,
         "vocabulary": vocabulary.name,
-        "counts": {"file": COUNTS, "sha256": _sha256((out / COUNTS).read_bytes())},
+        "counts": {"file": COUNTS, "sha256": file_sha256(out / COUNTS)},
         "shards": entries,
         "notes": list(source.notes),
         "num_rejected": len(source.rejected) + len(unreadable),
@@ -95,15 +83,12 @@ def prepare(
     return manifest, True
 
 
-_CLAIM = ".preparing.json"
-
-
 def _claim(out: Path, dataset: str, fingerprint: str) -> None:
     """Notes for whom shards are being written, so that an interrupted run is only continued by its like."""
     path = out / _CLAIM
     claim = {"dataset": dataset, "fingerprint": fingerprint}
     if path.exists():
-        if json.loads(path.read_text()) != claim:
+        if read_json(path, f"delete '{out}'") != claim:
             raise UserError(f"'{out}' is half-written from other files or with other settings; delete it")
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"'{out}' is not empty; give --out a new or empty folder")
@@ -111,35 +96,26 @@ def _claim(out: Path, dataset: str, fingerprint: str) -> None:
         write_bytes(path, json.dumps(claim).encode())
 
 
-def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], maps: MapMaker | None) -> dict:
+def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], maps: Path | None) -> dict:
     """Writes a shard and its index, unless the index, which comes last, is there already."""
     index_path = path.with_suffix(".json")
     if index_path.exists() and path.exists():
-        entry = json.loads(index_path.read_text())["entry"]
+        entry = read_json(index_path, f"delete '{path.parent}'")["entry"]
         if path.stat().st_size == entry["bytes"]:
             return entry
-    wanting = [face for face in faces if face.mask is None]
-    parsed: dict[str, bytes] = {}
-    if maps and wanting:
-        parsed = dict(zip((face.key for face in wanting), maps.make(wanting), strict=True))
     packed = []
     for face in faces:
-        mask = b"" if face.mask is None else read_bytes(face.mask, face.key)
-        is_crop = face.key in parsed or bool(getattr(face.mask, "is_crop", False))
-        packed.append(shards.pack(face, read_bytes(face.image, face.key), parsed.get(face.key, mask), is_crop))
+        image = read_bytes(face.image, face.key)
+        if face.mask is not None:
+            mask, is_crop = read_bytes(face.mask, face.key), bool(getattr(face.mask, "is_crop", False))
+        else:
+            mask, is_crop = (read_bytes(Path(cached_map(maps, image, face.box))), True) if maps else (b"", False)
+        packed.append(shards.pack(face, image, mask, is_crop))
     shards.write_shard(path, packed)
-    data = path.read_bytes()
-    entry = {"file": path.name, "faces": len(faces), "bytes": len(data), "sha256": _sha256(data)}
+    entry = {"file": path.name, "faces": len(faces), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     index = shards.index_of([shards.unpack(record)[0] for record in packed], names) | {"entry": entry}
     write_bytes(index_path, json.dumps(index, ensure_ascii=False).encode())
     return entry
-
-
-def _write_counts(path: Path, faces: Sequence[FaceRecord], vocab: Vocabulary) -> None:
-    counts = count_records((face for face in faces if face.split == "train"), vocab)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, names=np.array(vocab.names), **counts._asdict())
-    write_bytes(path, buffer.getvalue())
 
 
 def _fingerprint(source: Source, faces: Sequence[FaceRecord], map_identity: str, faces_per_shard: int) -> str:
@@ -150,7 +126,3 @@ def _fingerprint(source: Source, faces: Sequence[FaceRecord], map_identity: str,
             f"{examples.stamp(face, times=False)}\t{face.split}\t{labels}\t{face.age}\t{face.identity}\n".encode()
         )
     return digest.hexdigest()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,18 +1,20 @@
-"""What every data source yields: one face, where its picture is, and what is known about it."""
+"""What every data set yields: faces, where their pictures are, what is known about them, and what was left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from fi_jax.errors import require_choice
 from fi_jax.labels.tasks import age_labels
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures.crop import Box
 from fi_jax.pictures.decode import Readable
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,23 @@ class Rejected:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set as it was found under one root. `faces` are in order of their keys."""
+
+    name: str
+    faces: tuple[FaceRecord, ...]
+    # Rows and files that were left out, each with the reason.
+    rejected: tuple[Rejected, ...] = ()
+    # What was corrected on reading (a stripped path prefix, "9-Mar" read as "3-9"), in words.
+    notes: tuple[str, ...] = ()
+
+    def records(self, split: str = "all") -> list[FaceRecord]:
+        """Returns the faces of a split, in order; "all" is every face under the root."""
+        require_choice("split", split, (*SPLITS, "all"))
+        return [face for face in self.faces if split in ("all", face.split)]
 
 
 def encode_labels(record: FaceRecord, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

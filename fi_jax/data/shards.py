@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from fi_jax.data.records import FaceRecord, Rejected
+from fi_jax.data.records import SPLITS, FaceRecord, Rejected, Source
 from fi_jax.data.sources.attributes import AttributeRow
-from fi_jax.data.sources.source import FolderSource
 from fi_jax.errors import UserError
+from fi_jax.files import atomic_path, inside, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "fi_jax faces 1"
@@ -25,8 +23,8 @@ FORMAT = "fi_jax faces 1"
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # How an index writes a label: true, false, unknown.
 _CODES = {True: "1", False: "0", None: "?"}
-_VALUES = np.zeros(256, np.int8)
-_VALUES[ord("1")], _VALUES[ord("0")] = 1, -1
+# What a file of another shape raises while it is taken apart.
+_MISSHAPEN = (KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,11 @@ class InShard:
     part: str
 
     def read_bytes(self) -> bytes:
-        """Returns the bytes of the file as they were when the shard was made."""
-        header, image, mask = unpack(_reader(str(self.path)).read([self.index])[0])
+        """Returns the bytes of the file as they were when the shard was made; a damaged shard is a `UserError`."""
+        try:
+            _, image, mask = unpack(_reader(str(self.path)).read([self.index])[0])
+        except (*_MISSHAPEN, IndexError, RuntimeError, struct.error) as error:
+            raise UserError(f"shard '{self.path}' is damaged at face {self.index} ({str(error)[:80]})") from None
         return image if self.part == "image" else mask
 
     @property
@@ -86,13 +87,11 @@ def write_shard(path: Path, records: Sequence[bytes]) -> None:
     """Writes an ArrayRecord file; it appears whole or not at all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-    for record in records:
-        writer.write(record)
-    writer.close()
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+        writer.close()
 
 
 def index_of(headers: Sequence[dict], label_names: Sequence[str]) -> dict:
@@ -114,48 +113,59 @@ def is_prepared(root: Path | str) -> bool:
 def read_manifest(root: Path) -> dict:
     """Returns the manifest; a missing or damaged one is a `UserError`."""
     path = Path(root) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"'{root}' is not finished (no {MANIFEST}); run the same `fi-jax prepare` again") from None
-    except ValueError:
-        raise UserError(f"'{path}' is damaged; delete it and run `fi-jax prepare` again") from None
+    if not path.exists():
+        raise UserError(f"'{root}' is not finished (no {MANIFEST}); run the same `fi-jax prepare` again")
+    manifest = read_json(path, "delete it and run `fi-jax prepare` again")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"'{path}' is not a manifest of this version ('{FORMAT}'); prepare the set again")
     return manifest
 
 
-def read(name: str, root: Path) -> FolderSource:
+def read(name: str, root: Path) -> Source:
     """Opens a prepared folder as a source, with the same faces in the same order as the release it was made from.
 
     Raises:
-      UserError: the folder is unfinished, of another data set, or a shard is missing or cut short.
+      UserError: the folder is unfinished, of another data set, or a shard is missing, damaged or cut short.
     """
     root = Path(root)
     manifest = read_manifest(root)
-    if manifest["dataset"] != name:
-        raise UserError(f"'{root}' holds the data set '{manifest['dataset']}', not '{name}'")
-    faces: list[FaceRecord] = []
-    for shard in manifest["shards"]:
-        path = root / shard["file"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise UserError(f"shard '{path}' is missing or cut short; delete {MANIFEST} and run `fi-jax prepare` again")
-        faces += _faces(name, path)
-    rejected = tuple(Rejected(key, reason) for reason, keys in manifest["rejected"].items() for key in keys)
-    return FolderSource(name, root, tuple(faces), rejected, tuple(manifest["notes"]))
-
-
-def _faces(dataset: str, path: Path) -> list[FaceRecord]:
-    index_path = path.with_suffix(".json")
     try:
-        index = json.loads(index_path.read_text())
-    except (OSError, ValueError):
-        raise UserError(f"shard index '{index_path}' is missing or damaged; prepare the set again") from None
-    names = tuple(index["label_names"])
+        if manifest["dataset"] != name:
+            raise UserError(f"'{root}' holds the data set '{manifest['dataset']}', not '{name}'")
+        paths = [(inside(root, shard["file"]), shard["bytes"]) for shard in manifest["shards"]]
+        rejected = tuple(Rejected(key, reason) for reason, keys in manifest["rejected"].items() for key in keys)
+        notes = tuple(map(str, manifest["notes"]))
+    except _MISSHAPEN:
+        raise UserError(f"'{root / MANIFEST}' is damaged; delete it and run `fi-jax prepare` again") from None
+    faces: list[FaceRecord] = []
+    for path, size in paths:
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"shard '{path}' is missing or cut short; delete {MANIFEST} and run `fi-jax prepare` again")
+        index_path = path.with_suffix(".json")
+        index = read_json(index_path, "prepare the set again")
+        try:
+            faces += _faces(name, path, index)
+        except _MISSHAPEN:
+            raise UserError(f"'{index_path}' is damaged; prepare the set again") from None
+    return Source(name, tuple(faces), rejected, notes)
+
+
+def _faces(dataset: str, path: Path, index: dict) -> list[FaceRecord]:
+    names = tuple(map(str, index["label_names"]))
     faces = []
     for i, (key, split, codes, age, box, identity, mask) in enumerate(index["rows"]):
-        labels = AttributeRow(names, _VALUES[np.frombuffer(codes.encode(), np.uint8)])
-        face_box = None if box is None else tuple(box)
+        # Checked here, since the fields are used far from here.
+        _check(isinstance(key, str) and split in SPLITS and len(codes) == len(names))
+        _check(mask in ("", "mask", "crop_mask") and (identity is None or isinstance(identity, str)))
+        face_age = None if age is None else float(age)
+        face_box = None if box is None else tuple(map(float, box))
+        _check(face_box is None or len(face_box) == 4)
         image, map_ = InShard(path, i, "image"), InShard(path, i, mask) if mask else None
-        faces.append(FaceRecord(dataset, key, split, image, labels, age, face_box, map_, identity))
+        labels = AttributeRow(names, codes.encode("ascii"))
+        faces.append(FaceRecord(dataset, key, split, image, labels, face_age, face_box, map_, identity))
     return faces
+
+
+def _check(holds: bool) -> None:
+    if not holds:
+        raise ValueError

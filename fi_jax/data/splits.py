@@ -1,12 +1,10 @@
-"""The stated rules by which faces are dealt to train, val and test where a release has no split."""
+"""The stated rules that assign faces to train, val and test where a release has no split."""
 
 import hashlib
 from collections.abc import Sequence
 
 from fi_jax.data.records import FaceRecord, Split
-from fi_jax.errors import require_choice
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 # Shares of train, val and test.
 FRACTIONS = (0.8, 0.1, 0.1)
 
@@ -18,7 +16,7 @@ def hash_fraction(name: str, salt: str) -> float:
 
 
 def hash_split(name: str, salt: str, fractions: tuple[float, float, float] = FRACTIONS) -> Split:
-    """Deals `name` (a picture, a cluster of pictures, or a person) to a split.
+    """Returns the split of `name` (a picture, a cluster of pictures, or a person).
 
     The split is train below `fractions[0]`, val below `fractions[0] + fractions[1]`, else test, of
     `hash_fraction(name, salt)`. Anyone can redo it; `salt` is the data set's name, so that a name
@@ -26,12 +24,6 @@ def hash_split(name: str, salt: str, fractions: tuple[float, float, float] = FRA
     """
     x = hash_fraction(name, salt)
     return "train" if x < fractions[0] else "val" if x < fractions[0] + fractions[1] else "test"
-
-
-def select(records: Sequence[FaceRecord], split: str) -> list[FaceRecord]:
-    """Returns the records of a split, in order; "all" is every record under the root."""
-    require_choice("split", split, (*SPLITS, "all"))
-    return [record for record in records if split in ("all", record.split)]
 
 
 def limited(records: Sequence[FaceRecord], count: int | None) -> list[FaceRecord]:

@@ -5,16 +5,12 @@ graphs are ours (ω after ML-GCN and SCPNet). Row i is always the condition: p_i
 released ML-GCN code are avoided: the diagonal is zero before the threshold, and nothing is transposed.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from fi_jax.config import KnowledgeConfig
-
-_A = TypeVar("_A", np.ndarray, jax.Array)
 
 # Fewest joint sightings of two labels that the lift graph trusts: lift of rare pairs is mostly noise.
 MIN_SUPPORT = 20
@@ -60,26 +56,23 @@ def conditional(counts: Counts) -> Float[np.ndarray, "n n"]:
     return np.divide(counts.m, counts.n, out=np.zeros(counts.m.shape), where=counts.n > 0)
 
 
-def adjacency(p: Float[_A, "n n"], tau: Float[Array, ""] | float) -> Float[_A, "n n"]:
+def adjacency(p: Float[np.ndarray, "n n"], tau: float) -> Float[np.ndarray, "n n"]:
     """Returns C: c_ij = 1 where p_ij >= tau and i != j.
 
-    Works on numpy and on (traced) jax arrays. A p of zero never makes an edge, not even at tau = 0: it may
-    stand for labels that no data set annotates together.
+    A p of zero never makes an edge, not even at tau = 0: it may stand for labels that no data set annotates together.
     """
-    xp = p.__array_namespace__()
-    edges = (p >= tau) & (p > 0) & ~xp.eye(p.shape[0], dtype=bool)
+    edges = (p >= tau) & (p > 0) & ~np.eye(len(p), dtype=bool)
     return edges.astype(p.dtype)
 
 
-def reweight(c: Float[_A, "n n"], omega: Float[Array, ""] | float) -> Float[_A, "n n"]:
+def reweight(c: Float[np.ndarray, "n n"], omega: float) -> Float[np.ndarray, "n n"]:
     """Returns Ĉ: weight omega shared evenly by a label's neighbours, 1 - omega kept by itself.
 
-    Works on numpy and on (traced) jax arrays. A row without neighbours keeps everything; every row sums to 1.
+    A row without neighbours keeps everything; every row sums to 1.
     """
-    xp = c.__array_namespace__()
     degree = c.sum(axis=1, keepdims=True)
-    shared = omega * c / xp.maximum(degree, 1)
-    return shared + xp.eye(c.shape[0], dtype=c.dtype) * xp.where(degree > 0, 1 - omega, 1.0)
+    shared = omega * c / np.maximum(degree, 1)
+    return shared + np.eye(len(c), dtype=c.dtype) * np.where(degree > 0, 1 - omega, 1.0)
 
 
 def lift(counts: Counts) -> Float[np.ndarray, "n n"]:
@@ -135,23 +128,3 @@ def build_adjacency(counts: Counts, config: KnowledgeConfig, seed: int = 0) -> F
 def build_graph(counts: Counts, config: KnowledgeConfig, seed: int = 0) -> Float[np.ndarray, "n n"]:
     """Returns Ĉ in float32, as the model takes it."""
     return reweight(build_adjacency(counts, config, seed), config.omega).astype(np.float32)
-
-
-def refine(p: Float[Array, "n n"], tau: Float[Array, ""], omega: Float[Array, ""]) -> Float[Array, "n n"]:
-    """Returns Ĉ of the co-occurrence graph from P inside a jax program, with tau and omega traced.
-
-    For many (tau, omega) at once: `jax.vmap(refine, (None, 0, 0))`.
-    """
-    return reweight(adjacency(jnp.asarray(p), tau), omega)
-
-
-def sum_over_hosts(counts: Counts) -> Counts:
-    """Returns the counts of all processes together; every process must call it."""
-    if jax.process_count() == 1:
-        return counts
-    from jax.experimental import multihost_utils
-
-    # Gathered as 32-bit halves: without x64 mode jax would cut 64-bit integers.
-    halves = np.stack([np.stack(counts) & 0xFFFFFFFF, np.stack(counts) >> 32]).astype(np.uint32)
-    gathered = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64).sum(axis=0)
-    return Counts(*(gathered[0] + (gathered[1] << 32)))

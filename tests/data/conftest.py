@@ -17,7 +17,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 def picture(seed: int, height: int = 40, width: int = 32) -> np.ndarray:
-    """A smooth random picture; different seeds are not twins."""
+    """A smooth random picture; different seeds are no near-duplicates."""
     rng = np.random.default_rng(seed)
     low = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC))

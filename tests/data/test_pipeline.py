@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fi_jax.config import DataConfig, SourceConfig
 from fi_jax.data import examples, pipeline
-from fi_jax.data.counts import count_records, label_arrays, label_blocks
+from fi_jax.data.counts import count_records, label_blocks
 from fi_jax.data.datasets import open_source
 from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
@@ -196,7 +196,7 @@ def test_mask_of_another_size_is_refused(releases):
 
 
 def test_counts_equal_those_of_the_whole_table(faces):
-    labels, known = label_arrays(faces, VOCABULARY)
+    ((labels, known),) = label_blocks(faces, VOCABULARY)
     expected = correlation.update(correlation.empty(len(VOCABULARY)), labels, known)
     found = count_records(faces, VOCABULARY)
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from fi_jax.data import prepare as prepare_module
 from fi_jax.data import shards
 from fi_jax.data.datasets import open_source
 from fi_jax.data.examples import make_example
-from fi_jax.data.prepare import MapMaker, prepare
+from fi_jax.data.prepare import prepare
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import encode_mask, read_mask
+from fi_jax.faces.map_cache import cached_map
+from fi_jax.faces.masks import read_mask, write_mask
 from fi_jax.labels.registry import vocabulary
 
 
@@ -122,14 +124,13 @@ def test_damaged_shards_are_noticed(releases, tmp_path):
 
 def test_parsed_maps_travel_as_crops(releases, tmp_path):
     drawn = np.full((8, 8), 13, np.uint8)
-
-    def parser(faces):
-        return [encode_mask(drawn) for _ in faces]
-
     source = open_source("expw", releases.expw())
-    prepare(source, tmp_path / "out", MapMaker("weights 1", parser))
+    for folder in ("weights1", "weights2"):
+        for face in source.records():
+            write_mask(Path(cached_map(tmp_path / folder, face.image.read_bytes(), face.box)), drawn)
+    prepare(source, tmp_path / "out", tmp_path / "weights1")
     with pytest.raises(UserError, match="other files or with other settings"):
-        prepare(source, tmp_path / "out", MapMaker("weights 2", parser))
+        prepare(source, tmp_path / "out", tmp_path / "weights2")
     for face in open_source("expw", tmp_path / "out").records("all"):
         assert np.array_equal(read_mask(face.mask), drawn)
         assert (make_example(face, vocabulary("expw"), 24)["mask"] == 13).all()

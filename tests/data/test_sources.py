@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fi_jax.data.datasets import open_source
-from fi_jax.data.sources import celeba, fairface
+from fi_jax.data.sources import celeba
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.faces import masks
@@ -61,10 +61,10 @@ def test_celeba_crlf_and_bom_change_nothing(releases, tmp_path, newline, bom):
     other = type(releases)(tmp_path / "other").celeba(newline=newline)
     for file in other.glob("*.txt"):
         file.write_bytes((bom + file.read_bytes().decode()).encode())
-    mended = open_source("celeba", other)
-    assert not mended.rejected
-    assert [dict(r.labels) for r in mended.records("all")] == [dict(r.labels) for r in plain.records("all")]
-    assert [r.split for r in mended.records("all")] == [r.split for r in plain.records("all")]
+    corrected = open_source("celeba", other)
+    assert not corrected.rejected
+    assert [dict(r.labels) for r in corrected.records("all")] == [dict(r.labels) for r in plain.records("all")]
+    assert [r.split for r in corrected.records("all")] == [r.split for r in plain.records("all")]
 
 
 def test_celeba_rows_and_pictures_that_do_not_meet_are_named(releases):
@@ -106,9 +106,9 @@ def test_celeba_extra_column_is_left_out_by_name_and_extra_cells_rejected(releas
 @pytest.mark.parametrize(
     "old,new,message",
     [
-        (" -1", " 7", "unknown value 7"),
+        (" -1", " 7", "unknown value '7'"),
         (" -1", " yes", "unknown value 'yes'"),
-        ("Smiling", "Smilling", "0 columns 'Smiling'; did you mean 'Smilling'"),
+        ("Smiling", "Smilling", "no column 'Smiling'; did you mean 'Smilling'"),
     ],
 )
 def test_celeba_unknown_value_or_name_is_refused(releases, old, new, message):
@@ -184,7 +184,7 @@ def test_utkface_names(releases):
     assert "age 200" in reasons(source)["200_0_0_2017.jpg.chip.jpg"]
 
 
-def test_utkface_twins_share_a_split(releases):
+def test_utkface_near_duplicates_share_a_split(releases):
     root = releases.utkface(count=30)
     original = (root / "UTKFace" / "0_0_0_20170110191234500.jpg.chip.jpg").read_bytes()
     for i in range(20):
@@ -258,13 +258,12 @@ def test_fairface(releases):
     assert faces["train/5.jpg"].labels["age:70+"] and not faces["train/5.jpg"].labels["age:0-2"]
     assert faces["train/3.jpg"].labels["race:Latino_Hispanic"] and faces["train/3.jpg"].labels["Male"]
     assert sum(name.startswith("age:") for name in faces["train/1.jpg"].labels) == 9
-    assert fairface.balanced_keys(root) >= {"train/1.jpg", "val/4.jpg"}
 
 
 @pytest.mark.parametrize(
     "mangled,group", [("9-Mar", "3-9"), ("Mar-09", "3-9"), ("19-Oct", "10-19"), ("Oct-19", "10-19")]
 )
-def test_fairface_spreadsheet_dates_are_mended_and_said(releases, mangled, group):
+def test_fairface_spreadsheet_dates_are_corrected_and_noted(releases, mangled, group):
     root = releases.fairface()
     releases.edit(root / "fairface_label_train.csv", f",{group},", f",{mangled},")
     source = open_source("fairface", root)
@@ -461,10 +460,9 @@ def test_real_releases(shared_data, name, faces, rejected):
 
 @pytest.mark.real_data
 def test_real_celeba(shared_data):
-    names, attributes, values = celeba.read_attributes(shared_data / "celeba")
-    assert (
-        values.shape == (202599, 40) and attributes[31] == "Smiling" and abs((values[:, 31] == 1).mean() - 0.482) < 1e-3
-    )
+    annotated = celeba.read_annotations(shared_data / "celeba").records()
+    assert len(annotated) == 202599
+    assert abs(np.mean([face.labels["Smiling"] for face in annotated]) - 0.482) < 1e-3
     source = open_source("celeba", shared_data / "celeba")
     assert len(source.records("all")) == 8580 and Counter(i.reason for i in source.rejected) == {
         "picture missing": 194019

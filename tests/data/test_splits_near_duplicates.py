@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fi_jax.data import near_duplicates as twins
-from fi_jax.data import splits
-from fi_jax.data.records import FaceRecord
+from fi_jax.data import near_duplicates, splits
+from fi_jax.data.records import FaceRecord, Source
 from fi_jax.errors import UserError
 from fi_jax.pictures import decode as decoding
 
@@ -56,7 +55,7 @@ def test_shares_and_salt():
 
 def test_unknown_split_is_refused():
     with pytest.raises(UserError, match="did you mean 'train'"):
-        splits.select([], "trian")
+        Source("s", ()).records("trian")
 
 
 def face(seed):
@@ -67,40 +66,42 @@ def face(seed):
 def thumbnail(grey, quality=90):
     buffer = io.BytesIO()
     Image.fromarray(np.repeat(grey[..., None], 3, 2)).save(buffer, "JPEG", quality=quality)
-    return decoding.thumbnail(buffer.getvalue(), twins.THUMBNAIL)
+    return decoding.thumbnail(buffer.getvalue(), near_duplicates.THUMBNAIL)
 
 
-def test_twins_are_found_through_compression_brightness_and_mirror():
+def groups(shots, keys=None):
+    keys = keys or [str(i) for i in range(len(shots))]
+    return near_duplicates.group_names(keys, near_duplicates.near_duplicate_pairs(np.stack(shots)))
+
+
+def test_found_through_compression_brightness_and_mirror():
     a, b = face(1), face(2)
     brighter = np.clip(a.astype(float) * 0.7 + 30, 0, 255).astype(np.uint8)
-    shots = np.stack(
-        [thumbnail(x, q) for x, q in ((b, 90), (a, 95), (a, 30), (brighter, 80), (a[:, ::-1], 90), (face(3), 90))]
-    )
-    assert list(twins.find_twins(shots)) == [0, 1, 1, 1, 1, 5]
+    shots = [thumbnail(x, q) for x, q in ((b, 90), (a, 95), (a, 30), (brighter, 80), (a[:, ::-1], 90), (face(3), 90))]
+    assert list(groups(shots).values()) == ["0", "1", "1", "1", "1", "5"]
 
 
-def test_flat_pictures_have_no_twin():
-    assert list(twins.find_twins(np.full((3, 32, 32), 7, np.uint8))) == [0, 1, 2]
+def test_flat_pictures_have_no_near_duplicate():
+    assert list(groups(np.full((3, 32, 32), 7, np.uint8)).values()) == ["0", "1", "2"]
+
+
+def test_a_second_group_stays_together():
+    none = np.zeros((0, 2), np.int64)
+    names = near_duplicates.group_names(["a#0", "b#0", "a#1", "c#0"], none, ["a", "b", "a", "c"])
+    assert names == {"a#0": "a#0", "b#0": "b#0", "a#1": "a#0", "c#0": "c#0"}
+    assert near_duplicates.group_names([], none) == {}
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(9)))
-def test_clusters_do_not_depend_on_the_order(order):
+def test_groups_do_not_depend_on_the_order(order):
     base = [thumbnail(face(i // 3), 40 + 20 * (i % 3)) for i in range(9)]
-    keys = [f"k{i}" for i in range(9)]
-    expected = twins.group(keys, twins.find_twins(np.stack(base)))
-    found = twins.group([keys[i] for i in order], twins.find_twins(np.stack([base[i] for i in order])))
-    assert found == expected == {f"k{i}": f"k{3 * (i // 3)}" for i in range(9)}
+    found = groups([base[i] for i in order], [f"k{i}" for i in order])
+    assert found == {f"k{i}": f"k{3 * (i // 3)}" for i in range(9)}
 
 
 def test_blocks_meet(monkeypatch):
-    shots = np.stack([thumbnail(face(i % 5), 60 + i) for i in range(15)])
-    whole = twins.find_twins(shots)
-    monkeypatch.setattr(twins, "_BLOCK", 4)
-    assert np.array_equal(twins.find_twins(shots), whole)
-    assert list(whole) == [i % 5 for i in range(15)]
-
-
-def test_second_grouping_joins_clusters():
-    names = twins.group(["a#0", "b#0", "b#1", "c#0"], np.array([0, 0, 2, 3]), also=["a", "b", "b", "c"])
-    assert names == {"a#0": "a#0", "b#0": "a#0", "b#1": "a#0", "c#0": "c#0"}
+    shots = [thumbnail(face(i % 5), 60 + i) for i in range(15)]
+    whole = groups(shots)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 4)
+    assert groups(shots) == whole

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +17,6 @@ from fi_jax.knowledge.correlation import (
     conditional,
     empty,
     merge,
-    refine,
     reweight,
     shuffled_adjacency,
     update,
@@ -111,15 +109,6 @@ def test_rows_sum_to_one_and_the_diagonal_keeps_its_share(seed, tau, omega):
     np.testing.assert_allclose(g.sum(1), 1, atol=1e-12)
     np.testing.assert_allclose(np.diag(g), np.where(c.sum(1) > 0, 1 - omega, 1))
     assert (np.diag(c) == 0).all() and (g >= 0).all()
-
-
-def test_refine_traces_and_maps_over_tau_and_omega():
-    labels, known = random_faces(3, 300, 8)
-    p = conditional(counted(labels, known)).astype(np.float32)  # as jax sees it: 2/5 meets tau = 0.4 in both
-    taus, omegas = jnp.array([0.2, 0.4, 0.6]), jnp.array([0.1, 0.2, 0.5])
-    mapped = jax.jit(jax.vmap(refine, (None, 0, 0)))(p, taus, omegas)
-    for got, tau, omega in zip(mapped, taus, omegas, strict=True):
-        np.testing.assert_allclose(got, reweight(adjacency(p, np.float32(tau)), np.float32(omega)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["cooccurrence", "lift", "shuffled"])

@@ -33,13 +33,30 @@ def test_it_counts_the_training_split_and_saves(release, tmp_path, capsys):
     saved = np.load(out / "graph.npz")
     true = (values[:40] > 0).astype(int)
     np.testing.assert_array_equal(saved["m"], true.T @ true)
-    assert tuple(saved["labels"]) == NAMES
+    assert tuple(saved["names"]) == NAMES
     np.testing.assert_allclose(saved["graph"].sum(1), 1, atol=1e-6)
     text = json.loads((out / "graph.json").read_text())
     assert text["faces"] == 40 and text["num_edges"] == saved["c"].sum() == len(text["edges"])
     assert (out / "graph.png").read_bytes().startswith(b"\x89PNG") and (out / "rules.md").exists()
     assert sorted(p.name for p in out.iterdir()) == ["graph.json", "graph.npz", "graph.png", "rules.md"]
     assert f"{text['num_edges']} edges" in capsys.readouterr().out
+
+
+def test_figure_graph_reads_what_graph_writes(release, tmp_path, capsys):
+    root, _ = release
+    out, picture = tmp_path / "out", str(tmp_path / "graph.png")
+    assert main(["graph", "celeba", "--data-root", str(root), "--out", str(out), "--tau", "0.5"]) == 0
+    assert main(["figure", "graph", str(out / "graph.npz"), "--out", picture]) == 0
+    # Of the first version, which named its labels otherwise.
+    arrays = dict(np.load(out / "graph.npz"))
+    np.savez(tmp_path / "old.npz", labels=arrays.pop("names"), **arrays)
+    assert main(["figure", "graph", str(tmp_path / "old.npz"), "--out", picture]) == 0
+    (tmp_path / "damaged.npz").write_bytes((out / "graph.npz").read_bytes()[:2000])
+    np.savez(tmp_path / "other.npz", names=arrays["c"], graph=arrays["c"])
+    capsys.readouterr()
+    for name, message in (("damaged", "is not a graph"), ("missing", "does not exist"), ("other", "no matrix 'graph'")):
+        assert main(["figure", "graph", str(tmp_path / f"{name}.npz"), "--out", picture]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

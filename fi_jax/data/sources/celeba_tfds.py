@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fi_jax.data.records import FaceRecord, Split
-from fi_jax.data.sources.source import Findings, FolderSource
+from fi_jax.data.records import FaceRecord, Source, Split
+from fi_jax.data.sources.celeba import face_box
+from fi_jax.data.sources.release import Release
 from fi_jax.errors import UserError
 from fi_jax.labels.celeba import LABELS
 from fi_jax.pictures.decode import picture_size
@@ -32,28 +33,26 @@ def is_prepared(root: Path | str) -> bool:
     return any(Path(root).glob("celeb_a/*/dataset_info.json"))
 
 
-def read(root: Path | str) -> FolderSource:
+def read(root: Path | str) -> Source:
     """Reads `celeb_a` of the TFDS data folder `root` with its official splits.
 
     TFDS does not keep picture names: a key is the split and the place in it, `train-000000`.
     """
-    root = str(root)
-    findings = Findings()
+    release, root = Release(NAME, root), str(root)
     box = None
     faces = []
     for tfds_split, split in _SPLITS.items():
         for index, example in enumerate(_source(root, tfds_split)):
             if box is None:
-                height, width = picture_size(example["image"], f"celeb_a {tfds_split} {index}")
-                top = min(round(height * 30 / 218), max(height - width, 0))
-                box = (0.0, float(top), float(width), float(top + width))
+                size = picture_size(example["image"], f"celeb_a {tfds_split} {index}")
+                box = face_box(*size)
             labels = {label.name: bool(example["attributes"][label.name]) for label in LABELS}
             labels["Female"] = not labels["Male"]
             person = str(int(example["identity"]["Identity_No"])) if "identity" in example else None
             key = f"{tfds_split}-{index:06d}"
             image = InTfds(root, tfds_split, index)
             faces.append(FaceRecord(NAME, key, split, image, labels, box=box, identity=person))
-    return findings.source(NAME, Path(root), faces)
+    return release.source(faces)
 
 
 @lru_cache(maxsize=8)

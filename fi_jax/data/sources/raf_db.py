@@ -1,23 +1,12 @@
 """RAF-DB (basic): seven expressions; the text list or the circulating CSV; aligned, or original with boxes."""
 
-import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from fi_jax.data.datasets import Dataset
-from fi_jax.data.records import FaceRecord, Split
-from fi_jax.data.sources.reading import (
-    find,
-    missing_and_unlabelled,
-    picture_key,
-    pictures_in,
-    read_rows,
-    read_table,
-    read_text,
-    require_root,
-    without_duplicates,
-)
-from fi_jax.data.sources.source import Findings, FolderSource
+from fi_jax.data.records import FaceRecord, Source
+from fi_jax.data.sources.release import Release, read_box, read_text
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import question
@@ -29,6 +18,7 @@ from fi_jax.pictures.decode import picture_size
 NAME = "raf_db"
 # The release's codes 1 to 7.
 EXPRESSIONS = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
+_CODES = {str(i): f"expression:{name}" for i, name in enumerate(EXPRESSIONS, 1)}
 _GENDERS = ("Male", "Female")  # 2 is "unsure"
 _RACES = ("race:White", "race:Black", "race:Asian")
 _LIST = ("EmoLabel/list_patition_label.txt", "basic/EmoLabel/list_patition_label.txt", "list_patition_label.txt")
@@ -38,77 +28,69 @@ _PICTURES = ("Image/aligned", "basic/Image/aligned", "aligned", "DATASET", "Imag
 _ENLARGE = 1.4
 
 
-def read(root: Path | str) -> FolderSource:
+def read(root: Path | str) -> Source:
     """Reads RAF-DB. A key is the name of the list (`train_00001.jpg`).
 
-    Splits: names starting with `test_` are `test`; of the others a tenth, dealt by
-    `hash_split(name, "raf_db")`, is `val`. Aligned pictures are used where there are any (the whole
-    picture is the face), else the originals with the release's boxes enlarged 1.4 times. Gender (not
-    "unsure") and race are read where `Annotation/manual` is there.
+    Splits: names starting with `test_` are `test`; of the others a tenth, by `hash_split(name, "raf_db")`, is `val`.
+    Aligned pictures are used where there are any (the whole picture is the face), else the originals with the
+    release's boxes enlarged 1.4 times. Gender (not "unsure") and race are read where `Annotation/manual` is there.
     """
-    root = require_root(NAME, root)
-    findings = Findings()
-    folder = find(NAME, root, _PICTURES)
-    pictures = _pictures(folder)
-    if not pictures:
-        raise UserError(f"{NAME}: picture folder '{folder}' holds no pictures")
-    file, rows = _labels(root, pictures, findings)
-    missing_and_unlabelled(rows, pictures, file, findings)
-    base = folder.parent.parent if folder.parent.name == "Image" else root
-    original = folder.name == "original"
+    release = Release(NAME, root)
+    folder, pictures = _pictures(release)
+    file, rows = _labels(release, pictures)
+    release.reject_unpaired(rows, pictures, file)
+    base = folder.parent.parent if folder.parent.name == "Image" else release.root
     faces = []
     for key in sorted(rows.keys() & pictures.keys()):
-        labels = one_of(EXPRESSION, f"expression:{EXPRESSIONS[rows[key] - 1]}") | _manual(base, key)
-        box = None
-        if original:
-            box, problem = _box(base, key, pictures[key])
-            if problem:
-                findings.reject(key, problem)
-                continue
-        faces.append(FaceRecord(NAME, key, _split(key), pictures[key], labels, box=box))
-    return findings.source(NAME, root, faces)
+        labels = one_of(EXPRESSION, rows[key]) | _manual(base, key)
+        box, problem = _box(base, key, pictures[key]) if folder.name == "original" else (None, "")
+        if problem:
+            release.reject(key, problem)
+            continue
+        split = "test" if key.startswith("test_") else hash_split(key, NAME, (0.9, 0.1, 0.0))
+        faces.append(FaceRecord(NAME, key, split, pictures[key], labels, box=box))
+    return release.source(faces)
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Pictures by the list's name; `train_00001_aligned.jpg` is the list's `train_00001.jpg`."""
-    found: dict[str, Path] = {}
-    for key, path in pictures_in(folder, recursive=True).items():
-        name = re.sub(r"_aligned(?=\.\w+$)", "", key.split("/")[-1])
-        if name in found:
-            raise UserError(f"{NAME}: '{path}' and '{found[name]}' both are picture '{name}'; remove one")
-        found[name] = path
-    return found
+def _pictures(release: Release) -> tuple[Path, dict[str, Path]]:
+    """Returns the first folder that holds pictures, and those by the list's names, `train_00001.jpg`."""
+    release.find(*_PICTURES)
+    for folder in (release.root / choice for choice in _PICTURES):
+        found: dict[str, Path] = {}
+        for key, path in (release.pictures(folder, recursive=True) if folder.is_dir() else {}).items():
+            name = _list_name(key.split("/")[-1])
+            if name in found:
+                raise UserError(f"{NAME}: '{path}' and '{found[name]}' both are picture '{name}'; remove one")
+            found[name] = path
+        if found:
+            return folder, found
+    raise UserError(f"{NAME}: picture folder '{release.find(*_PICTURES)}' holds no pictures")
 
 
-def _labels(root: Path, pictures: dict[str, Path], findings: Findings) -> tuple[str, dict[str, int]]:
-    """Returns the label file's name, and the code of every picture it names."""
-    path = next((root / choice for choice in _LIST if (root / choice).exists()), None)
-    tables = [root / choice for choice in _CSV if (root / choice).exists()]
-    if path:
-        paths = [path]
-        pairs = [(path, number, name, code) for number, (name, code) in read_rows(path, 2, findings)]
-    elif tables:
-        paths = tables
-        pairs = [
-            (table, number, row["image"], row["label"])
-            for table in tables
-            for number, row in read_table(table, ("image", "label"), findings)
-        ]
-    else:
-        find(NAME, root, _LIST)
-    codes = {str(code) for code in range(1, len(EXPRESSIONS) + 1)}
-    rows = []
-    for file, number, name, code in pairs:
-        if code not in codes:
-            raise UserError(f"label file '{file}' line {number} has the unknown expression '{code}'; they are 1 to 7")
-        plain = re.sub(r"_aligned(?=\.\w+$)", "", name)
-        rows.append((picture_key(plain, pictures, file.name, findings), int(code)))
+def _list_name(name: str) -> str:
+    """`train_00001_aligned.jpg` is the list's `train_00001.jpg`."""
+    return re.sub(r"_aligned(?=\.\w+$)", "", name)
+
+
+def _labels(release: Release, pictures: dict[str, Path]) -> tuple[str, dict[str, str]]:
+    """Returns the label files' names, and the expression of every picture they name."""
+    text = release.has(*_LIST)
+    paths = [text] if text else [path for choice in _CSV if (path := release.has(choice))]
+    if not paths:
+        release.find(*_LIST)
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for path in paths:
+            table = release.rows(path, 2) if path == text else release.table(path, ("image", "label"))
+            for number, (name, code) in table:
+                if code not in _CODES:
+                    raise UserError(
+                        f"label file '{path}' line {number} has the unknown expression '{code}'; they are 1 to 7"
+                    )
+                yield release.named_picture(_list_name(name), pictures, path.name), _CODES[code]
+
     files = ", ".join(path.name for path in paths)
-    return files, without_duplicates(rows, files, findings)
-
-
-def _split(key: str) -> Split:
-    return "test" if key.startswith("test_") else hash_split(key, NAME, (0.9, 0.1, 0.0))
+    return files, release.distinct(rows(), files)
 
 
 def _box(base: Path, key: str, picture: Path) -> tuple[Box | None, str]:
@@ -116,22 +98,17 @@ def _box(base: Path, key: str, picture: Path) -> tuple[Box | None, str]:
     path = base / "Annotation" / "boundingbox" / f"{Path(key).stem}_boundingbox.txt"
     if not path.exists():
         return None, f"{path.name} is missing"
-    cells = read_text(path).split()
-    try:
-        left, top, right, bottom = (float(cell) for cell in cells)
-    except ValueError:
-        return None, f"{path.name} does not hold four numbers"
-    if not all(map(math.isfinite, (left, top, right, bottom))):
-        return None, f"{path.name} does not hold four numbers"
-    if right <= left or bottom <= top:
-        return None, f"{path.name}: the box is empty"
+    box, problem = read_box(read_text(path).split())
+    if problem:
+        return None, f"{path.name}: {problem}"
+    left, top, right, bottom = box
     try:
         height, width = picture_size(picture)
     except UserError as error:
         return None, str(error)
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         return None, f"{path.name}: the box lies outside the {width}x{height} picture"
-    return enlarge((left, top, right, bottom), _ENLARGE), ""
+    return enlarge(box, _ENLARGE), ""
 
 
 def _manual(base: Path, key: str) -> dict[str, bool]:

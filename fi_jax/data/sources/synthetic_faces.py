@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fi_jax.data.datasets import Dataset
-from fi_jax.data.records import FaceRecord
-from fi_jax.data.sources.source import FolderSource
+from fi_jax.data.records import FaceRecord, Source
 from fi_jax.data.splits import hash_split
 from fi_jax.data.synthetic.face import SyntheticFace, draw_face, traits_of
 from fi_jax.data.synthetic.traits import labels_of
@@ -53,13 +52,13 @@ def _draw(seed: int, index: int) -> SyntheticFace:
     return draw_face(seed, index)
 
 
-def read(root: Path | str = "") -> FolderSource:
+def read(root: Path | str = "") -> Source:
     """Makes a series of faces.
 
     Args:
       root: no folder but "count=N" and "seed=S", in any order, separated by a comma; 2000 and 0 by default.
 
-    Faces are dealt 80/10/10 by `hash_split(key, "synthetic_faces")`; a shorter series is the start of a longer one.
+    The split is 80/10/10 by `hash_split(key, "synthetic_faces")`; a shorter series is the start of a longer one.
     """
     count, seed = _parse(str(root))
     faces = []
@@ -67,13 +66,13 @@ def read(root: Path | str = "") -> FolderSource:
         traits, key = traits_of(seed, index), f"{seed}-{index:06d}.png"
         image, mask = Drawn(seed, index, "image"), Drawn(seed, index, "mask")
         faces.append(FaceRecord(NAME, key, hash_split(key, NAME), image, labels_of(traits), age=traits.age, mask=mask))
-    return FolderSource(NAME, Path(root), tuple(faces))
+    return Source(NAME, tuple(faces))
 
 
 def _parse(root: str) -> tuple[int, int]:
     settings = {"count": DEFAULT_COUNT, "seed": 0}
     for part in filter(None, (piece.strip() for piece in root.split(","))):
-        match = re.fullmatch(r"(count|seed)=(\d+)", part)
+        match = re.fullmatch(r"(count|seed)=([0-9]{1,9})", part)
         if not match:
             raise UserError(f"{NAME} are drawn, not read: the data root is 'count=N,seed=S', not '{root}'")
         settings[match[1]] = int(match[2])

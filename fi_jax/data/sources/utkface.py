@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 from fi_jax.data.datasets import Dataset
-from fi_jax.data.records import FaceRecord
-from fi_jax.data.sources.near_duplicate_clusters import cluster_names
-from fi_jax.data.sources.reading import require_pictures, require_root
-from fi_jax.data.sources.source import Findings, FolderSource
+from fi_jax.data.near_duplicates import near_duplicate_groups
+from fi_jax.data.records import FaceRecord, Source
+from fi_jax.data.sources.release import Release
 from fi_jax.data.splits import hash_split
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary
@@ -16,40 +15,39 @@ from fi_jax.labels.tasks import GENDER, RACE_GROUPS, RACES, one_of
 NAME = "utkface"
 _GENDERS = ("Male", "Female")
 _MAX_AGE = 120
-# A few released names have a space before, or no dot before, "jpg"; all three facts are there.
-_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+) ?\.?jpg(\.chip\.jpg)?")
+# A few released names have a space, or no dot, or another letter ("pg") before "jpg"; all three facts are there.
+_FILE_NAME = re.compile(r"([0-9]{1,3})_([0-9])_([0-9])_([0-9]+) ?\.?j?pg(\.chip\.jpg)?", re.IGNORECASE)
 
 
-def read(root: Path | str) -> FolderSource:
+def read(root: Path | str) -> Source:
     """Reads UTKFace.
 
-    The release has no split: faces are dealt 80/10/10 by `hash_split(cluster, "utkface")`, where the
-    cluster is that of the picture's near-twins (about 7 % have one, often under another label), named
-    after its first picture. Names that do not state age, gender and race are rejected.
+    The release has no split: it is 80/10/10 by `hash_split(group, "utkface")`, where the group is that of the
+    picture's near-duplicates (about 7 % have one, often under another label), named after its first picture. Names
+    that do not state age, gender and race are rejected.
     """
-    root = require_root(NAME, root)
-    findings = Findings()
-    folder = next((f for f in (root / "UTKFace", root / "utkface_aligned_cropped" / "UTKFace") if f.is_dir()), root)
-    pictures = require_pictures(NAME, folder)
+    release = Release(NAME, root)
+    folder = release.has("UTKFace", "utkface_aligned_cropped/UTKFace") or release.root
+    pictures = release.require_pictures(folder)
     stated = {}
     for key in pictures:
-        problem, labels = _parse(key)
+        problem, facts = _parse(key)
         if problem:
-            findings.reject(key, problem)
+            release.reject(key, problem)
         else:
-            stated[key] = labels
-    clusters, _ = cluster_names(NAME, list(stated), [pictures[key] for key in stated])
+            stated[key] = facts
+    groups, _ = near_duplicate_groups(NAME, list(stated), [pictures[key] for key in stated])
     faces = [
-        FaceRecord(NAME, key, hash_split(clusters[key], NAME), pictures[key], labels, age=age)
+        FaceRecord(NAME, key, hash_split(groups[key], NAME), pictures[key], labels, age=age)
         for key, (age, labels) in stated.items()
     ]
-    return findings.source(NAME, root, faces)
+    return release.source(faces)
 
 
 def _parse(key: str) -> tuple[str, tuple[float, dict[str, bool]]]:
     """Returns `(why the name is malformed or "", (age, labels))`."""
     nothing: tuple[float, dict[str, bool]] = (0.0, {})
-    match = _NAME.fullmatch(key)
+    match = _FILE_NAME.fullmatch(key)
     if not match:
         return "name is not [age]_[gender]_[race]_[date&time].jpg.chip.jpg", nothing
     age, gender, race = (int(part) for part in match.groups()[:3])

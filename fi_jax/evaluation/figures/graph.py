@@ -1,8 +1,6 @@
 """The graph behind Ĉ: labels on a circle, its strongest edges as arrows."""
 
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -23,20 +21,6 @@ def _heading(name: str) -> str:
             prefix, "Other"
         )
     return "Person" if name == "Female" else _OF_ATTRIBUTE.get(name, "Other")
-
-
-def read_graph(path: Path) -> tuple[list[str], Float[np.ndarray, "n n"]]:
-    """Reads labels and Ĉ from the `graph.npz` of `fi-jax graph`; anything else is a `UserError`."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make it with 'fi-jax graph DATASET --out DIR'")
-    try:
-        with np.load(path) as arrays:
-            labels, weights = [str(label) for label in arrays["labels"]], np.asarray(arrays["graph"], float)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no arrays 'labels' and 'graph' as 'fi-jax graph' writes them") from error
-    if weights.shape != (len(labels), len(labels)):
-        raise UserError(f"{path}: {len(labels)} labels do not fit a graph of shape {weights.shape}")
-    return labels, weights
 
 
 def strongest_edges(weights: Float[np.ndarray, "n n"], most: int) -> list[tuple[int, int, float]]:

@@ -1,4 +1,4 @@
-"""Draws the co-occurrence graph: the matrix P with its edges, and the strongest edges as bars."""
+"""The co-occurrence graph for people: its edges and hubs in numbers, and a figure."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +13,30 @@ if TYPE_CHECKING:
 def short(name: str) -> str:
     """Returns a label as a person reads it on an axis: "Wearing_Hat" -> "Wearing Hat"."""
     return name.replace("_", " ")
+
+
+def summarise(
+    names: Sequence[str], p: Float[np.ndarray, "n n"], c: Float[np.ndarray, "n n"], lift: Float[np.ndarray, "n n"]
+) -> dict:
+    """Returns edges (strongest first) and what sort of graph they make."""
+    rows, columns = np.nonzero(c)
+    order = np.argsort(-p[rows, columns], kind="stable")
+    edges = [
+        {"from": names[i], "to": names[j], "p": round(float(p[i, j]), 4), "lift": round(float(lift[i, j]), 3)}
+        for i, j in zip(rows[order], columns[order], strict=True)
+    ]
+    incoming = c.sum(0)
+    hubs = np.argsort(-incoming, kind="stable")[:9]
+    values = lift[rows, columns]
+    return {
+        "num_edges": len(edges),
+        "labels_without_neighbours": [names[i] for i in np.flatnonzero(c.sum(1) == 0)],
+        "hubs": {names[i]: int(incoming[i]) for i in hubs},
+        "share_into_hubs": round(float(incoming[hubs].sum() / max(len(edges), 1)), 4),
+        "edges_below_chance": int((values < 1).sum()),
+        "edges_clearly_below_chance": int((values < 0.95).sum()),
+        "edges": edges,
+    }
 
 
 def draw_graph(
