@@ -22,17 +22,10 @@ def make(folder: Path, num_layers: int) -> int:
     from safetensors.numpy import save_file
 
     from fi_jax.config import LlamaConfig, VitConfig
-    from fi_jax.weights import mapping
+    from fi_jax.weights import leaf_table
 
-    llm = replace(LlamaConfig(), num_layers=num_layers)
-    leaves = [*mapping.vit_leaves(VitConfig()), *mapping.connector_leaves(1024, 4096), *mapping.llama_leaves(llm)]
+    leaves = leaf_table.llava_leaves(VitConfig(), replace(LlamaConfig(), num_layers=num_layers))
     shapes = {source: leaf.source_shape for leaf in leaves for source in leaf.sources}
-    names = {
-        "llm.lm_head": "language_model.lm_head",
-        "llm.": "language_model.model.",
-        "vision.": "vision_tower.vision_model.",
-        "projector.": "multi_modal_projector.",
-    }
     folder.mkdir(parents=True)
     block = np.random.default_rng(0).normal(size=1 << 20).astype(np.float16)
     shard, size, total, weight_map = {}, 0, 0, {}
@@ -44,8 +37,7 @@ def make(folder: Path, num_layers: int) -> int:
         shard.clear()
 
     for key, shape in shapes.items():
-        old, new = next((old, new) for old, new in names.items() if key.startswith(old))
-        shard[new + key.removeprefix(old)] = np.resize(block, shape)
+        shard[key] = np.resize(block, shape)
         size += 2 * int(np.prod(shape))
         if size > 2 << 30:
             flush()

@@ -66,7 +66,7 @@ def train(config: Experiment, folder: Path, hosts: Hosts, say: Say = print, *, f
     say(f"{len(mixture.records)} faces; {jax.device_count()} device(s); run folder {folder}")
 
     initial = load_model(config.train.init_from) if config.train.init_from else None
-    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, say)
+    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
     constants = _constants(config, initial, leaves, mixture, vocabulary, tokenizer)
     fresh = initial is None or "knowledge_connector/fc1/kernel" not in initial.leaves
     if config.weights.knowledge_connector == "words" and fresh:

@@ -1,8 +1,10 @@
 """A config -> all parameters of FaceInsight: pre-trained leaves loaded, the rest initialised, all placed."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +15,17 @@ from jaxtyping import Float
 
 from fi_jax.config import Experiment, LlamaConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.errors import UserError
+from fi_jax.files import file_sha256
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight
 from fi_jax.parallel.rules import param_shardings, place, place_parameter
 from fi_jax.trees import flatten, unflatten
-from fi_jax.weights import mapping
+from fi_jax.weights import leaf_table
 from fi_jax.weights.bundle import is_llm_adapter
+from fi_jax.weights.matching import grouped
 from fi_jax.weights.peft import Adapter, import_peft
+
+log = logging.getLogger(__name__)
 
 Leaves = dict[str, jax.Array]
 
@@ -107,7 +113,7 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         _, params, report = loader(source, dtype=lambda path: dtype(prefix + path), placement=placement, **options)
         named = {"name": source, "hash": report.hash}
         if report.unused:
-            named["unused"] = mapping.grouped(report.unused)
+            named["unused"] = grouped(report.unused)
         return {prefix + path: leaf for path, leaf in flatten(params).items()}, named
 
     if weights.llava:
@@ -117,7 +123,7 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         leaves, info["llava"] = load(huggingface.load_llava, weights.llava, "")
     elif weights.llm == "smollm2" or weights.llm.endswith(".gguf"):
         # One type for all, in which none loses anything.
-        types = {dtype(f"llm/{leaf.path}") for leaf in mapping.llama_leaves(model.llm)}
+        types = {dtype(f"llm/{leaf.path}") for leaf in leaf_table.llama_leaves(model.llm)}
         params, info["llm"] = _load_gguf(weights.llm, model.llm, "float32" if "float32" in types else "bfloat16")
         leaves = {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
     elif weights.llm != "random":
@@ -153,9 +159,9 @@ def _load_gguf(source: str, wanted: LlamaConfig, dtype: str) -> tuple[dict, dict
         # Mapped from a cache, not read.
         config, params = smollm2.load(dtype)
         _require_same("llm", config, wanted)
-        return params, {"name": "smollm2", "hash": smollm2.base_hash()}
+        return params, {"name": "smollm2", "hash": smollm2.BASE_HASH}
     _require_same("llm", gguf.read_config(source), wanted)
-    return gguf.read_params(source, jnp.dtype(dtype)), {"name": source, "hash": gguf.file_hash(source)}
+    return gguf.read_params(source, jnp.dtype(dtype)), {"name": source, "hash": file_sha256(Path(source))}
 
 
 def _load_adapter(source: str, llm: LlamaConfig) -> Adapter:
@@ -203,7 +209,8 @@ def assemble(
     config: Experiment,
     trained: dict[str, np.ndarray] | None = None,
     mesh: Mesh | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    *,
+    announce: bool = False,
 ) -> tuple[Leaves, dict]:
     """Makes every parameter of the model: from `trained` where it has a leaf, else the base, else a fresh start.
 
@@ -213,7 +220,7 @@ def assemble(
     Args:
       trained: leaves of an earlier run or a bundled model, flat.
       mesh: where the leaves go; None leaves them on the default device.
-      say: told what was loaded, what of a checkpoint was left out, and which leaves start fresh.
+      announce: log what was loaded, what of a checkpoint was left out, and which leaves start fresh.
 
     Returns:
       `(leaves, info)`: flat parameters in `train.frozen_dtype` (or as trained), and what names the base.
@@ -240,8 +247,8 @@ def assemble(
             + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         )
     new = [path for path in shapes if path not in given]
-    for line in _account(base.info, new, shapes):
-        say(line)
+    for line in _account(base.info, new, shapes) if announce else ():
+        log.info(line)
     fresh = init_leaves(config.model, new, config.train.seed, mesh)
     fresh = {
         path: leaf.astype(config.train.frozen_dtype) if path.startswith("llm/") and "lora" not in path else leaf

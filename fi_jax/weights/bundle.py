@@ -3,7 +3,6 @@
 Bundled models live in the package under `bundled/`; a run writes the same folder as `runs/N/model/` when it ends.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 
 from fi_jax.config import Experiment, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
+from fi_jax.files import write_json
+from fi_jax.weights.json_fields import read_json
 from fi_jax.weights.leaves import load_leaves, save_leaves
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -32,9 +33,8 @@ class TrainedModel:
 
 def save_model(folder: Path, model: TrainedModel, precision: str = "float32") -> None:
     """Writes a model folder; the weights file comes last, so a folder with one is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / CONFIG, to_dict(model.config))
-    _write_json(folder / MODEL, model.info)
+    write_json(folder / CONFIG, to_dict(model.config), indent=2)
+    write_json(folder / MODEL, model.info, indent=2)
     leaves = {**model.leaves, _PROMPTS: model.prompts, _GRAPH: model.graph}
     save_leaves(folder / WEIGHTS, leaves, precision)
 
@@ -43,7 +43,7 @@ def load_model(name_or_folder: str | Path) -> TrainedModel:
     """Loads a bundled model by name, a run folder, or a model folder."""
     folder = find_model(name_or_folder)
     config = read_config(folder / CONFIG)
-    info = _read_json(folder / MODEL)
+    info = read_json(folder / MODEL)
     leaves = load_leaves(folder / WEIGHTS)
     missing = [name for name in (_PROMPTS, _GRAPH) if name not in leaves]
     if missing:
@@ -85,21 +85,4 @@ def bundled_names() -> list[str]:
 
 def read_config(path: Path) -> Experiment:
     """Reads a run's `config.json`."""
-    return from_dict(Experiment, _read_json(path))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (byte {error.start} is not UTF-8)") from None
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    return from_dict(Experiment, read_json(path))

@@ -1,31 +1,34 @@
 """A trained model out to the PyTorch world: one folder that explains itself and needs nothing of ours."""
 
-import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment, to_dict
 from fi_jax.errors import UserError
+from fi_jax.files import write_json, write_text
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.pixels import MEAN, STD
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.prompting.sequences import SequenceBuilder
-from fi_jax.weights import hf_write, mapping, stream
+from fi_jax.trees import flatten
+from fi_jax.weights import hf_config, hf_write, leaf_table, stream
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.huggingface import resolve_folder
+from fi_jax.weights.leaves import write_safetensors
 from fi_jax.weights.model_card import model_card
 from fi_jax.weights.peft import export_peft
-from fi_jax.weights.torch_state import to_state
+
+log = logging.getLogger(__name__)
 
 PLAIN_LLAVA = "merged/ is a plain LLaVA: it carries the picture, but neither segmentation nor knowledge tokens; face_insight.py does"
 PLAIN_LLAMA = "merged/ is a plain language model: it carries neither image, segmentation nor knowledge tokens; face_insight.py does"
@@ -54,7 +57,6 @@ def export(
     *,
     parser: Parser | None = None,
     merged: bool = False,
-    say: Callable[[str], None] = print,
 ) -> None:
     """Writes the folder; it appears whole or not at all.
 
@@ -64,18 +66,20 @@ def export(
       builder: asks every closed question of the vocabulary, in tokens of `tokenizer`.
       parser: makes segmentation maps; written too, so that a picture is all the PyTorch side needs.
       merged: also write the language model with its adapter merged, in its base's own layout.
-      say: told what was written and what a plain model cannot carry.
 
     Raises:
       UserError: `folder` exists already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; name another folder or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename.
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(model, leaves, builder, tokenizer, vocabulary, work, merged, say, parser)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that the last step is a rename.
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write '{folder}' ({error.strerror})") from None
+    try:
+        _write(model, leaves, builder, tokenizer, vocabulary, work, merged, parser)
         if folder.exists():
             folder.rmdir()
         work.chmod(0o755)
@@ -92,7 +96,6 @@ def _write(
     vocabulary: Vocabulary,
     folder: Path,
     merged: bool,
-    say: Callable[[str], None],
     parser: Parser | None,
 ) -> None:
     config = model.config
@@ -104,34 +107,36 @@ def _write(
         name = str(base["name"])
         export_peft(
             adapters,
-            config.model.llm.lora,
+            config.model.llm,
             folder / "adapter",
             base_name=name,
             base_hash=str(base["hash"]),
             made_from_hash=str(base.get("made_from", {}).get("hash", "")),
             in_llava=base["model_type"] == "llava",
         )
-        say(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
-    state = to_state({path: np.asarray(leaf) for path, leaf in leaves.items() if not path.startswith("llm/")})
+        log.info(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
+    state = {
+        key: tensor
+        for leaf in leaf_table.torch_leaves(config.model)
+        for key, tensor in leaf.split(np.asarray(leaves[leaf.path]))
+    }
     state |= {"prompts": model.prompts.astype(np.float32), "graph": model.graph.astype(np.float32)}
-    _save(state, folder / "face_insight.safetensors")
-    say(
-        f"face_insight.safetensors: {sum(value.size for value in state.values()) / 1e6:.1f} M parameters beside the language model"
-    )
+    write_safetensors(folder / "face_insight.safetensors", state)
+    size = sum(value.size for value in state.values()) / 1e6
+    log.info(f"face_insight.safetensors: {size:.1f} M parameters beside the language model")
     shutil.copyfile(Path(__file__).parent / "torch_model.py", folder / "face_insight.py")
     described = settings(model, builder, vocabulary, base)
     if parser is not None:
-        hf_write.export_segformer(flatten_dict(parser.variables, sep="/"), parser.config, folder / "parser", CLASSES)
+        hf_write.export_segformer(flatten(parser.variables), parser.config, folder / "parser", CLASSES)
         described["parser_size"] = parser.input_size
-    _write_json(folder / "face_insight.json", described)
-    _write_json(folder / "config.json", to_dict(config))
-    _write_json(folder / "model.json", model.info)
-    _write_json(folder / "rules.json", [asdict(rule) | {"reads": str(rule)} for rule in rules_for(vocabulary)])
-    (folder / "README.md").write_text(
-        model_card(model, base, has_adapter=bool(adapters), has_merged=merged, has_parser=parser is not None)
-    )
+    write_json(folder / "face_insight.json", described, indent=1)
+    write_json(folder / "config.json", to_dict(config), indent=1)
+    write_json(folder / "model.json", model.info, indent=1)
+    write_json(folder / "rules.json", [asdict(rule) | {"reads": str(rule)} for rule in rules_for(vocabulary)], indent=1)
+    card = model_card(model, base, has_adapter=bool(adapters), has_merged=merged, has_parser=parser is not None)
+    write_text(folder / "README.md", card)
     if merged:
-        _write_merged(model, llm, builder, tokenizer, folder, say)
+        _write_merged(model, llm, builder, tokenizer, folder)
 
 
 def settings(
@@ -187,7 +192,7 @@ def _base(
     trained = [path for path in model.leaves if path.startswith("llm/") and "/lora_" not in path]
     if _is_checkpoint(weights.llm, weights.llava) and not trained:
         files = stream.find_files(resolve_folder(source))
-        kind = hf_write.base_model_type(resolve_folder(source))
+        kind = hf_config.model_type(resolve_folder(source))
         return {"name": source, "hash": stream.checkpoint_hash(files), "model_type": kind}
     bare = {path: leaf for path, leaf in llm.items() if path not in adapters}
     _write_llama(bare, model.config, builder, tokenizer, folder / "base")
@@ -211,48 +216,30 @@ def _write_llama(
     extra = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": end_id}
     hf_write.export_llama(leaves, config.model.llm, folder, dtype=config.model.dtype, extra=extra)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named}, indent=1)
 
 
 def _write_merged(
-    model: TrainedModel,
-    llm: Mapping[str, Any],
-    builder: SequenceBuilder,
-    tokenizer: Tokenizer,
-    folder: Path,
-    say: Callable[[str], None],
+    model: TrainedModel, llm: Mapping[str, Any], builder: SequenceBuilder, tokenizer: Tokenizer, folder: Path
 ) -> None:
     config = model.config
     weights, target = config.weights, folder / "merged"
     if not _is_checkpoint(weights.llm, weights.llava):
         _write_llama(llm, config, builder, tokenizer, target)
-        say(PLAIN_LLAMA)
+        log.info(PLAIN_LLAMA)
         return
-    leaves = mapping.under("llm", mapping.llama_leaves(config.model.llm))
-    layout = mapping.LLAMA
     if weights.llava:
-        image = config.model.image_encoder
-        connector = mapping.connector_leaves(image.hidden_size * image.merge**2, config.model.llm.hidden_size)
-        leaves += mapping.under("image_encoder", mapping.vit_leaves(image))
-        leaves += mapping.under("image_connector", connector)
-        layout = mapping.LLAVA
-    layout = mapping.without_tied_head(layout, config.model.llm)
-    base = resolve_folder(weights.llava or weights.llm)
+        rows, layout = leaf_table.llava_leaves(config.model.image_encoder, config.model.llm), leaf_table.LLAVA
+    else:
+        rows, layout = leaf_table.under("llm", leaf_table.llama_leaves(config.model.llm)), leaf_table.LLAMA
     # The adapter from where it answers: of a run that kept an imported one frozen, the model's own leaves lack it.
     trained = {**model.leaves, **{f"llm/{path}": np.asarray(leaf) for path, leaf in llm.items() if "/lora_" in path}}
-    hf_write.merge_into_copy(base, target, leaves, layout, trained, lambda path: _lora(config, path))
-    say(PLAIN_LLAVA if weights.llava else PLAIN_LLAMA)
-
-
-def _lora(config: Experiment, path: str):
-    return config.model.llm.lora if path.startswith("llm/") else config.model.image_encoder.lora
-
-
-def _save(state: dict[str, np.ndarray], path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(state, path, {"format": "pt"})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    hf_write.merge_into_copy(
+        resolve_folder(weights.llava or weights.llm),
+        target,
+        leaf_table.without_adapters(rows),
+        leaf_table.with_tied_head(layout, config.model.llm),
+        trained,
+        lambda path: config.model.llm.lora if path.startswith("llm/") else config.model.image_encoder.lora,
+    )
+    log.info(PLAIN_LLAVA if weights.llava else PLAIN_LLAMA)

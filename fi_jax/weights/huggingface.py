@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jaxtyping import Float
 
 from fi_jax.config import LlamaConfig, VitConfig
@@ -18,9 +17,13 @@ from fi_jax.models.clip_text import ClipText, ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.models.vit import resize_position_embedding
 from fi_jax.parallel.rules import fetch, place
-from fi_jax.weights import hf_config, mapping, stream
+from fi_jax.trees import unflatten
+from fi_jax.weights import hf_config, leaf_table, stream
 from fi_jax.weights.hf_config import LlavaConfig
+from fi_jax.weights.leaf_table import Layout, Leaf
+from fi_jax.weights.matching import match
 from fi_jax.weights.stream import Placement
+from fi_jax.weights.tokenizers import read_tokenizer
 
 # One type for all leaves, or a type by path.
 DtypeOf = str | Callable[[str], str]
@@ -94,13 +97,8 @@ def load_llava(
     """
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llava_config(folder)
-    width_in = config.image_encoder.hidden_size * config.image_encoder.merge**2
-    leaves = [
-        *mapping.under("image_encoder", mapping.vit_leaves(config.image_encoder)),
-        *mapping.under("image_connector", mapping.connector_leaves(width_in, config.llm.hidden_size)),
-        *mapping.under("llm", mapping.llama_leaves(config.llm)),
-    ]
-    layout = mapping.without_tied_head(mapping.LLAVA, config.llm)
+    leaves = leaf_table.llava_leaves(config.image_encoder, config.llm)
+    layout = leaf_table.with_tied_head(leaf_table.LLAVA, config.llm)
     return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
 
 
@@ -110,8 +108,8 @@ def load_llama(
     """Loads a Llama-architecture causal LM as the tree of `models.llama.Llama`. Arguments as `load_llava`."""
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llama_config(folder)
-    layout = mapping.without_tied_head(mapping.LLAMA, config)
-    return config, *_load(name_or_folder, folder, mapping.llama_leaves(config), layout, dtype, placement)
+    layout = leaf_table.with_tied_head(leaf_table.LLAMA, config)
+    return config, *_load(name_or_folder, folder, leaf_table.llama_leaves(config), layout, dtype, placement)
 
 
 def load_clip_vision(
@@ -127,10 +125,10 @@ def load_clip_vision(
     """
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_vit_config(folder)
-    layout = mapping.CLIP_VISION
-    if hf_config.read_json(folder / "config.json")["model_type"] == "llava":
-        layout = replace(mapping.LLAVA, unused=(*mapping.LLAVA.unused, r"(?:llm|projector)\..*"))
-    params, report = _load(name_or_folder, folder, mapping.vit_leaves(config), layout, dtype, placement)
+    leaves, layout = leaf_table.vit_leaves(config), leaf_table.CLIP_VISION
+    if hf_config.model_type(folder) == "llava":
+        leaves, layout = leaf_table.llava_tower_leaves(config), leaf_table.LLAVA_TOWER
+    params, report = _load(name_or_folder, folder, leaves, layout, dtype, placement)
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         old = params["position_embedding"]
@@ -145,7 +143,8 @@ def load_clip_text(
     """Loads CLIP's text tower as the tree of `models.clip_text.ClipText`. Arguments as `load_llava`."""
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_clip_text_config(folder)
-    return config, *_load(name_or_folder, folder, mapping.clip_text_leaves(config), mapping.CLIP_TEXT, dtype, placement)
+    leaves = leaf_table.clip_text_leaves(config)
+    return config, *_load(name_or_folder, folder, leaves, leaf_table.CLIP_TEXT, dtype, placement)
 
 
 def load_segformer(
@@ -166,20 +165,16 @@ def load_segformer(
     """
     folder = resolve_folder(name_or_folder)
     source, order = hf_config.read_segformer_config(folder, class_names)
-    leaves = mapping.segformer_leaves(source, order)
-    variables, report = _load(name_or_folder, folder, leaves, mapping.SEGFORMER, dtype, placement, allow_new)
+    leaves = leaf_table.segformer_leaves(source, order)
+    variables, report = _load(name_or_folder, folder, leaves, leaf_table.SEGFORMER, dtype, placement, allow_new)
     return replace(source, num_labels=len(order)), variables, report
 
 
 def encode_clip_texts(name_or_folder: str | Path, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
     """Encodes sentences with a CLIP checkpoint's text tower: its projected features where it has a projection."""
-    from tokenizers import Tokenizer
-
     folder = resolve_folder(name_or_folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"no tokenizer.json in {folder}; save the checkpoint's fast tokenizer there")
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     config, params, _ = load_clip_text(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(config.max_position_embeddings)
     rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
@@ -193,8 +188,8 @@ def encode_clip_texts(name_or_folder: str | Path, texts: Sequence[str]) -> Float
 def _load(
     name: str | Path,
     folder: Path,
-    leaves: Sequence[mapping.Leaf],
-    layout: mapping.Layout,
+    leaves: Sequence[Leaf],
+    layout: Layout,
     dtype: DtypeOf,
     placement: Placement | None,
     allow_new: str = "",
@@ -202,8 +197,8 @@ def _load(
     files = stream.find_files(folder)
     tensors: Mapping[str, stream.Tensor] = stream.read_headers(files)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    matched = mapping.match(str(name), leaves, shapes, layout, allow_new)
+    matched = match(str(name), leaves, shapes, layout, allow_new)
     dtype_of = dtype if callable(dtype) else lambda _: dtype
     flat = stream.read_leaves(matched, tensors, lambda path: jnp.dtype(dtype_of(path)), placement)
     report = LoadReport(str(name), tuple(files), tuple(flat), matched.unused, matched.initialised)
-    return unflatten_dict(flat, sep="/"), report
+    return unflatten(flat), report

@@ -4,12 +4,13 @@ int8 leaves are stored with a float16 scale for every output channel (the last a
 layer), as "<path>" and "<path>.scale".
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fi_jax.errors import UserError
+from fi_jax.files import atomic_path
 
 _SCALE = ".scale"
 
@@ -23,12 +24,8 @@ def quantise(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, scale
 
 
-def save_leaves(
-    path: Path, leaves: dict[str, np.ndarray], precision: str = "float32", metadata: dict | None = None
-) -> None:
+def save_leaves(path: Path, leaves: dict[str, np.ndarray], precision: str = "float32") -> None:
     """Writes leaves atomically. `precision`: float32, float16, or int8 (matrices int8, the rest float16)."""
-    from safetensors.numpy import save_file
-
     stored: dict[str, np.ndarray] = {}
     for name, leaf in leaves.items():
         leaf = np.asarray(leaf)
@@ -46,28 +43,52 @@ def save_leaves(
         else:
             # Not `ascontiguousarray`, which gives scalars an axis.
             stored[name] = np.asarray(leaf.astype(np.float32) if leaf.dtype.kind == "f" else leaf, order="C")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    save_file(stored, temporary, metadata={"fi_jax": json.dumps(metadata or {})})
-    temporary.replace(path)
+    write_safetensors(path, stored)
 
 
 def load_leaves(path: Path) -> dict[str, np.ndarray]:
     """Reads leaves back as float32 (integers stay as they are)."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if not path.is_file():
-        raise UserError(f"no weights at {path}")
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
+    stored, _ = read_safetensors(path)
     leaves: dict[str, np.ndarray] = {}
     for name, leaf in stored.items():
         if name.endswith(_SCALE) and name.removesuffix(_SCALE) in stored:
             continue
         if leaf.dtype == np.int8 and name + _SCALE in stored:
-            leaf = leaf.astype(np.float32) * stored[name + _SCALE].astype(np.float32)
-        leaves[name] = leaf.astype(np.float32) if leaf.dtype.kind == "f" else leaf
+            scale = stored[name + _SCALE]
+            if scale.shape != (*leaf.shape[:-2], 1, *leaf.shape[-1:]):
+                raise UserError(f"{path} is damaged: {name} {leaf.shape} has scales {scale.shape}")
+            leaf = leaf.astype(np.float32) * scale.astype(np.float32)
+        # bfloat16 is of kind V.
+        leaves[name] = leaf.astype(np.float32) if leaf.dtype.kind in "fV" else leaf
     return leaves
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file whole or not at all, readable by whom the umask allows; errors as `files.atomic_path`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            raise UserError(f"cannot write '{path}' ({error})") from error
+        # The library makes its files the owner's alone.
+        temporary.chmod(mode)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a safetensors file, its tensors and its metadata; one that is missing or damaged is a `UserError`."""
+    import ml_dtypes  # noqa: F401 (numpy then knows bfloat16)
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="np") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    # The library has a type of its own for most damage; numpy has others for what it cannot hold.
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error

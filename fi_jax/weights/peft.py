@@ -1,27 +1,30 @@
 """LoRA adapters of the LLM as PEFT keeps them (`adapter_config.json`, `adapter_model.safetensors`), both ways."""
 
-import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.errors import UserError
-from fi_jax.weights.hf_config import read_json
+from fi_jax.files import write_json
+from fi_jax.weights import leaf_table
+from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.leaves import read_safetensors, write_safetensors
+from fi_jax.weights.matching import table_key
 from fi_jax.weights.stream import file_hash
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
 # Ways to start an adapter that take what it holds out of the base's own weights.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-# Our folder of a layer's module -> Hugging Face's.
-_PARTS = {"attn": "self_attn", "mlp": "mlp"}
-_KEY = re.compile(
-    r"(?:.*\.)?(?P<tower>language_model\.(?:model\.)?|model\.)layers\.(?P<layer>\d+)\.(?P<part>self_attn|mlp)\.(?P<name>\w+)\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+_NOT_PLAIN = (
+    *("use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication"),
+    *("target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
 )
 
 
@@ -39,34 +42,9 @@ class Adapter:
     hash: str = ""
 
 
-def adapter_tensors(leaves: Mapping[str, np.ndarray], *, in_llava: bool = False) -> dict[str, np.ndarray]:
-    """Returns PEFT's tensors, float32: per layer `lora_A.weight` `[r, in]` and `lora_B.weight` `[out, r]`.
-
-    A layer whose A and B are both zero has no adapter (see `import_peft`) and is left out.
-
-    Args:
-      leaves: flat leaves below `llm/`; others than `lora_a` and `lora_b` are ignored.
-      in_llava: names the LLM as it stands inside transformers' LLaVA.
-    """
-    prefix = "base_model.model.model." + ("language_model." if in_llava else "")
-    tensors = {}
-    for path, a in leaves.items():
-        if not path.endswith("/lora_a"):
-            continue
-        b = leaves[path.removesuffix("a") + "b"]
-        _, part, name, _ = path.split("/")
-        for layer, (a_i, b_i) in enumerate(zip(a, b, strict=True)):
-            if not (np.any(a_i) or np.any(b_i)):
-                continue
-            key = f"{prefix}layers.{layer}.{_PARTS[part]}.{name}"
-            tensors[f"{key}.lora_A.weight"] = np.ascontiguousarray(a_i.T, dtype=np.float32)
-            tensors[f"{key}.lora_B.weight"] = np.ascontiguousarray(b_i.T, dtype=np.float32)
-    return tensors
-
-
 def export_peft(
     leaves: Mapping[str, np.ndarray],
-    lora: LoraConfig,
+    config: LlamaConfig,
     folder: Path,
     *,
     base_name: str,
@@ -76,8 +54,11 @@ def export_peft(
 ) -> None:
     """Writes an adapter folder that `peft.PeftModel.from_pretrained` loads.
 
+    A layer whose A and B are both zero has no adapter (see `import_peft`) and is left out.
+
     Args:
-      leaves: flat leaves below `llm/` ("layers/attn/q_proj/lora_a", …).
+      leaves: flat leaves below `llm/` ("layers/attn/q_proj/lora_a", …); others than adapters are ignored.
+      config: of the LLM, with its `lora`.
       base_name: what transformers' `from_pretrained` takes: a Hub name or a folder.
       base_hash: names the base's contents (`stream.checkpoint_hash`); kept in the weights' metadata.
       made_from_hash: of what the base was made from, where it is a copy of our own making (a GGUF file's).
@@ -86,38 +67,38 @@ def export_peft(
     Raises:
       UserError: the model has no adapter.
     """
-    from safetensors.numpy import save_file
-
-    tensors = adapter_tensors(leaves, in_llava=in_llava)
+    tensors: dict[str, np.ndarray] = {}
+    rows = leaf_table.adapters(leaf_table.llama_leaves(config, "model.language_model." if in_llava else "model."))
+    for a, b in zip(rows[::2], rows[1::2], strict=True):
+        if a.path not in leaves:
+            continue
+        for side_a, side_b in zip(a.split(leaves[a.path]), b.split(leaves[b.path]), strict=True):
+            if np.any(side_a[1]) or np.any(side_b[1]):
+                tensors |= {_PREFIX + key: value.astype(np.float32) for key, value in (side_a, side_b)}
     if not tensors:
         raise UserError("the model has no LoRA adapter to export (llm.lora.rank is 0, or no layer has one)")
-    found = [match for match in map(_KEY.fullmatch, tensors) if match]
-    names = sorted({match["name"] for match in found})
-    modules = sorted({key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in tensors})
-    num_layers = next(iter(leaves.values())).shape[0]
-    everywhere = len(modules) == len(names) * num_layers
+    modules = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors})
+    names = sorted({module.rpartition(".")[2] for module in modules})
+    everywhere = len(modules) == len(names) * config.num_layers
     # The shortest exact statement: names alone would also match a LLaVA's vision tower or layers left out.
-    targets: Any = names
+    targets: Any = names if everywhere else modules
     if in_llava and everywhere:
         targets = rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
-    elif not everywhere:
-        targets = modules
-    config = {
+    described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
         "target_modules": targets,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    metadata = {"format": "pt", "base_name": base_name, "base_hash": base_hash, "made_from_hash": made_from_hash}
-    save_file(tensors, folder / WEIGHTS, metadata)
+    write_json(folder / CONFIG, described, indent=2)
+    metadata = {"base_name": base_name, "base_hash": base_hash, "made_from_hash": made_from_hash}
+    write_safetensors(folder / WEIGHTS, tensors, metadata)
 
 
 def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
@@ -130,115 +111,114 @@ def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
     Raises:
       UserError: not a LoRA adapter of such an LLM; all keys that do not fit are named at once.
     """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.numpy import load_file
+    described = read_json(folder / CONFIG, f"{folder} has no {CONFIG}: not a folder that PEFT saved")
+    settings = Fields(described, str(folder / CONFIG))
+    _require_plain_lora(settings)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}; save the adapter with safe_serialization=True")
+    tensors, metadata = read_safetensors(folder / WEIGHTS)
+    modules = _modules(tensors, config, folder)
+    alphas = _alphas(settings, [module.name for module in modules])
+    rslora = settings.flag("use_rslora", False)
+    scales = [
+        alpha / (math.sqrt(module.rank) if rslora else module.rank)
+        for module, alpha in zip(modules, alphas, strict=True)
+    ]
+    # The scale of the largest rank, so that an adapter of one rank and one alpha comes through untouched.
+    rank = max(module.rank for module in modules)
+    largest = next(i for i, module in enumerate(modules) if module.rank == rank)
+    alpha = scales[largest] * rank if rslora else alphas[largest]
+    leaves: dict[str, np.ndarray] = {}
+    for module, scale in zip(modules, scales, strict=True):
+        size_in, size_out = module.a.shape[0], module.b.shape[1]
+        a = leaves.setdefault(f"{module.path}/lora_a", np.zeros((config.num_layers, size_in, rank), np.float32))
+        b = leaves.setdefault(f"{module.path}/lora_b", np.zeros((config.num_layers, rank, size_out), np.float32))
+        factor = scale / scales[largest]
+        a[module.layer, :, : module.rank] = module.a
+        b[module.layer, : module.rank] = module.b if factor == 1 else module.b * np.float32(factor)
+    lora = LoraConfig(rank, float(alpha), tuple(sorted({path.split("/")[-2] for path in leaves})))
+    hashes = tuple(metadata[name] for name in ("base_hash", "made_from_hash") if metadata.get(name))
+    return Adapter(lora, leaves, settings.text("base_model_name_or_path", ""), hashes, file_hash(folder / WEIGHTS))
 
-    settings = read_json(folder / CONFIG)
-    _require_plain_lora(settings, folder)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-        with safe_open(folder / WEIGHTS, framework="np") as opened:
-            metadata = opened.metadata() or {}
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {WEIGHTS}; save the adapter with safe_serialization=True") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged or truncated ({error}); copy it again") from None
 
-    shapes = _linear_shapes(config)
-    sides: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+class _Module(NamedTuple):
+    """One adapted linear layer: A is `in r`, B `r out`."""
+
+    # As the file names it, without PEFT's own prefix.
+    name: str
+    # Of our stacked leaves, "layers/attn/q_proj".
+    path: str
+    layer: int
+    a: np.ndarray
+    b: np.ndarray
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+
+def _modules(tensors: Mapping[str, np.ndarray], config: LlamaConfig, folder: Path) -> list[_Module]:
+    """Accounts for every tensor of an adapter; its rank is its own, all else must be as in the leaf table."""
+    table = leaf_table.adapters(leaf_table.llama_leaves(replace(config, lora=LoraConfig(1))))
+    wanted = {key: (leaf, layer) for leaf in table for layer, key in enumerate(leaf.sources)}
+    sides: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     wrong = []
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None or match["name"] not in shapes or "vision" in key:
+        module, _, side = table_key(key, leaf_table.PEFT).rpartition(".lora_")
+        leaf, _ = wanted.get(f"{module}.lora_{side}", (None, 0))
+        # The axis that is not the rank's.
+        axis = 1 if side == "A.weight" else 0
+        if leaf is None or tensor.ndim != 2 or tensor.shape[axis] != leaf.source_shape[axis]:
             wrong.append(f"{key} {list(tensor.shape)}")
+        elif side in sides.setdefault(module, {}):
+            wrong.append(f"{key} is stored twice")
+        else:
+            sides[module][side] = (key, np.asarray(tensor, np.float32).T)
+    modules = []
+    for name, pair in sides.items():
+        if len(pair) < 2:
+            wrong.append(f"{name} has one side only")
             continue
-        layer, size_in, size_out = int(match["layer"]), *shapes[match["name"]]
-        whole, rank_axis = (size_in, 1) if match["side"] == "A" else (size_out, 0)
-        if layer >= config.num_layers or tensor.ndim != 2 or tensor.shape[rank_axis] != whole:
-            wrong.append(f"{key} {list(tensor.shape)}")
+        (key, a), (_, b) = pair["A.weight"], pair["B.weight"]
+        if a.shape[1] != b.shape[0] or not a.shape[1]:
+            wrong.append(f"{name} has rank {a.shape[1]} in A and {b.shape[0]} in B")
             continue
-        sides.setdefault((match["name"], layer), {})[match["side"]] = np.asarray(tensor, np.float32).T
-    wrong += [f"{name} of layer {layer} has one side only" for (name, layer), pair in sides.items() if len(pair) < 2]
-    if wrong or not sides:
+        leaf, layer = wanted[f"{name}.lora_A.weight"]
+        own_name = key.removeprefix(_PREFIX).rpartition(".lora_")[0]
+        modules.append(_Module(own_name, leaf.path.removesuffix("/lora_a"), layer, a, b))
+    if wrong or not modules:
         raise UserError(
             f"{folder} is no LoRA adapter of this language model: {', '.join(wrong) or 'no adapter tensor'}"
         )
-
-    scales = {at: _scale(settings, at, pair["A"].shape[1]) for at, pair in sides.items()}
-    rank = max(pair["A"].shape[1] for pair in sides.values())
-    # The scale of the largest rank, so that an adapter of one rank and one alpha comes through untouched.
-    largest = next(at for at, pair in sides.items() if pair["A"].shape[1] == rank)
-    reference = scales[largest]
-    alpha = reference * rank if settings.get("use_rslora") else _alpha(settings, largest)
-    names = sorted({name for name, _ in sides})
-    leaves = {}
-    for name in names:
-        size_in, size_out = shapes[name]
-        a = np.zeros((config.num_layers, size_in, rank), np.float32)
-        b = np.zeros((config.num_layers, rank, size_out), np.float32)
-        for layer in range(config.num_layers):
-            pair = sides.get((name, layer))
-            if pair is not None:
-                own = pair["A"].shape[1]
-                a[layer, :, :own] = pair["A"]
-                factor = scales[name, layer] / reference
-                b[layer, :own] = pair["B"] if factor == 1 else pair["B"] * np.float32(factor)
-        part = "attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-        leaves[f"layers/{part}/{name}/lora_a"], leaves[f"layers/{part}/{name}/lora_b"] = a, b
-    lora = LoraConfig(rank, float(alpha), tuple(names))
-    hashes = tuple(metadata[name] for name in ("base_hash", "made_from_hash") if metadata.get(name))
-    return Adapter(
-        lora, leaves, str(settings.get("base_model_name_or_path") or ""), hashes, file_hash(folder / WEIGHTS)
-    )
+    return modules
 
 
-def _require_plain_lora(settings: Mapping[str, Any], folder: Path) -> None:
-    unknown = []
-    if settings.get("peft_type") != "LORA":
-        unknown.append(f"peft_type {settings.get('peft_type')}")
-    unknown += [
-        name
-        for name in (
-            *("use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication"),
-            *("target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
-        )
-        if settings.get(name)
-    ]
+def _alphas(settings: Fields, modules: Sequence[str]) -> list[float]:
+    """Returns alpha of every module, with the exceptions of `alpha_pattern` as PEFT matches them.
+
+    A pattern that matches no module is refused: it was meant for one.
+    """
+    patterns, default = settings.group("alpha_pattern"), settings.number("lora_alpha", 8)
+    matched: dict[str, str] = {}
+    for pattern in patterns.values:
+        try:
+            found = [name for name in modules if re.match(rf"(.*\.)?({pattern})$", name)]
+        except re.error as error:
+            raise UserError(f"{patterns.where}: '{pattern}' is no regular expression ({error})") from None
+        if not found:
+            raise UserError(f"{patterns.where}: '{pattern}' matches no module of the adapter, such as {modules[0]}")
+        for name in found:
+            matched.setdefault(name, pattern)
+    return [patterns.number(matched[name]) if name in matched else default for name in modules]
+
+
+def _require_plain_lora(settings: Fields) -> None:
+    unknown = [] if settings.get("peft_type") == "LORA" else [f"peft_type {settings.get('peft_type')}"]
+    unknown += [name for name in _NOT_PLAIN if settings.get(name)]
     start = str(settings.get("init_lora_weights"))
     if start.startswith(_CHANGES_BASE):
         unknown.append(f"init_lora_weights {start}, which changes the base")
-    if settings.get("bias", "none") != "none":
-        unknown.append(f"bias {settings['bias']}")
+    if (bias := settings.get("bias", "none")) != "none":
+        unknown.append(f"bias {bias}")
     if unknown:
-        raise UserError(f"{folder / CONFIG} asks for {', '.join(unknown)}; only plain LoRA can be imported")
-
-
-def _scale(settings: Mapping[str, Any], at: tuple[str, int], rank: int) -> float:
-    """alpha / rank of one module."""
-    alpha = _alpha(settings, at)
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
-
-
-def _alpha(settings: Mapping[str, Any], at: tuple[str, int]) -> float:
-    """alpha of one module, with PEFT's per-module exceptions."""
-    name, layer = at
-    alpha = settings.get("lora_alpha", 8)
-    part = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-    module = f"layers.{layer}.{part}.{name}"
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", f"model.{module}"):
-            return value
-    return alpha
-
-
-def _linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
-    d, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "q_proj": (d, q),
-        "k_proj": (d, kv),
-        "v_proj": (d, kv),
-        "o_proj": (q, d),
-        "gate_proj": (d, config.intermediate_size),
-        "up_proj": (d, config.intermediate_size),
-        "down_proj": (config.intermediate_size, d),
-    }
+        raise UserError(f"{settings.where} asks for {', '.join(unknown)}; only plain LoRA can be imported")

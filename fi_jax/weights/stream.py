@@ -1,7 +1,5 @@
 """Safetensors files onto devices, slice by slice: never a whole checkpoint, and never a leaf twice, in memory."""
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +12,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fi_jax.errors import UserError
-from fi_jax.weights.mapping import Leaf, Match
+from fi_jax.files import file_sha256, sha256
+from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.leaf_table import Leaf
+from fi_jax.weights.matching import Match
 
 # (path, shape) of a leaf of ours -> where it goes.
 Placement = Callable[[str, tuple[int, ...]], Sharding]
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -36,21 +38,17 @@ def find_files(folder: Path) -> list[Path]:
     Raises:
       UserError: none there, a shard of the index is missing, or only a PyTorch pickle is there.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise UserError(f"{index} is not a valid index; download it again") from None
+        named = Fields(read_json(index), str(index)).group("weight_map").values
+        if not named or not all(isinstance(name, str) and Path(name).name == name for name in named.values()):
+            raise UserError(f"{index} is not a valid index; download it again")
+        names = sorted(set(named.values()))
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
             raise UserError(f"{folder} lacks {', '.join(absent)}, named by {index.name}; download it again")
         return [folder / name for name in names]
-    files = (
-        [folder / "model.safetensors"]
-        if (folder / "model.safetensors").is_file()
-        else sorted(folder.glob("*.safetensors"))
-    )
+    files = [folder / WHOLE] if (folder / WHOLE).is_file() else sorted(folder.glob("*.safetensors"))
     if files:
         return files
     if not list(folder.glob("*.bin")) and folder.parent.name == "snapshots":
@@ -98,7 +96,7 @@ def _open(file: Path):
 def checkpoint_hash(files: Iterable[Path]) -> str:
     """Names the contents of a checkpoint: the SHA-256 of its one file, or of its shards' digests in order."""
     digests = [file_hash(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return digests[0] if len(digests) == 1 else sha256("".join(digests))
 
 
 def file_hash(file: Path) -> str:
@@ -107,8 +105,7 @@ def file_hash(file: Path) -> str:
     name = file.resolve().name
     if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name):
         return name
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 def read_leaves(
@@ -133,7 +130,7 @@ def read_leaves(
             )
             for source in leaf.sources
         )
-        if leaf.stacked:
+        if leaf.layers:
             value = jnp.zeros(leaf.shape, type_, device=sharding)
             for i, part in enumerate(parts):
                 # Waiting bounds memory: without it the next layers would be read ahead of the device.
@@ -163,7 +160,7 @@ def _source_sharding(leaf: Leaf, sharding: Sharding) -> Sharding:
     if not isinstance(sharding, NamedSharding):
         return sharding
     entries = list(sharding.spec) + [None] * (len(leaf.shape) - len(sharding.spec))
-    entries = entries[1:] if leaf.stacked else entries
+    entries = entries[1:] if leaf.layers else entries
     if leaf.order is not None:
         entries[-1] = None  # The source may have another number of classes.
     return NamedSharding(sharding.mesh, PartitionSpec(*(entries[leaf.axes.index(i)] for i in range(len(entries)))))

@@ -1,5 +1,7 @@
 """The tokenizer that belongs to a config's LLM, as a `tokenizers.Tokenizer`."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -17,19 +19,33 @@ def load_tokenizer(weights: WeightsConfig) -> Tokenizer:
         from fi_jax.weights import smollm2
 
         return smollm2.load_tokenizer()
-    path = Path(source)
-    if path.suffix == ".gguf":
-        from fi_jax.weights.gguf import read_tokenizer
+    if source.endswith(".gguf"):
+        from fi_jax.weights import gguf
 
-        return read_tokenizer(path)
-    if not path.is_dir():
-        from fi_jax.weights.huggingface import resolve_folder
+        return gguf.read_tokenizer(source)
+    from fi_jax.weights.huggingface import resolve_folder
 
-        path = resolve_folder(source)
-    file = path / "tokenizer.json"
+    return read_tokenizer(resolve_folder(source) / "tokenizer.json")
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Reads a `tokenizer.json`; one that is missing or damaged is a `UserError`."""
     if not file.is_file():
-        raise UserError(f"no tokenizer.json in {path}; set weights.tokenizer to a folder that has one")
-    return Tokenizer.from_file(str(file))
+        raise UserError(f"no tokenizer.json in {file.parent}; set weights.tokenizer to a folder that has one")
+    with named_damage(str(file)):
+        return Tokenizer.from_file(str(file))
+
+
+@contextlib.contextmanager
+def named_damage(where: str) -> Iterator[None]:
+    """Turns what the tokenizer library raises over damaged content into a `UserError` that names the file."""
+    try:
+        yield
+    # It has no type of its own, and some damage makes it panic, which is a BaseException.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(f"{where} holds no valid tokenizer ({(str(error).splitlines() or [''])[0][:160]})") from None
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -21,118 +21,60 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import peft
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
 
 
-class Linear(nn.Linear):
-    """A linear layer with an optional low-rank adapter: W x + b + alpha / rank · B A x."""
-
-    def __init__(self, size_in: int, size_out: int, name: str = "", lora: dict | None = None, bias: bool = True):
-        super().__init__(size_in, size_out, bias=bias)
-        self.scale = 0.0
-        if lora and lora["rank"] and name in lora["targets"]:
-            self.scale = lora["alpha"] / lora["rank"]
-            self.lora_a = nn.Linear(size_in, lora["rank"], bias=False)
-            self.lora_b = nn.Linear(lora["rank"], size_out, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y + self.scale * self.lora_b(self.lora_a(x)) if self.scale else y
-
-
-class VitAttention(nn.Module):
-    """Bidirectional self-attention."""
+class Encoder(nn.Module):
+    """CLIP's vision tower (transformers'), whose image tokens and pooled features are taken as the config says."""
 
     def __init__(self, c: dict):
         super().__init__()
-        d, self.num_heads = c["hidden_size"], c["num_heads"]
-        self.q_proj, self.k_proj = Linear(d, d, "q_proj", c["lora"]), Linear(d, d, "k_proj", c["lora"])
-        self.v_proj, self.out_proj = Linear(d, d, "v_proj", c["lora"]), Linear(d, d, "out_proj", c["lora"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, d = x.shape
-        q, k, v = (
-            project(x).view(b, t, self.num_heads, -1).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+        act = "gelu_pytorch_tanh" if c["hidden_act"] == "gelu_tanh" else c["hidden_act"]
+        config = transformers.CLIPVisionConfig(
+            num_hidden_layers=c["num_layers"],
+            num_attention_heads=c["num_heads"],
+            hidden_act=act,
+            **{k: c[k] for k in ("image_size", "patch_size", "hidden_size", "intermediate_size", "layer_norm_eps")},
         )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
-
-
-class VitMlp(nn.Module):
-    """fc1, activation, fc2."""
-
-    def __init__(self, c: dict):
-        super().__init__()
-        self.fc1 = Linear(c["hidden_size"], c["intermediate_size"], "fc1", c["lora"])
-        self.fc2 = Linear(c["intermediate_size"], c["hidden_size"], "fc2", c["lora"])
-        self.act = {
-            "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-            "gelu": F.gelu,
-            "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-        }[c["hidden_act"]]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class VitLayer(nn.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, c: dict):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(c["hidden_size"], eps=c["layer_norm_eps"])
-        self.norm2 = nn.LayerNorm(c["hidden_size"], eps=c["layer_norm_eps"])
-        self.attn, self.mlp = VitAttention(c), VitMlp(c)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class Vit(nn.Module):
-    """CLIP's vision tower: image tokens from hidden state `feature_layer`, and the class token (or the patches' mean)."""
-
-    def __init__(self, c: dict):
-        super().__init__()
-        d, p, self.grid, self.merge = c["hidden_size"], c["patch_size"], c["image_size"] // c["patch_size"], c["merge"]
-        self.wanted = c["feature_layer"] % (c["num_layers"] + 1)
-        self.pool = c.get("pool", "class")
-        self.patch_embed = nn.Conv2d(3, d, p, stride=p, bias=False)
-        self.class_embedding = nn.Parameter(torch.zeros(d))
-        self.position_embedding = nn.Parameter(torch.zeros(self.grid**2 + 1, d))
-        self.pre_norm = nn.LayerNorm(d, eps=c["layer_norm_eps"])
-        self.layers = nn.ModuleList(VitLayer(c) for _ in range(c["num_layers"]))
-        self.post_norm = nn.LayerNorm(d, eps=c["layer_norm_eps"])
+        tower = transformers.CLIPVisionModel(config)
+        # Older versions of transformers wrap the tower once more.
+        self.tower: Any = getattr(tower, "vision_model", tower)
+        if c["lora"]["rank"]:
+            lora = peft.LoraConfig(
+                r=c["lora"]["rank"], lora_alpha=c["lora"]["alpha"], target_modules=list(c["lora"]["targets"])
+            )
+            # `peft` leaves the adapters alone to be trained.
+            peft.inject_adapter_in_model(lora, self.tower).requires_grad_(True)
+        self.layer, self.merge, self.pool = c["feature_layer"], c["merge"], c.get("pool", "class")
+        self.grid = c["image_size"] // c["patch_size"] // c["merge"]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """`[b, 3, y, x]` -> tokens `[b, i, d * merge**2]` and pooled `[b, d]`."""
-        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], 1) + self.position_embedding
-        states = [self.pre_norm(x)]
-        for layer in self.layers:
-            states.append(layer(states[-1]))
-        m, g = self.merge, self.grid // self.merge
+        """`[b, 3, y, x]` -> tokens `[b, i, d * merge**2]` of hidden state `feature_layer`, and pooled `[b, d]`."""
+        output = self.tower(pixels, output_hidden_states=True)
+        m, g = self.merge, self.grid
         # Inside a token its m x m patches lie row by row, then come their features.
-        tokens = (
-            states[self.wanted][:, 1:].unflatten(1, (g, m, g, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        )
-        last = states[-1]
-        return tokens, self.post_norm(last[:, 0] if self.pool == "class" else last[:, 1:].mean(1))
+        patches = output.hidden_states[self.layer][:, 1:].unflatten(1, (g, m, g, m))
+        tokens = patches.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        if self.pool == "class":
+            return tokens, output.pooler_output
+        return tokens, self.tower.post_layernorm(output.last_hidden_state[:, 1:].mean(1))
 
 
 class Connector(nn.Module):
-    """fc1, exact GELU, fc2."""
+    """Linear, exact GELU, linear: LLaVA's projector."""
 
     def __init__(self, size_in: int, size_out: int):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(size_in, size_out), nn.Linear(size_out, size_out)
+        self.linear_1, self.linear_2 = nn.Linear(size_in, size_out), nn.Linear(size_out, size_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.linear_2(F.gelu(self.linear_1(x)))
 
 
 class PromptGcn(nn.Module):
@@ -194,12 +136,12 @@ class FaceInsight(nn.Module):
         c = settings["model"]
         width, n = c["llm"]["hidden_size"], len(settings["labels"])
         image, seg = c["image_encoder"], c["segmentation_encoder"]
-        self.image_encoder = Vit(image)
+        self.image_encoder = Encoder(image)
         self.image_connector = Connector(image["hidden_size"] * image["merge"] ** 2, width)
-        self.segmentation_encoder: Vit | None = None
+        self.segmentation_encoder: Encoder | None = None
         self.segmentation_connector: Connector | None = None
         if c["use_segmentation"]:
-            self.segmentation_encoder = Vit(seg)
+            self.segmentation_encoder = Encoder(seg)
             self.segmentation_connector = Connector(seg["hidden_size"] * seg["merge"] ** 2, width)
         self.knowledge = PromptGcn(c["knowledge"])
         align = c["knowledge"]["align_size"]
@@ -224,8 +166,6 @@ class FaceInsight(nn.Module):
         cls, folder: str | Path, base: str | None = None, device: str = "cpu", dtype=torch.float32
     ) -> "FaceInsight":
         """Loads an exported folder. `base` is where its language model lies, if not where the export says."""
-        import peft
-        import transformers
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
@@ -240,7 +180,10 @@ class FaceInsight(nn.Module):
         if (folder / "adapter").is_dir():
             llm = peft.PeftModel.from_pretrained(llm, folder / "adapter").get_base_model()
         model = cls(settings, llm.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")))
-        model.load_state_dict(load_file(folder / "face_insight.safetensors"), strict=True)
+        # With adapters in the encoders, `peft` renames what it wraps.
+        ours = {_plain(key): key for key in model.state_dict()}
+        state = load_file(folder / "face_insight.safetensors")
+        model.load_state_dict({ours.get(_plain(key), key): value for key, value in state.items()}, strict=True)
         if (folder / "parser").is_dir():
             parser = transformers.SegformerForSemanticSegmentation.from_pretrained(folder / "parser")
             model._parser = [parser.eval().to(device)]
@@ -315,8 +258,6 @@ class FaceInsight(nn.Module):
 
     def _cache(self) -> dict[str, Any]:
         """An empty cache, which the language model fills in place."""
-        import transformers
-
         return {self._cache_argument: transformers.DynamicCache()}
 
     def question(self, text: str) -> dict:
@@ -423,6 +364,10 @@ def check_base(base: str, expected: str) -> None:
         raise ValueError(
             f"{base} has hash {found[:12]}…, but the adapter was trained on {expected[:12]}…: another base"
         )
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"\.base_layer(?=\.)|(?<=\.lora_[AB])\.default(?=\.)", "", key)
 
 
 def _normal(text: str) -> str:

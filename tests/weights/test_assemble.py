@@ -13,7 +13,7 @@ from fi_jax.config import LoraConfig, MeshConfig
 from fi_jax.errors import UserError
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.rules import logical_axes, place_parameter
-from fi_jax.weights import mapping
+from fi_jax.weights import leaf_table
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts, load_base, param_shapes
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, load_model, save_model
 from fi_jax.weights.hf_write import export_llama
@@ -108,16 +108,17 @@ def on_a_base(small, tmp_path_factory):
     export_llama({path: leaf for path, leaf in leaves.items() if "lora" not in path}, bare, folder / "llm")
     adapters = {path: np.full_like(leaf, 0.25) for path, leaf in leaves.items() if "lora" in path}
     digest = checkpoint_hash(find_files(folder / "llm"))
-    export_peft(adapters, small.config.model.llm.lora, folder / "peft", base_name="it", base_hash=digest)
+    export_peft(adapters, small.config.model.llm, folder / "peft", base_name="it", base_hash=digest)
     weights = replace(small.config.weights, llm=str(folder / "llm"), adapter=str(folder / "peft"))
     return replace(small.config, weights=weights)
 
 
-def test_an_adapter_of_peft_starts_ours_and_takes_the_place_of_an_earlier_one(small, on_a_base):
-    said = []
-    leaves, info = assemble(on_a_base, {path: np.asarray(leaf) for path, leaf in small.leaves.items()}, say=said.append)
+def test_an_adapter_of_peft_starts_ours_and_takes_the_place_of_an_earlier_one(small, on_a_base, caplog):
+    caplog.set_level("INFO", "fi_jax")
+    trained = {path: np.asarray(leaf) for path, leaf in small.leaves.items()}
+    leaves, info = assemble(on_a_base, trained, announce=True)
     assert info.keys() == {"llm", "adapter"} and len(info["adapter"]["hash"]) == 64
-    assert [line.split(":")[0] for line in said] == ["llm", "adapter"]
+    assert [line.split(":")[0] for line in caplog.messages] == ["llm", "adapter"]
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 0.25 if is_llm_adapter(path) else small.leaves[path], err_msg=path)
 
@@ -139,7 +140,10 @@ def test_an_adapter_that_does_not_fit_is_one_message(on_a_base, tmp_path):
     ):
         assemble(other)
     export_llama(
-        {leaf.path: np.zeros(leaf.shape, np.float32) for leaf in mapping.llama_leaves(llm)},
+        {
+            leaf.path: np.zeros(leaf.shape, np.float32)
+            for leaf in leaf_table.without_adapters(leaf_table.llama_leaves(llm))
+        },
         replace(llm, lora=LoraConfig()),
         tmp_path,
     )

@@ -70,7 +70,7 @@ def test_bundled_models_are_found_by_name(saved, tmp_path, monkeypatch):
     [
         ("config.json", None, "config.json is missing"),
         ("config.json", b'{"name": ', "config.json is not valid JSON"),
-        ("config.json", b"[]", "must be a group of fields"),
+        ("config.json", b"[]", "config.json is not a JSON object"),
         ("config.json", b'{"nmae": "x"}', "did you mean 'name'"),
         ("config.json", b'{"train": 3}', "config field 'train' is 3"),
         ("config.json", b"\xff\xfe", "config.json is not valid JSON"),

@@ -33,12 +33,12 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.pictures.crop import crop_square
 from fi_jax.pictures.decode import decode
+from fi_jax.weights import leaf_table
 from fi_jax.weights.assemble import assemble, param_shapes
 from fi_jax.weights.bundle import TrainedModel, bundled_names, load_model, save_model
 from fi_jax.weights.hf_config import read_llama_config, read_llava_config
 from fi_jax.weights.stream import checkpoint_hash, find_files
 from fi_jax.weights.tokenizers import byte_tokenizer
-from fi_jax.weights.torch_state import from_state, to_state
 
 
 class Exported(NamedTuple):
@@ -352,11 +352,17 @@ def test_what_does_not_come_back_is_said(odd, tmp_path, capsys):
     shutil.copytree(odd.folder, tmp_path / "copy")
     tensors = load_file(tmp_path / "copy" / "face_insight.safetensors")
     tensors["head.bias"], tensors["nose.weight"] = np.zeros(2, np.float32), tensors.pop("head.log_scale")
+    del tensors["image_encoder.tower.encoder.layers.1.mlp.fc1.weight"]
     save_file(tensors, tmp_path / "copy" / "face_insight.safetensors")
     wrong = said(str(tmp_path / "copy"))
-    assert all(
-        part in wrong for part in ("head.bias has shape [2]", "head.log_scale is missing", "nose.weight is unexp")
-    )
+    for part in (
+        "missing: ",
+        "image_encoder.tower.encoder.layers.1.mlp.fc1.weight [40, 24]",
+        "head.log_scale []",
+        "unexpected: nose.weight []",
+        "of another shape: head.bias [2] instead of []",
+    ):
+        assert part in wrong
     adapter = tmp_path / "copy" / "adapter" / "adapter_model.safetensors"
     save_file(load_file(adapter), adapter, {"base_hash": "ab" * 32})
     assert "another base" in said(str(tmp_path / "copy"))
@@ -372,19 +378,14 @@ def test_the_exported_base_is_the_models_own(odd):
     np.testing.assert_array_equal(params["norm"]["scale"], odd.model.leaves["llm/norm/scale"])
 
 
-def test_a_state_that_does_not_fit_names_every_key():
-    shapes = {
-        "a/layers/x/kernel": jax.ShapeDtypeStruct((2, 3, 4), "float32"),
-        "b/scale": jax.ShapeDtypeStruct((3,), "float32"),
-    }
-    state = to_state({path: np.zeros(shape.shape, np.float32) for path, shape in shapes.items()})
-    assert set(state) == {"a.layers.0.x.weight", "a.layers.1.x.weight", "b.weight"}
-    del state["a.layers.1.x.weight"]
-    state |= {"b.weight": np.zeros(4, np.float32), "c.weight": np.zeros(1, np.float32)}
-    with pytest.raises(UserError) as caught:
-        from_state(state, shapes)
-    for said in ("a.layers.1.x.weight is missing", "b.weight has shape [4]", "c.weight is unexpected"):
-        assert said in str(caught.value)
+def test_the_table_has_every_parameter_of_the_model_and_no_other():
+    for config in (_odd(), _without(), load_config("nano", [])):
+        rows = leaf_table.torch_leaves(config.model) + leaf_table.under(
+            "llm", leaf_table.llama_leaves(config.model.llm)
+        )
+        assert {leaf.path: leaf.shape for leaf in rows} == {
+            path: shape.shape for path, shape in param_shapes(config.model).items()
+        }
 
 
 def test_an_existing_folder_is_left_alone(odd, tmp_path, capsys):

@@ -23,8 +23,9 @@ from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.connector import Connector
 from fi_jax.models.llama import Llama
 from fi_jax.models.vit import Vit
-from fi_jax.weights import huggingface, mapping
+from fi_jax.weights import huggingface, leaf_table
 from fi_jax.weights.huggingface import load_clip_vision, load_llama, load_llava
+from fi_jax.weights.matching import grouped
 from fi_jax.weights.stream import checkpoint_hash
 
 LLAMA = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -287,7 +288,7 @@ def test_all_that_does_not_fit_is_said_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         load_llama(tmp_path)
     message = str(caught.value)
-    assert "missing: llm.layers.{0-1}.mlp.up_proj.weight [48, 32], llm.norm.weight [32]" in message
+    assert "missing: model.layers.{0-1}.mlp.up_proj.weight [48, 32], model.norm.weight [32]" in message
     assert "unexpected: model.layers.0.extra.weight [2, 3]" in message
     assert "of another shape: lm_head.weight [97, 32] instead of [96, 32]" in message
     assert "\n" not in message
@@ -395,7 +396,7 @@ def test_the_hash_of_a_hub_file_is_its_blobs_name(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=12, unique=True))
 def test_grouped_layers_can_be_read_back(numbers):
-    (said,) = mapping.grouped(f"layers.{i}.norm [8]" for i in numbers)
+    (said,) = grouped(f"layers.{i}.norm [8]" for i in numbers)
     runs = said.removeprefix("layers.{").removesuffix("}.norm [8]").split(",")
     ends = [tuple(map(int, run.split("-"))) for run in runs]
     assert sorted(numbers) == [i for end in ends for i in range(end[0], end[-1] + 1)]
@@ -405,7 +406,7 @@ def test_every_leaf_of_the_models_is_mapped_and_no_other():
     """The mapping's paths and shapes are those that `init` makes."""
     vit = VitConfig(32, 8, 24, 40, 3, 3)
     made = jax.eval_shape(Vit(vit).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    assert _flat(made) == {leaf.path: leaf.shape for leaf in mapping.vit_leaves(vit)}
+    assert _flat(made) == {leaf.path: leaf.shape for leaf in leaf_table.vit_leaves(vit)}
     for tie in (True, False):
         llama = LlamaConfig(96, 32, 48, 2, 4, 2, 10, tie_embeddings=tie, attention_bias=True, mlp_bias=True)
 
@@ -416,7 +417,7 @@ def test_every_leaf_of_the_models_is_mapped_and_no_other():
             return Llama(llama).init(key, jnp.zeros((1, 4), jnp.int32), method=touch)
 
         made = jax.eval_shape(init, jax.random.key(0))["params"]
-        assert _flat(made) == {leaf.path: leaf.shape for leaf in mapping.llama_leaves(llama)}
+        assert _flat(made) == {leaf.path: leaf.shape for leaf in leaf_table.llama_leaves(llama)}
 
 
 def _flat(tree):

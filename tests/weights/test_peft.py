@@ -13,7 +13,7 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from fi_jax.config import LoraConfig
+from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.llama import Llama
@@ -85,7 +85,13 @@ def test_export_answers_the_same_in_real_peft(tmp_path, layers):
     _base(tmp_path / "base")
     config, params, report = load_llama(tmp_path / "base", dtype="float32")
     leaves = _adapter(config, LORA, layers)
-    export_peft(leaves, LORA, tmp_path / "adapter", base_name=str(tmp_path / "base"), base_hash=report.hash)
+    export_peft(
+        leaves,
+        replace(config, lora=LORA),
+        tmp_path / "adapter",
+        base_name=str(tmp_path / "base"),
+        base_hash=report.hash,
+    )
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     before = _theirs(base)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
@@ -122,7 +128,12 @@ def test_export_onto_a_llava_leaves_its_vision_tower_alone(tmp_path):
     config, params, report = load_llava(tmp_path / "base", dtype="float32")
     leaves = _adapter(config.llm, LORA)
     export_peft(
-        leaves, LORA, tmp_path / "adapter", base_name=str(tmp_path / "base"), base_hash=report.hash, in_llava=True
+        leaves,
+        replace(config.llm, lora=LORA),
+        tmp_path / "adapter",
+        base_name=str(tmp_path / "base"),
+        base_hash=report.hash,
+        in_llava=True,
     )
     model = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "base").eval()
     model = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
@@ -217,7 +228,7 @@ def test_all_foreign_keys_are_named(tmp_path):
     for part in (
         "layers.9.self_attn.q_proj.lora_A.weight [2, 32]",
         "lm_head.lora_A.weight [2, 32]",
-        "q_proj of layer 0 has one side",
+        "layers.0.self_attn.q_proj has one side",
     ):
         assert part in str(caught.value)
 
@@ -226,7 +237,7 @@ def test_a_truncated_or_missing_file_is_one_message(tmp_path):
     config, folder = _saved(tmp_path)
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match="damaged or truncated"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         import_peft(folder, config)
     file.unlink()
     with pytest.raises(UserError, match="has no adapter_model.safetensors"):
@@ -235,5 +246,5 @@ def test_a_truncated_or_missing_file_is_one_message(tmp_path):
 
 def test_a_model_without_adapter_has_nothing_to_export(tmp_path):
     with pytest.raises(UserError, match="no LoRA adapter to export"):
-        export_peft({}, LoraConfig(), tmp_path / "adapter", base_name="b", base_hash="")
+        export_peft({}, LlamaConfig(), tmp_path / "adapter", base_name="b", base_hash="")
     assert not (tmp_path / "adapter").exists()

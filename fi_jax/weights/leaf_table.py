@@ -1,0 +1,372 @@
+"""The one table of leaves: name, shape and layout of every parameter in our trees, Hugging Face, GGUF, PEFT and PyTorch.
+
+A row is a `Leaf`. Every reader and writer of a format walks these rows; none knows a name of its own. Another encoder
+or LLM is a function here that lists its rows, and a mapping of its `config.json` in `hf_config`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fi_jax.config import KnowledgeConfig, LlamaConfig, LoraConfig, ModelConfig, VitConfig
+from fi_jax.models.clip_text import ClipTextConfig
+from fi_jax.models.segformer import SegformerConfig
+
+_NO_LORA = LoraConfig()
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of our tree, and the tensors of a checkpoint that it is: one, or one a layer."""
+
+    # Path in our tree, e.g. "layers/attn/q_proj/kernel".
+    path: str
+    shape: tuple[int, ...]
+    # Key in the checkpoint, e.g. "model.layers.{}.self_attn.q_proj.weight"; `{}` is the layer's number.
+    key: str
+    # Axis k of one layer of ours is axis axes[k] of the tensor.
+    axes: tuple[int, ...]
+    # Name in a GGUF file, "" where GGUF has no such tensor.
+    gguf: str = ""
+    # GGUF interleaves the rows of so many heads for its form of RoPE; 0: it does not.
+    heads: int = 0
+    # Layers stacked on axis 0; 0: the leaf is one tensor.
+    layers: int = 0
+    # Axes of size 1 at the end of the tensor, which ours does not have (1x1 convolutions).
+    squeezed: int = 0
+    # Picks and orders the entries of our last axis out of the tensor's (classes in another order).
+    order: tuple[int, ...] | None = None
+    # Classes of the tensor, where `order` is given.
+    num_classes: int = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Keys of the tensors, layer by layer."""
+        return tuple(self.key.format(i) for i in range(self.layers)) if self.layers else (self.key,)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """Shape of each tensor."""
+        ours = self.shape[1:] if self.layers else self.shape
+        if self.order is not None:
+            ours = (*ours[:-1], self.num_classes)
+        return tuple(ours[self.axes.index(axis)] for axis in range(len(ours))) + (1,) * self.squeezed
+
+    def to_source(self, part: np.ndarray) -> np.ndarray:
+        """Lays one layer of ours (or the whole of a leaf that is not stacked) out as its tensor."""
+        inverse = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+        return np.asarray(np.transpose(part, inverse), order="C").reshape(self.source_shape)
+
+    def from_source(self, tensor: np.ndarray) -> np.ndarray:
+        """Lays a tensor out as one layer of ours: the inverse of `to_source`."""
+        part = tensor.reshape(tensor.shape[: len(self.axes)]).transpose(self.axes)
+        return part if self.order is None else part[..., np.array(self.order)]
+
+    def split(self, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the keys of a leaf and their tensors."""
+        for source, part in zip(self.sources, value if self.layers else [value], strict=True):
+            yield source, self.to_source(np.asarray(part))
+
+    def join(self, read: Callable[[str], np.ndarray], dtype: np.dtype | None = None) -> np.ndarray:
+        """Fills the leaf from its tensors, one in memory at a time: the inverse of `split`."""
+        if not self.layers:
+            return np.asarray(self.from_source(read(self.key)), dtype, order="C")
+        value = None
+        for i, source in enumerate(self.sources):
+            part = self.from_source(read(source))
+            value = np.empty(self.shape, dtype or part.dtype) if value is None else value
+            value[i] = part
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A checkpoint family: how its keys become the table's, and which keys carry nothing that we need."""
+
+    # (pattern, replacement) pairs; the first that matches a key is applied.
+    renames: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+# Buffers that some releases store and every implementation computes.
+_BUFFERS = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.num_batches_tracked")
+
+LLAMA = Layout((), _BUFFERS)
+# Both generations of its keys.
+LLAVA = Layout(
+    (
+        (r"^(?:language_model\.)?lm_head\.", "lm_head."),
+        (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
+        (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
+        (r"^(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
+    ),
+    _BUFFERS,
+)
+_LLAVA_TOWER, _LLAVA_LLM = "model.vision_tower.", "model.language_model."
+LLAVA_TOWER = replace(LLAVA, unused=(*_BUFFERS, r"model\.(?:language_model|multi_modal_projector)\..*", r"lm_head\..*"))
+CLIP_VISION = Layout(
+    ((r"^vision_model\.", ""),),
+    (*_BUFFERS, r"text_model\..*", r"(?:text|visual)_projection\.weight", "logit_scale"),
+)
+CLIP_TEXT = Layout(
+    ((r"^text_model\.", ""),), (*_BUFFERS, r"vision_model\..*", r"visual_projection\.weight", "logit_scale")
+)
+SEGFORMER = Layout((), _BUFFERS)
+GGUF = Layout((), (r"rope_freqs\.weight",))
+# An adapter's keys as `peft` saves them, and as an older LLaVA has them; then those of `llama_leaves`.
+PEFT = Layout(
+    (
+        (
+            r"^(?:base_model\.model\.)?(?:model\.)?(?:language_model\.)?(?:model\.)?(layers\..*?)(?:\.default)?(\.weight)$",
+            r"model.\1\2",
+        ),
+    )
+)
+# The exported module's `state_dict`, adapters put in by `peft` or not.
+TORCH = Layout(((r"^(.*)\.base_layer\.", r"\1."), (r"^(.*\.lora_[AB])\.default\.", r"\1.")))
+
+
+def with_tied_head(layout: Layout, config: LlamaConfig) -> Layout:
+    """Lets a tied model store its head all the same: it is a copy of the embeddings."""
+    return replace(layout, unused=(*layout.unused, r"lm_head\.weight")) if config.tie_embeddings else layout
+
+
+def llama_leaves(cfg: LlamaConfig, root: str = "model.") -> list[Leaf]:
+    """Rows of `models.llama.Llama`; `root` is what its keys but the head's start with."""
+    d, q, kv, m = cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim, cfg.intermediate_size
+    attention = {"bias": cfg.attention_bias, "lora": cfg.lora}
+    mlp = {"bias": cfg.mlp_bias, "lora": cfg.lora}
+    layer = [
+        Leaf("input_norm/scale", (d,), "input_layernorm.weight", (0,), "attn_norm.weight"),
+        Leaf("post_attention_norm/scale", (d,), "post_attention_layernorm.weight", (0,), "ffn_norm.weight"),
+        *_linear("attn/q_proj", "self_attn.q_proj", d, q, gguf="attn_q", heads=cfg.num_heads, **attention),
+        *_linear("attn/k_proj", "self_attn.k_proj", d, kv, gguf="attn_k", heads=cfg.num_kv_heads, **attention),
+        *_linear("attn/v_proj", "self_attn.v_proj", d, kv, gguf="attn_v", **attention),
+        *_linear("attn/o_proj", "self_attn.o_proj", q, d, gguf="attn_output", **attention),
+        *_linear("mlp/gate_proj", "mlp.gate_proj", d, m, gguf="ffn_gate", **mlp),
+        *_linear("mlp/up_proj", "mlp.up_proj", d, m, gguf="ffn_up", **mlp),
+        *_linear("mlp/down_proj", "mlp.down_proj", m, d, gguf="ffn_down", **mlp),
+    ]
+    leaves = [
+        Leaf("embed/embedding", (cfg.vocab_size, d), f"{root}embed_tokens.weight", (0, 1), "token_embd.weight"),
+        *_stack(layer, f"{root}layers", cfg.num_layers),
+        Leaf("norm/scale", (d,), f"{root}norm.weight", (0,), "output_norm.weight"),
+    ]
+    if not cfg.tie_embeddings:
+        leaves += _linear("lm_head", "lm_head", d, cfg.vocab_size, bias=False, gguf="output")
+    return leaves
+
+
+def vit_leaves(cfg: VitConfig, root: str = "") -> list[Leaf]:
+    """Rows of `models.vit.Vit`: CLIP's vision tower."""
+    d, p = cfg.hidden_size, cfg.patch_size
+    return [
+        Leaf("patch_embed/kernel", (p, p, 3, d), f"{root}embeddings.patch_embedding.weight", (2, 3, 1, 0)),
+        Leaf("class_embedding", (d,), f"{root}embeddings.class_embedding", (0,)),
+        Leaf("position_embedding", (cfg.grid**2 + 1, d), f"{root}embeddings.position_embedding.weight", (0, 1)),
+        *_norm("pre_norm", f"{root}pre_layrnorm", d),
+        *_clip_layers(cfg, f"{root}encoder.layers"),
+        *_norm("post_norm", f"{root}post_layernorm", d),
+    ]
+
+
+def clip_text_leaves(cfg: ClipTextConfig) -> list[Leaf]:
+    """Rows of `models.clip_text.ClipText`."""
+    d, length = cfg.hidden_size, cfg.max_position_embeddings
+    leaves = [
+        Leaf("token_embedding", (cfg.vocab_size, d), "embeddings.token_embedding.weight", (0, 1)),
+        Leaf("position_embedding", (length, d), "embeddings.position_embedding.weight", (0, 1)),
+        *_clip_layers(cfg, "encoder.layers"),
+        *_norm("final_norm", "final_layer_norm", d),
+    ]
+    if cfg.projection_size:
+        leaves += _linear("text_projection", "text_projection", d, cfg.projection_size, bias=False)
+    return leaves
+
+
+def connector_leaves(size_in: int, size_out: int, root: str) -> list[Leaf]:
+    """Rows of `models.connector.Connector`: LLaVA's projector."""
+    return [
+        *_linear("fc1", f"{root}linear_1", size_in, size_out),
+        *_linear("fc2", f"{root}linear_2", size_out, size_out),
+    ]
+
+
+def knowledge_leaves(cfg: KnowledgeConfig, root: str) -> list[Leaf]:
+    """Rows of `knowledge.gcn.PromptGcn`."""
+    widths = [cfg.prompt_size, *[cfg.hidden_size] * (cfg.depth - 1), cfg.align_size]
+    sizes = {f"layer_{i}": (widths[i], widths[i + 1]) for i in range(cfg.depth if cfg.enabled else 0)}
+    if (cfg.residual or not cfg.enabled) and cfg.prompt_size != cfg.align_size:
+        sizes["residual"] = (cfg.prompt_size, cfg.align_size)
+    return [leaf for name, size in sizes.items() for leaf in _linear(name, root + name, *size, bias=False)]
+
+
+def head_leaves(model: ModelConfig, root: str) -> list[Leaf]:
+    """Rows of `models.face_insight.AlignmentHead`."""
+    width = model.knowledge.align_size
+    sizes = {"image": model.image_encoder.hidden_size, "out": width}
+    if model.use_segmentation:
+        sizes["segmentation"] = model.segmentation_encoder.hidden_size
+    linear = [leaf for name, size in sizes.items() for leaf in _linear(name, root + name, size, width, bias=False)]
+    return [*linear, *(Leaf(name, (), root + name, ()) for name in ("log_scale", "bias"))]
+
+
+def llava_leaves(image: VitConfig, llm: LlamaConfig) -> list[Leaf]:
+    """Rows of a LLaVA: the parts of `models.face_insight.FaceInsight` that it has."""
+    return [
+        *under("image_encoder", vit_leaves(image, _LLAVA_TOWER)),
+        *under(
+            "image_connector", connector_leaves(_token_size(image), llm.hidden_size, "model.multi_modal_projector.")
+        ),
+        *under("llm", llama_leaves(llm, _LLAVA_LLM)),
+    ]
+
+
+def llava_tower_leaves(image: VitConfig) -> list[Leaf]:
+    """Rows of a LLaVA's vision tower alone."""
+    return vit_leaves(image, _LLAVA_TOWER)
+
+
+def torch_leaves(model: ModelConfig) -> list[Leaf]:
+    """Rows of `models.face_insight.FaceInsight` beside its LLM, as in the `state_dict` of the exported module."""
+    width, knowledge = model.llm.hidden_size, model.knowledge
+    encoders = {"image": model.image_encoder}
+    if model.use_segmentation:
+        encoders["segmentation"] = model.segmentation_encoder
+    parts = {"knowledge": knowledge_leaves(knowledge, "knowledge."), "head": head_leaves(model, "head.")}
+    parts["knowledge_connector"] = connector_leaves(knowledge.align_size, width, "knowledge_connector.")
+    for name, encoder in encoders.items():
+        parts[f"{name}_encoder"] = vit_leaves(encoder, f"{name}_encoder.tower.")
+        parts[f"{name}_connector"] = connector_leaves(_token_size(encoder), width, f"{name}_connector.")
+    return [leaf for name, leaves in parts.items() for leaf in under(name, leaves)]
+
+
+def segformer_leaves(cfg: SegformerConfig, order: tuple[int, ...]) -> list[Leaf]:
+    """Rows of `models.segformer.Segformer`, both collections.
+
+    `cfg` is the source's; `order` lists the source's class for each of ours.
+    """
+    leaves: list[Leaf] = []
+    width_in = 3
+    for i, depth in enumerate(cfg.depths):
+        d, stage, key = cfg.hidden_sizes[i], f"params/stage_{i}", "segformer.encoder"
+        leaves += _conv(f"{stage}/patch_embed", f"{key}.patch_embeddings.{i}.proj", cfg.patch_sizes[i], width_in, d)
+        leaves += _norm(f"{stage}/patch_norm", f"{key}.patch_embeddings.{i}.layer_norm", d)
+        for j in range(depth):
+            leaves += _segformer_block(cfg, i, f"{stage}/block_{j}", f"{key}.block.{i}.{j}")
+        leaves += _norm(f"{stage}/norm", f"{key}.layer_norm.{i}", d)
+        leaves += _linear(f"params/head/proj_{i}", f"decode_head.linear_c.{i}.proj", d, cfg.decoder_hidden_size)
+        width_in = d
+    width, stages = cfg.decoder_hidden_size, len(cfg.depths)
+    fuse = _linear("params/head/fuse", "decode_head.linear_fuse", width * stages, width, bias=False)
+    classifier = _linear("params/head/classifier", "decode_head.classifier", width, len(order))
+    leaves += [replace(leaf, squeezed=2) for leaf in fuse]
+    leaves += [
+        replace(leaf, order=order, num_classes=cfg.num_labels, squeezed=2 if leaf.path.endswith("kernel") else 0)
+        for leaf in classifier
+    ]
+    leaves += _norm("params/head/batch_norm", "decode_head.batch_norm", width)
+    for ours, theirs in (("mean", "running_mean"), ("var", "running_var")):
+        leaves.append(Leaf(f"batch_stats/head/batch_norm/{ours}", (width,), f"decode_head.batch_norm.{theirs}", (0,)))
+    return leaves
+
+
+def _segformer_block(cfg: SegformerConfig, stage: int, path: str, key: str) -> list[Leaf]:
+    d, ratio = cfg.hidden_sizes[stage], cfg.sr_ratios[stage]
+    hidden = d * cfg.mlp_ratios[stage]
+    leaves = [
+        *_norm(f"{path}/norm1", f"{key}.layer_norm_1", d),
+        *_norm(f"{path}/norm2", f"{key}.layer_norm_2", d),
+        *_linear(f"{path}/attn/q_proj", f"{key}.attention.self.query", d, d),
+        *_linear(f"{path}/attn/k_proj", f"{key}.attention.self.key", d, d),
+        *_linear(f"{path}/attn/v_proj", f"{key}.attention.self.value", d, d),
+        *_linear(f"{path}/attn/out_proj", f"{key}.attention.output.dense", d, d),
+        *_linear(f"{path}/mlp/fc1", f"{key}.mlp.dense1", d, hidden),
+        *_conv(f"{path}/mlp/dwconv", f"{key}.mlp.dwconv.dwconv", 3, 1, hidden),
+        *_linear(f"{path}/mlp/fc2", f"{key}.mlp.dense2", hidden, d),
+    ]
+    if ratio > 1:
+        leaves += _conv(f"{path}/attn/sr", f"{key}.attention.self.sr", ratio, d, d)
+        leaves += _norm(f"{path}/attn/sr_norm", f"{key}.attention.self.layer_norm", d)
+    return leaves
+
+
+def _clip_layers(cfg: VitConfig | ClipTextConfig, key: str) -> list[Leaf]:
+    d, hidden = cfg.hidden_size, cfg.intermediate_size
+    layer = [*_norm("norm1", "layer_norm1", d), *_norm("norm2", "layer_norm2", d)]
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        layer += _linear(f"attn/{name}", f"self_attn.{name}", d, d, lora=cfg.lora)
+    layer += _linear("mlp/fc1", "mlp.fc1", d, hidden, lora=cfg.lora)
+    layer += _linear("mlp/fc2", "mlp.fc2", hidden, d, lora=cfg.lora)
+    return _stack(layer, key, cfg.num_layers)
+
+
+def _stack(layer: Sequence[Leaf], key: str, num_layers: int) -> list[Leaf]:
+    """Turns the rows of one layer into rows of leaves stacked under `layers/`."""
+    return [
+        replace(
+            leaf,
+            path=f"layers/{leaf.path}",
+            shape=(num_layers, *leaf.shape),
+            key=f"{key}.{{}}.{leaf.key}",
+            gguf=leaf.gguf and f"blk.{{}}.{leaf.gguf}",
+            layers=num_layers,
+        )
+        for leaf in layer
+    ]
+
+
+def _linear(
+    path: str,
+    key: str,
+    size_in: int,
+    size_out: int,
+    *,
+    bias: bool = True,
+    lora: LoraConfig = _NO_LORA,
+    gguf: str = "",
+    heads: int = 0,
+) -> list[Leaf]:
+    weight, offset = (gguf and f"{gguf}.{name}" for name in ("weight", "bias"))
+    leaves = [Leaf(f"{path}/kernel", (size_in, size_out), f"{key}.weight", (1, 0), weight, heads)]
+    if bias:
+        leaves.append(Leaf(f"{path}/bias", (size_out,), f"{key}.bias", (0,), offset, heads))
+    if lora.rank and path.rpartition("/")[2] in lora.targets:
+        leaves.append(Leaf(f"{path}/lora_a", (size_in, lora.rank), f"{key}.lora_A.weight", (1, 0)))
+        leaves.append(Leaf(f"{path}/lora_b", (lora.rank, size_out), f"{key}.lora_B.weight", (1, 0)))
+    return leaves
+
+
+def _norm(path: str, key: str, features: int) -> list[Leaf]:
+    return [
+        Leaf(f"{path}/scale", (features,), f"{key}.weight", (0,)),
+        Leaf(f"{path}/bias", (features,), f"{key}.bias", (0,)),
+    ]
+
+
+def _conv(path: str, key: str, size: int, size_in: int, size_out: int) -> list[Leaf]:
+    return [
+        Leaf(f"{path}/kernel", (size, size, size_in, size_out), f"{key}.weight", (2, 3, 1, 0)),
+        Leaf(f"{path}/bias", (size_out,), f"{key}.bias", (0,)),
+    ]
+
+
+def _token_size(encoder: VitConfig) -> int:
+    return encoder.hidden_size * encoder.merge**2
+
+
+def under(prefix: str, leaves: Iterable[Leaf]) -> list[Leaf]:
+    """Puts leaves below `prefix/`."""
+    return [replace(leaf, path=f"{prefix}/{leaf.path}") for leaf in leaves]
+
+
+def adapters(leaves: Iterable[Leaf]) -> list[Leaf]:
+    """Returns the rows of LoRA adapters, A before B."""
+    return [leaf for leaf in leaves if leaf.path.endswith(("/lora_a", "/lora_b"))]
+
+
+def without_adapters(leaves: Iterable[Leaf]) -> list[Leaf]:
+    """Returns the rows that a base has."""
+    return [leaf for leaf in leaves if not leaf.path.endswith(("/lora_a", "/lora_b"))]
