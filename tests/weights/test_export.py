@@ -23,7 +23,6 @@ from safetensors.numpy import load_file, save_file
 from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.config import KnowledgeConfig, LoraConfig, VitConfig, WeightsConfig
-from fi_jax.errors import UserError
 from fi_jax.faces.face_detector import locate
 from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
 from fi_jax.inference.answerer import Answerer, load_answerer
