@@ -437,7 +437,11 @@ def _from_plain(hint, value, path: str):
         return from_dict(hint, value, path)
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            inner = (inner[0],) * len(value)
-        return tuple(_from_plain(h, v, path) for h, v in zip(inner, value, strict=True))
+        any_length = len(inner) == 2 and inner[1] is Ellipsis
+        if not isinstance(value, list | tuple) or not (any_length or len(value) == len(inner)):
+            raise UserError(f"config field '{path}' is {value!r}; it must be a list")
+        return tuple(_from_plain(h, v, path) for h, v in zip(inner[:1] * len(value) if any_length else inner, value))
+    kinds = {float: (int, float)}.get(hint, hint)
+    if hint in (bool, int, float, str) and (not isinstance(value, kinds) or isinstance(value, bool) != (hint is bool)):
+        raise UserError(f"config field '{path}' is {value!r}; it must be of type {hint.__name__}")
     return value

@@ -21,7 +21,7 @@ from fi_jax.labels.face_parts import CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.pictures.crop import load_square
 from fi_jax.trees import flatten, unflatten
-from fi_jax.weights.bundle import BUNDLED
+from fi_jax.weights.bundle import BUNDLED, require_intact
 from fi_jax.weights.leaves import load_leaves, save_leaves
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "parser.json"
@@ -70,6 +70,7 @@ def load_parser(name: str = "bundled") -> FaceParser:
                 f"no face parser in '{folder}' ({DESCRIPTION} is missing); train one with fi-jax train-parser"
             )
         return _from_hub(name)
+    require_intact(folder)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         config = from_dict(SegformerConfig, description["model"])

@@ -10,8 +10,8 @@ import numpy as np
 
 from fi_jax.config import Experiment, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
-from fi_jax.files import write_json
-from fi_jax.weights.json_fields import read_json
+from fi_jax.files import is_intact, write_json
+from fi_jax.weights.json_fields import Fields, read_json
 from fi_jax.weights.leaves import load_leaves, save_leaves
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -42,14 +42,27 @@ def save_model(folder: Path, model: TrainedModel, precision: str = "float32") ->
 def load_model(name_or_folder: str | Path) -> TrainedModel:
     """Loads a bundled model by name, a run folder, or a model folder."""
     folder = find_model(name_or_folder)
+    require_intact(folder)
     config = read_config(folder / CONFIG)
-    info = read_json(folder / MODEL)
+    info = read_info(folder / MODEL)
     leaves = load_leaves(folder / WEIGHTS)
     missing = [name for name in (_PROMPTS, _GRAPH) if name not in leaves]
     if missing:
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(missing)}; it is not a fi_jax model")
+    prompts, graph = leaves.pop(_PROMPTS), leaves.pop(_GRAPH)
+    if prompts.ndim != 2 or graph.shape != (len(prompts), len(prompts)):
+        raise UserError(f"{folder / WEIGHTS} is damaged: prompts {prompts.shape}, graph {graph.shape}")
     config, info = _settled(config, leaves, info)
-    return TrainedModel(config, leaves, leaves.pop(_PROMPTS), leaves.pop(_GRAPH), info)
+    return TrainedModel(config, leaves, prompts, graph, info)
+
+
+def require_intact(folder: Path) -> None:
+    """Compares every file of a bundled model or parser with the SHA-256 beside it; other folders have none."""
+    if folder.resolve().parent != BUNDLED.resolve():
+        return
+    changed = [seal.stem for seal in sorted(folder.glob("*.sha256")) if not is_intact(seal.with_suffix(""))]
+    if changed:
+        raise UserError(f"{', '.join(changed)} in {folder} is not the file that came with fi_jax; install it again")
 
 
 def _settled(config: Experiment, leaves: dict, info: dict) -> tuple[Experiment, dict]:
@@ -85,4 +98,23 @@ def bundled_names() -> list[str]:
 
 def read_config(path: Path) -> Experiment:
     """Reads a run's `config.json`."""
-    return from_dict(Experiment, read_json(path))
+    values = read_json(path)
+    try:
+        return from_dict(Experiment, values)
+    # Sizes that do not go together, which a config written by us never has.
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{path} holds no valid config ({error})") from None
+
+
+def read_info(path: Path) -> dict:
+    """Reads a model's `model.json`; an entry of another type than we write is a `UserError` that names it."""
+    fields = Fields(read_json(path), str(path))
+    for name in ("labels", "sources"):
+        fields.texts(name)
+    for name in ("temperatures", "head_temperatures"):
+        for family in (group := fields.group(name)).values:
+            group.number(family)
+    for part in (base := fields.group("base")).values:
+        base.group(part).text("hash", "")
+    fields.flag("mirror", False)
+    return dict(fields.values)

@@ -8,7 +8,7 @@ import numpy as np
 from fi_jax.errors import UserError
 from fi_jax.trees import flatten
 from fi_jax.weights import leaf_table
-from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config
+from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config, read_info
 from fi_jax.weights.huggingface import load_llama
 from fi_jax.weights.json_fields import Fields, read_json
 from fi_jax.weights.leaves import load_leaves
@@ -30,7 +30,7 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
     if not (folder / "face_insight.json").is_file():
         raise UserError(f"{folder} is no folder that fi-jax export wrote (it has no face_insight.json)")
     settings = Fields(read_json(folder / "face_insight.json"), str(folder / "face_insight.json"))
-    config, info = read_config(folder / "config.json"), read_json(folder / "model.json")
+    config, info = read_config(folder / "config.json"), read_info(folder / "model.json")
     base = settings.group("base")
     base_hash = base.text("hash", "")
     if base.get("name") == "base" and checkpoint_hash(find_files(folder / "base")) != base_hash:

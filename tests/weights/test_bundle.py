@@ -8,6 +8,7 @@ import pytest
 
 from fi_jax.config import Experiment, TrainConfig
 from fi_jax.errors import UserError
+from fi_jax.files import seal
 from fi_jax.weights import bundle
 from fi_jax.weights.bundle import TrainedModel, bundled_names, find_model, load_model, read_config, save_model
 
@@ -65,6 +66,24 @@ def test_bundled_models_are_found_by_name(saved, tmp_path, monkeypatch):
         find_model("nanno")
 
 
+def test_bundled_files_are_those_that_came_with_the_package(tmp_path, monkeypatch):
+    """A bit that flips is named at load; every bundled file has its digest, and the digests are right."""
+    for folder in bundle.BUNDLED.iterdir():
+        files = {path.name for path in folder.iterdir()}
+        assert files == {name for file in files if not file.endswith(".sha256") for name in (file, f"{file}.sha256")}
+        bundle.require_intact(folder)
+    monkeypatch.setattr(bundle, "BUNDLED", tmp_path / "bundled")
+    save_model(tmp_path / "bundled" / "nano", MODEL)
+    weights = tmp_path / "bundled" / "nano" / "weights.safetensors"
+    seal(weights)
+    assert load_model("nano").config == MODEL.config
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match="weights.safetensors in .*nano is not the file that came with fi_jax"):
+        load_model("nano")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
@@ -74,6 +93,10 @@ def test_bundled_models_are_found_by_name(saved, tmp_path, monkeypatch):
         ("config.json", b'{"nmae": "x"}', "did you mean 'name'"),
         ("config.json", b'{"train": 3}', "config field 'train' is 3"),
         ("config.json", b"\xff\xfe", "config.json is not valid JSON"),
+        ("config.json", b'{"train": {"steps": "ten"}}', "config field 'train.steps' is 'ten'; it must be of type int"),
+        ("config.json", b'{"train": {"trainable": "x"}}', "config field 'train.trainable' is 'x'; it must be a list"),
+        ("config.json", b'{"model": {"image_encoder": {"num_heads": 0}}}', "config.json holds no valid config"),
+        ("model.json", b'{"temperatures": {"age": "hot"}}', "model.json, temperatures: age is 'hot'"),
         ("model.json", None, "model.json is missing"),
         ("model.json", b"{", "model.json is not valid JSON"),
         ("weights.safetensors", b"xx", "not a readable safetensors file"),

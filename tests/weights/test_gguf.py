@@ -266,7 +266,7 @@ def test_smollm2_equals_transformers_on_the_same_file():
         ]
     model = Llama(config)
     prefix = model.apply({"params": params}, prompt, method="embed")
-    ours = generate(model, params, prefix, np.ones(prompt.shape, bool), max_new_tokens=64, eos_ids=(2,))
+    ours = generate(model, params, prefix, max_new_tokens=64, eos_ids=(2,))
     assert ours.lengths[0, 0] == len(said) >= 32
     assert ours.tokens[0, 0, : len(said)].tolist() == said.tolist()
 
