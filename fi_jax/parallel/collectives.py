@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
@@ -12,8 +12,10 @@ _BYTES = {
 }  # fmt: skip
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_CALL = re.compile(
-    r"\b(?:body|to_apply|calls|branch_computations|true_computation|false_computation)=\{?%?([\w.\-]+(?:, %[\w.\-]+)*)"
+# The shape of an instruction's result, and its name.
+_INSTRUCTION = re.compile(r" = (.+?) ([a-z][a-z\-]*)\(")
+_CALLED = re.compile(
+    r"\b(?:body|to_apply|calls|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
 )
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 
@@ -29,55 +31,42 @@ class Collective:
 
 def collectives(hlo: str) -> list[Collective]:
     """Reads the text of a compiled module. What stands in a loop counts as often as the loop runs, where XLA knows."""
-    bodies, entry = _computations(hlo)
-    memo: dict[str, dict[str, tuple[int, int]]] = {}
-    totals = _totals(entry, bodies, memo)
-    return [Collective(kind, *totals[kind]) for kind in _KINDS if kind in totals]
+    computations, entry = _computations(hlo)
+
+    @cache
+    def totals(name: str) -> dict[str, tuple[int, int]]:
+        """Count and bytes by kind of one computation and all that it calls."""
+        sums = dict.fromkeys(_KINDS, (0, 0))
+        for line in computations.get(name, ()):
+            found = _INSTRUCTION.search(line)
+            if found is None:
+                continue
+            kind = found[2].removesuffix("-start")
+            if kind in _KINDS:
+                sums[kind] = (sums[kind][0] + 1, sums[kind][1] + _size(found[1]))
+                continue
+            trips = _TRIPS.search(line)
+            repeat = int(trips[1]) if trips and kind == "while" else 1
+            for called in (called.strip("% ") for match in _CALLED.finditer(line) for called in match[1].split(",")):
+                for inner, (count, size) in totals(called).items():
+                    sums[inner] = (sums[inner][0] + repeat * count, sums[inner][1] + repeat * size)
+        return sums
+
+    return [Collective(kind, *found) for kind, found in totals(entry).items() if found[0]]
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation by its name, and the name of the entry."""
     bodies: dict[str, list[str]] = {}
-    entry, name = "", ""
+    entry = name = ""
     for line in hlo.splitlines():
-        match = _COMPUTATION.match(line)
-        if match:
+        if match := _COMPUTATION.match(line):
             name = match[2]
             bodies[name] = []
             entry = name if match[1] else entry
         elif name:
             bodies[name].append(line)
     return bodies, entry
-
-
-def _totals(
-    name: str, bodies: dict[str, list[str]], memo: dict[str, dict[str, tuple[int, int]]]
-) -> dict[str, tuple[int, int]]:
-    if name in memo:
-        return memo[name]
-    memo[name] = {}
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for line in bodies.get(name, ()):
-        if " = " not in line:
-            continue
-        result, _, rest = (
-            line.partition(" = ")[2].partition(") ") if line.partition(" = ")[2].startswith("(") else (None, None, None)
-        )
-        if result is None:
-            result, _, rest = line.partition(" = ")[2].partition(" ")
-        operation = re.match(r"([a-z\-]+)", rest or "")
-        kind = (operation[1] if operation else "").removesuffix("-start")
-        if kind in _KINDS:
-            sums[kind][0] += 1
-            sums[kind][1] += _size(result)
-            continue
-        trips = _TRIPS.search(line)
-        repeat = int(trips[1]) if trips and kind == "while" else 1
-        for called in (c.strip(" %") for match in _CALL.finditer(line) for c in match[1].split(",")):
-            for inner, (count, size) in _totals(called, bodies, memo).items():
-                sums[inner][0] += repeat * count
-                sums[inner][1] += repeat * size
-    memo[name] = {kind: (count, size) for kind, (count, size) in sums.items()}
-    return memo[name]
 
 
 def _size(shapes: str) -> int:

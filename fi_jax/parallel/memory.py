@@ -5,7 +5,7 @@ backward pass keeps under the remat policy, plus the working set of one layer; w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ import numpy as np
 from fi_jax.config import Experiment, ModelConfig, VitConfig
 from fi_jax.parallel.rules import bytes_per_device
 
+# Sizes by axis name.
+Mesh = Mapping[str, int]
+Change = Callable[[Experiment, Mesh], tuple[Experiment, Mesh]]
 GIB = 2**30
 # Text of the template around the slots of the prefix.
 TEXT_TOKENS = 64
@@ -63,7 +66,7 @@ class MemoryPlan:
         return parts * (1 + MARGIN)
 
 
-def shapes_of(config: Experiment, mesh: Mapping[str, int], num_labels: int, num_questions: int) -> Shapes:
+def shapes_of(config: Experiment, mesh: Mesh, num_labels: int, num_questions: int) -> Shapes:
     """Sizes of one device's micro-batch of a config on a mesh."""
     model, data = config.model, config.data
     slots = model.image_encoder.num_tokens + num_labels
@@ -79,7 +82,7 @@ def shapes_of(config: Experiment, mesh: Mapping[str, int], num_labels: int, num_
     )
 
 
-def plan_memory(config: Experiment, mesh: Mapping[str, int], trained: Any, frozen: Any, shapes: Shapes) -> MemoryPlan:
+def plan_memory(config: Experiment, mesh: Mesh, trained: Any, frozen: Any, shapes: Shapes) -> MemoryPlan:
     """Bytes per device of one training step.
 
     `trained` and `frozen` are flat trees of shapes ({path: ShapeDtypeStruct}); `mesh` is sizes by axis name.
@@ -87,8 +90,8 @@ def plan_memory(config: Experiment, mesh: Mapping[str, int], trained: Any, froze
     model = config.model
     align = config.train.stage != "instruct"
     floats = bytes_per_device(_as(trained, np.float32), mesh)
-    frozen_dtype = _dtype(config.train.frozen_dtype)
-    size = _dtype(model.dtype).itemsize
+    frozen_dtype = jnp.dtype(config.train.frozen_dtype)
+    size = jnp.dtype(model.dtype).itemsize
     used = {path: leaf for path, leaf in frozen.items() if not (align and path.startswith("llm/"))}
     encoders = _encoder_bytes(model, shapes.faces, size, mesh["tensor"], trained)
     llm = 0.0 if align else _llm_bytes(model, shapes, size, mesh["tensor"])
@@ -114,84 +117,75 @@ def kv_cache_bytes(config: Experiment, shapes: Shapes, faces: int, tensor: int) 
     """Bytes per device of the key/value cache for `faces` prefixes and all their segments."""
     llm = config.model.llm
     heads = llm.num_kv_heads / (tensor if llm.num_kv_heads % tensor == 0 else 1)
-    size = _dtype(config.model.dtype).itemsize
+    size = jnp.dtype(config.model.dtype).itemsize
     return 2 * llm.num_layers * heads * llm.head_dim * size * faces * shapes.tokens
 
 
-def advise(config: Experiment, mesh: Mapping[str, int], fits: Any) -> list[str]:
+def advise(config: Experiment, mesh: Mesh, fits: Callable[[Experiment, Mesh], bool]) -> list[str]:
     """What to change so that `fits(config, mesh)` holds: the first single changes, then all of them together.
 
     Returns lines a user can act on; empty when nothing here helps.
     """
-    steps: list[tuple[str, Experiment, Mapping[str, int]]] = []
-    moved: Mapping[str, int]
-    if config.model.remat != "full":
-        steps.append(("--model.remat full", replace(config, model=replace(config.model, remat="full")), mesh))
-    if config.train.frozen_dtype == "float32":
-        steps.append(("--train.frozen-dtype bfloat16", _train(config, frozen_dtype="bfloat16"), mesh))
-    if config.model.dtype == "float32":
-        steps.append(("--model.dtype bfloat16", replace(config, model=replace(config.model, dtype="bfloat16")), mesh))
-    shards = mesh["data"] * mesh["fsdp"]
-    for accumulate in _doublings(config.train.accumulate, config.data.batch_size // shards):
-        steps.append((f"--train.accumulate {accumulate}", _train(config, accumulate=accumulate), mesh))
-    for fsdp in _doublings(mesh["fsdp"], mesh["data"] * mesh["fsdp"]):
-        if shards % fsdp == 0:
-            moved = {**mesh, "data": shards // fsdp, "fsdp": fsdp}
-            steps.append((f"--mesh {_mesh_text(moved)} (cut parameters instead of copying them)", config, moved))
-    alone = [text for text, changed, moved in steps if fits(changed, moved)]
+    options = _options(config, mesh)
+    alone = [text for text, change in options if fits(*change(config, mesh))]
     if alone:
         return alone
-    together = config
-    wide: Mapping[str, int] = mesh
-    texts: list[str] = []
-    for text, changed, moved in steps:
-        together = _join(together, config, changed)
-        wide = wide if moved is mesh else moved
-        # Of a series (accumulate 2, 4, 8) only the last one stays.
-        texts = [t for t in texts if t.split()[0] != text.split()[0]] + [text]
-        if fits(together, wide):
-            return [" ".join(text.split(" (")[0] for text in texts)]
+    flags: dict[str, str] = {}
+    for text, change in options:
+        config, mesh = change(config, mesh)
+        # Of a series (accumulate 2, 4, 8) the last one stays.
+        flags[text.split()[0]] = text.split(" (")[0]
+        if fits(config, mesh):
+            return [" ".join(flags.values())]
     for factor in (2, 4, 8, 16, 32, 64):
-        larger = {**wide, "fsdp": wide["fsdp"] * factor}
-        if fits(together, larger):
-            return [
-                f"{' '.join(t.split(' (')[0] for t in texts if '--mesh' not in t)} --mesh {_mesh_text(larger)} ({factor}x the devices)".strip()
-            ]
+        larger = {**mesh, "fsdp": mesh["fsdp"] * factor}
+        if fits(config, larger):
+            return [" ".join((flags | {"--mesh": f"{_mesh_flag(larger)} ({factor}x the devices)"}).values())]
     return []
 
 
-def _train(config: Experiment, **changes: Any) -> Experiment:
-    return replace(config, train=replace(config.train, **changes))
+def _options(config: Experiment, mesh: Mesh) -> list[tuple[str, Change]]:
+    """Flags that lower the memory of a step, and what each does to a config and a mesh."""
+
+    def model(**fields: Any) -> Change:
+        return lambda config, mesh: (replace(config, model=replace(config.model, **fields)), mesh)
+
+    def train(**fields: Any) -> Change:
+        return lambda config, mesh: (replace(config, train=replace(config.train, **fields)), mesh)
+
+    def cut(sizes: Mesh) -> Change:
+        return lambda config, _: (config, sizes)
+
+    options = []
+    if config.model.remat != "full":
+        options.append(("--model.remat full", model(remat="full")))
+    if config.train.frozen_dtype == "float32":
+        options.append(("--train.frozen-dtype bfloat16", train(frozen_dtype="bfloat16")))
+    if config.model.dtype == "float32":
+        options.append(("--model.dtype bfloat16", model(dtype="bfloat16")))
+    shards = mesh["data"] * mesh["fsdp"]
+    for accumulate in _doublings(config.train.accumulate, config.data.batch_size // shards):
+        options.append((f"--train.accumulate {accumulate}", train(accumulate=accumulate)))
+    for fsdp in _doublings(mesh["fsdp"], shards):
+        if shards % fsdp == 0:
+            sizes = {**mesh, "data": shards // fsdp, "fsdp": fsdp}
+            options.append((f"{_mesh_flag(sizes)} (cut parameters instead of copying them)", cut(sizes)))
+    return options
 
 
-def _join(into: Experiment, base: Experiment, changed: Experiment) -> Experiment:
-    """Lays what `changed` differs in from `base` over `into` (only model and train fields change here)."""
-    for part in ("model", "train"):
-        before, after = getattr(base, part), getattr(changed, part)
-        differing = {
-            n: getattr(after, n) for n in before.__dataclass_fields__ if getattr(before, n) != getattr(after, n)
-        }
-        into = replace(into, **{part: replace(getattr(into, part), **differing)})
-    return into
-
-
-def _mesh_text(mesh: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in mesh.items())
+def _mesh_flag(mesh: Mesh) -> str:
+    return f"--mesh {','.join(f'{axis}={size}' for axis, size in mesh.items())}"
 
 
 def _doublings(start: int, end: int) -> list[int]:
     return [start * 2**i for i in range(1, 20) if start * 2**i <= end]
 
 
-def _dtype(name: str) -> Any:
-    return jnp.dtype(name)
-
-
 def _as(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     return {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in tree.items()}
 
 
-def _gathered(frozen: Mapping[str, Any], mesh: Mapping[str, int]) -> float:
+def _gathered(frozen: Mapping[str, Any], mesh: Mesh) -> float:
     """Two layers' weights, gathered from the fsdp axis: the one that computes and the one on its way."""
     whole = {**mesh, "fsdp": 1}
     layers = {path: leaf for path, leaf in frozen.items() if path.startswith("llm/layers/")}
