@@ -31,10 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants beside the full model")
     parser.add_argument("--list", action="store_true", help="list the variants and stop")
-    parser.add_argument("--limit", type=int, default=0, help="judge by the first N faces of each set (0: all)")
-    parser.add_argument(
-        "--train-limit", type=int, default=0, help="with --frozen: train on the first N faces of each set"
-    )
+    parser.add_argument("--limit", type=int, default=0, help="judge by N faces of each set (0: all)")
+    parser.add_argument("--train-limit", type=int, default=0, help="with --frozen: train on N faces of each set")
     parser.add_argument("--head-only", action="store_true", help="judge by the alignment head alone")
     parser.add_argument("--batch-size", type=int, default=8, help="faces judged at once (default: 8)")
     parser.add_argument(
@@ -87,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
         for variant, _ in variants:
             print(f"{variant.name:<16} {variant.title:<36} {dict(variant.fields) or ''}")
         return 0
-    asked = EvaluationOptions(
+    options = EvaluationOptions(
         args.split, args.limit, args.batch_size, args.head_only, mask_cache=config.data.mask_cache
     )
     sets = tuple((source.name, source.root) for source in config.data.sources)
     out = Path(args.out or Path("out", "ablation", config.name))
-    study = Study(out, sets, asked, args.members, base, args.train_limit)
+    study = Study(out, sets, options, args.members, base, args.train_limit)
     results, status = run_study(study, points_of(variants, args.seeds), hosts)
     if status:
         return status

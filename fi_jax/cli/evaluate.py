@@ -160,7 +160,7 @@ def _leave_one_out(args: argparse.Namespace, config, names: list[str], settings,
         if setting == "training-free"
     ]
     for stages in wanted:
-        status = train_without(stages, hosts, print)
+        status = train_without(stages, hosts)
         if status:
             return status
         models.append(our_candidate(str(stages[-1][1])))

@@ -21,6 +21,8 @@ from fi_jax.config import Experiment
 from fi_jax.data.counts import count_records
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import Mixture, load_mixture
+from fi_jax.data.records import FaceRecord
+from fi_jax.data.splits import limited
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import closed_lines
 from fi_jax.evaluation.cells import Assignment
@@ -69,7 +71,7 @@ class Study:
     out: Path
     # Data sets that are trained on and judged, with their folders.
     sets: tuple[tuple[str, str], ...]
-    asked: EvaluationOptions
+    options: EvaluationOptions
     # Most members of one program.
     members: int = 16
     # The model whose encoders stay as they are; None trains every point as its config says.
@@ -79,7 +81,7 @@ class Study:
 
     def key(self, point: Point) -> str:
         """Names a point by what its result depends on."""
-        depends = (self.sets, self.asked.split, self.asked.limit, self.asked.head_only, self.train_limit)
+        depends = (self.sets, self.options.split, self.options.limit, self.options.head_only, self.train_limit)
         return f"{point.name}-{point_id(point.config, repr(depends), self._weights)}"
 
     def run_folder(self, point: Point) -> Path:
@@ -195,9 +197,9 @@ def _train(study: Study, chunk: Sequence[Point], hosts: Hosts) -> int:
         if not (study.run_folder(point) / "model" / "weights.safetensors").is_file()
     ]
     if len(left) == 1:
-        return train(*left[0], hosts, log.info)
+        return train(*left[0], hosts)
     if left:
-        return train_members([config for config, _ in left], [folder for _, folder in left], hosts, log.info)
+        return train_members([config for config, _ in left], [folder for _, folder in left], hosts)
     return 0
 
 
@@ -208,7 +210,7 @@ def _judge_run(study: Study, point: Point) -> dict:
     baselines = {}
     for dataset, root in study.sets:
         assignment = Assignment(dataset, "fine-tuned", 0)
-        part = fill_part(folder / "evaluation", assignment, root, study.asked, model.fingerprint, model.load)
+        part = fill_part(folder / "evaluation", assignment, root, study.options, model.fingerprint, model.load)
         baselines[dataset] = part.baseline
         lines += read_predictions(part.path)
     return scores_of(lines, baselines)
@@ -224,7 +226,7 @@ class _Frozen:
         cache = study.out / "features"
         mixture = _limited(load_mixture(config.data), study.train_limit)
         log.info(f"encoding {len(mixture.records)} faces to train on")
-        self.train_features = face_features(self.base, mixture.records, cache, study.asked.mask_cache)
+        self.train_features = face_features(self.base, mixture.records, cache, study.options.mask_cache)
         self.epoch = mixture.epoch
         self.counts = count_records(mixture.records, vocabulary)
         self.judged: list[tuple[str, list, Features, list]] = []
@@ -232,17 +234,18 @@ class _Frozen:
         for name, root in study.sets:
             dataset = find_dataset(name)
             source = dataset.open(root)
-            records = source.records(study.asked.split)
-            records = list(records[: study.asked.limit] if study.asked.limit else records)
+            records = limited(source.records(study.options.split), study.options.limit)
             if not records:
-                raise UserError(f"{name} at '{root}' has no faces in split '{study.asked.split}'")
-            asked = [q for q in dataset.questions if all(label is None or label in vocabulary for label in q.labels)]
-            if not asked:
+                raise UserError(f"{name} at '{root}' has no faces in split '{study.options.split}'")
+            questions = [
+                q for q in dataset.questions if all(label is None or label in vocabulary for label in q.labels)
+            ]
+            if not questions:
                 raise UserError(f"vocabulary '{vocabulary.name}' knows no answer to any question about {name}")
             log.info(f"encoding {len(records)} faces of {name} to judge by")
-            features = face_features(self.base, records, cache, study.asked.mask_cache)
-            self.judged.append((name, records, features, asked))
-            truths = ({q.name: true_answer(q, r.labels, r.age) for q in asked} for r in source.records("train"))
+            features = face_features(self.base, records, cache, study.options.mask_cache)
+            self.judged.append((name, records, features, questions))
+            truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
             self.baselines[name] = train_baseline(truths)
 
     def run(self, chunk: Sequence[Point]) -> list[dict]:
@@ -254,22 +257,19 @@ class _Frozen:
 
     def _answers(self, trained: Trained) -> Iterable[Prediction]:
         vocabulary = find_vocabulary(trained.config.data.vocabulary)
-        for _, records, features, asked in self.judged:
-            said = head_probabilities(label_scores(trained, features), asked, vocabulary)
-            for record, probabilities in zip(records, said, strict=True):
-                yield from closed_lines(record, asked, probabilities, "head", True, "expected")
+        for _, records, features, questions in self.judged:
+            answers = head_probabilities(label_scores(trained, features), questions, vocabulary)
+            for record, probabilities in zip(records, answers, strict=True):
+                yield from closed_lines(record, questions, probabilities, "head", True, "expected")
 
 
 def _limited(mixture: Mixture, limit: int) -> Mixture:
-    """The first `limit` faces of each set (0: all), each once an epoch where it is cut."""
+    """At most `limit` faces of each set (0: all), each once an epoch where it is cut."""
     if not limit:
         return mixture
-    taken: dict[str, int] = {}
-    kept = []
-    for record in mixture.records:
-        if taken.setdefault(record.dataset, 0) < limit:
-            taken[record.dataset] += 1
-            kept.append(record)
+    kept: list[FaceRecord] = []
+    for dataset in dict.fromkeys(record.dataset for record in mixture.records):
+        kept += limited([record for record in mixture.records if record.dataset == dataset], limit)
     return replace(mixture, records=tuple(kept), epoch=np.arange(len(kept)))
 
 

@@ -1,5 +1,6 @@
 """Trains what a training-free cell needs: the same recipe, every stage of it, without the set that is evaluated on."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.loop import train
 from fi_jax.weights.bundle import CONFIG, find_model, read_config
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 # Finds the config behind `train.init_from`, which may be a run or the name of a config.
 FindStage = Callable[[str], Experiment]
 
@@ -50,7 +52,7 @@ def stages_without(
     return [*before, (left_out, runs / name)]
 
 
-def train_without(stages: list[tuple[Experiment, Path]], hosts: Hosts, say: Say) -> int:
+def train_without(stages: list[tuple[Experiment, Path]], hosts: Hosts) -> int:
     """Trains the stages in turn; finished ones are not trained again, interrupted ones go on.
 
     Returns 0, or the exit status that asks for another start.
@@ -61,8 +63,8 @@ def train_without(stages: list[tuple[Experiment, Path]], hosts: Hosts, say: Say)
     for config, folder in stages:
         if _finished(config, folder):
             continue
-        say(f"training {config.name} on {', '.join(source.name for source in config.data.sources)}")
-        status = train(config, folder, hosts, say)
+        log.info(f"training {config.name} on {', '.join(source.name for source in config.data.sources)}")
+        status = train(config, folder, hosts)
         if status:
             return status
     return 0

@@ -82,7 +82,7 @@ def run_as_members(work: Work, report: Report) -> None:
             points = [trial.user_attrs["point"] for trial, _ in mine]
             runs = [work.run_folder(point) for point in points]
             try:
-                status, error = train_members([config for _, config in mine], runs, Hosts(), log.info), ""
+                status, error = train_members([config for _, config in mine], runs, Hosts()), ""
             except UserError as mistake:
                 status, error = 0, str(mistake)
             if status:
