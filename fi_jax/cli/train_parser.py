@@ -35,17 +35,18 @@ def run(args: argparse.Namespace) -> int:
 
     start()
     from fi_jax.faces.parser import describe, load_parser, save_parser
-    from fi_jax.faces.parser_crossval import cross_validate, read_pairs, report, score, settings_of, train
+    from fi_jax.faces.parser_crossval import cross_validate, make_trainer, read_pairs, report, score, train
+    from fi_jax.faces.parser_training import ParserTraining
 
-    training = settings_of(5000 if args.steps is None else args.steps, args.batch_size, args.seed)
-    trained = None
-    if args.only_validate:
-        trained = load_parser(args.out)
-        as_trained = {name: trained.info["training"][name] for name in ("steps", "batch_size", "seed")}
-        training = settings_of(**as_trained | ({} if args.steps is None else {"steps": args.steps}))
+    settings = {"steps": 5000, "batch_size": args.batch_size, "seed": args.seed}
+    trained = load_parser(args.out) if args.only_validate else None
+    if trained:
+        settings = {name: trained.info["training"][name] for name in settings}
+    training = ParserTraining(**settings if args.steps is None else settings | {"steps": args.steps})
     pairs = read_pairs(records, training.source_size)
-    scores = cross_validate(pairs, training, args.folds, _say) if args.folds else {}
-    parser = trained or train(pairs, training, _say)
+    trainer = make_trainer(pairs, training)
+    scores = cross_validate(trainer, pairs, args.folds) if args.folds else {}
+    parser = trained or train(trainer, pairs)
     parser = replace(parser, info=parser.info | scores)
     if trained:
         describe(Path(args.out), parser)
@@ -58,7 +59,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"as stored, on its own training pictures: mean IoU {stored['mean']:.1%}")
     print(f"parser: {args.out}")
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -2,22 +2,23 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from fi_jax.config import from_dict
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import Face
-from fi_jax.faces.parser_training import class_probabilities, logits_at, normalise
-from fi_jax.labels.face_parts import CLASSES
+from fi_jax.files import write_json
+from fi_jax.labels.face_parts import CLASSES, FLIPPED
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.pictures.crop import load_square
 from fi_jax.trees import flatten, unflatten
@@ -25,6 +26,10 @@ from fi_jax.weights.bundle import BUNDLED, require_intact
 from fi_jax.weights.leaves import load_leaves, save_leaves
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "parser.json"
+
+# ImageNet's statistics, as every SegFormer expects.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
+STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,6 @@ class FaceParser:
 
 def save_parser(folder: Path, parser: FaceParser, precision: str = "int8") -> None:
     """Writes a parser's folder: `weights.safetensors` (int8, float16 or float32) and `parser.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
     describe(folder, parser)
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(parser.variables).items()}
     save_leaves(folder / WEIGHTS, leaves, precision)
@@ -50,9 +54,7 @@ def save_parser(folder: Path, parser: FaceParser, precision: str = "int8") -> No
 def describe(folder: Path, parser: FaceParser) -> None:
     """Writes `parser.json`: the network's shape, and how it was trained and what it scored."""
     description = {"input_size": parser.input_size, "model": asdict(parser.config), "info": parser.info}
-    temporary = folder / f"{DESCRIPTION}.part"
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    temporary.replace(folder / DESCRIPTION)
+    write_json(folder / DESCRIPTION, description, indent=2)
 
 
 def load_parser(name: str = "bundled") -> FaceParser:
@@ -74,22 +76,18 @@ def load_parser(name: str = "bundled") -> FaceParser:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         config = from_dict(SegformerConfig, description["model"])
-        size, info = int(description["input_size"]), description["info"]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        size, info = int(description["input_size"]), dict(description["info"])
+        expected = {path: leaf.shape for path, leaf in flatten(_shapes(config, size)).items()}
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OSError) as error:
         raise UserError(f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error})") from None
     leaves = load_leaves(folder / WEIGHTS)
-    expected = {path: leaf.shape for path, leaf in flatten(_shapes(config, size)).items()}
-    wrong = [
-        path
-        for path in sorted(expected.keys() | leaves.keys())
-        if expected.get(path) != getattr(leaves.get(path), "shape", None)
-    ]
+    found = {path: leaf.shape for path, leaf in leaves.items()}
+    wrong = [path for path in sorted(expected | found) if expected.get(path) != found.get(path)]
     if wrong:
         raise UserError(
             f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {len(wrong)} leaves differ, the first {wrong[0]}"
         )
-    # Leaves of numpy nest as well.
-    return FaceParser(config, size, unflatten(cast(dict[str, Array], leaves)), info)
+    return FaceParser(config, size, unflatten(leaves), info)
 
 
 def _from_hub(name: str) -> FaceParser:
@@ -104,32 +102,40 @@ def _shapes(config: SegformerConfig, size: int) -> dict:
     return jax.eval_shape(Segformer(config).init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
-@partial(jax.jit, static_argnames=("config", "mirror"))
-def parse(
-    config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"], mirror: bool = False
-) -> UInt8[Array, "b y x"]:
-    """Returns the class of every pixel of square crops at the parser's own size.
+def normalise(image: Float[Array, "*b 3"] | UInt8[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """Returns pictures (0..255) as the parser takes them."""
+    return (image.astype(jnp.float32) - MEAN) / STD
 
-    With `mirror`, probabilities are the mean over the crop and its mirror image: a little better, twice the work.
-    """
-    model = Segformer(config)
-    if mirror:
-        return class_probabilities(model, variables, images).argmax(-1).astype(jnp.uint8)
-    logits: Any = model.apply(variables, normalise(images))
-    return logits_at(logits, images.shape[1]).argmax(-1).astype(jnp.uint8)
+
+def logits_at(logits: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
+    """Enlarges logits to the picture's size (bilinear)."""
+    return jax.image.resize(logits, (logits.shape[0], size, size, logits.shape[-1]), "bilinear", antialias=False)
 
 
 @partial(jax.jit, static_argnames="config")
-def class_scores(config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"]) -> Float[Array, "b h w c"]:
+def class_logits(config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"]) -> Float[Array, "b h w c"]:
     """Returns class logits of square crops, at the network's own, coarser size."""
-    logits: Any = Segformer(config).apply(variables, normalise(images))
-    return logits
+    return cast(Array, Segformer(config).apply(variables, normalise(images)))
+
+
+@partial(jax.jit, static_argnames="config")
+def mirrored_probabilities(
+    config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"]
+) -> Float[Array, "b y x c"]:
+    """Returns class probabilities a pixel, the mean over the crop and its mirror image (classes swapped back)."""
+    logits = class_logits(config, variables, jnp.concatenate([images, images[:, :, ::-1]]))
+    plain, mirrored = jnp.split(jax.nn.softmax(logits_at(logits, images.shape[1]), axis=-1), 2)
+    return (plain + mirrored[:, :, ::-1][..., FLIPPED]) / 2
+
+
+@partial(jax.jit, static_argnames="config")
+def parse(config: SegformerConfig, variables: dict, images: UInt8[Array, "b y x 3"]) -> UInt8[Array, "b y x"]:
+    """Returns the class of every pixel of square crops at the parser's own size."""
+    return logits_at(class_logits(config, variables, images), images.shape[1]).argmax(-1).astype(jnp.uint8)
 
 
 def parse_crop(parser: FaceParser, crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "s s"]:
     """Returns the map of one square crop, at the crop's own size (classes by nearest pixel)."""
-    from PIL import Image
-
     size = (parser.input_size, parser.input_size)
     image = Image.fromarray(crop)
     if image.size != size:
@@ -149,38 +155,27 @@ def parse_faces(
     if batch_size is None:
         batch_size = 1 if jax.default_backend() == "cpu" else 64
 
-    def read(face: Face):
+    def read(face: Face) -> np.ndarray | UserError:
         try:
             return load_square(face.image, face.box, parser.input_size, face.key)
         except UserError as error:
             return error
 
-    def start(chunk: Sequence[Face]):
+    def start(chunk: Sequence[Face]) -> list[Future]:
         return [pool.submit(read, face) for face in chunk]
 
     chunks = [faces[i : i + batch_size] for i in range(0, len(faces), batch_size)]
-    batch = np.zeros((batch_size, parser.input_size, parser.input_size, 3), np.uint8)
     variables = jax.device_put(parser.variables)
     with ThreadPoolExecutor(threads) as pool:
-        waiting = start(chunks[0]) if chunks else []
-        pending = None
-        for number, chunk in enumerate(chunks):
-            crops = [future.result() for future in waiting]
-            waiting = start(chunks[number + 1]) if number + 1 < len(chunks) else []
-            # A copy: the device may still read the batch before.
-            filled = batch.copy()
+        reading = start(chunks[0]) if chunks else []
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+            crops = [future.result() for future in reading]
+            reading = start(following)
+            # The last batch is filled up, so that one program serves all.
+            batch = np.zeros((batch_size, parser.input_size, parser.input_size, 3), np.uint8)
             for row, crop in enumerate(crops):
                 if not isinstance(crop, UserError):
-                    filled[row] = crop
-            masks = parse(parser.config, variables, filled)
-            if pending:
-                yield from _results(*pending)
-            pending = (chunk, crops, masks)
-        if pending:
-            yield from _results(*pending)
-
-
-def _results(chunk, crops, masks):
-    masks = np.asarray(masks)
-    for face, crop, mask in zip(chunk, crops, masks, strict=False):
-        yield face, crop if isinstance(crop, UserError) else mask
+                    batch[row] = crop
+            masks = np.asarray(parse(parser.config, variables, batch))
+            for face, crop, mask in zip(chunk, crops, masks, strict=False):
+                yield face, crop if isinstance(crop, UserError) else mask

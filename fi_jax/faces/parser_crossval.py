@@ -1,9 +1,9 @@
-"""Cross-validates the face parser, then trains the one that is kept on every picture."""
+"""Cross-validates the face parser, scores it, and trains the one that is kept on every picture."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -14,19 +14,13 @@ from PIL import Image
 
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import Face, load_mask
-from fi_jax.faces.parser import FaceParser
-from fi_jax.faces.parser_training import (
-    ParserTrainer,
-    ParserTraining,
-    class_weights,
-    confusion_matrix,
-    folds_of,
-    intersection_over_union,
-    on_device,
-)
+from fi_jax.faces.parser import FaceParser, mirrored_probabilities
+from fi_jax.faces.parser_training import ParserTrainer, ParserTraining, class_weights, classes_shown, on_device
+from fi_jax.files import sha256
 from fi_jax.labels.face_parts import CLASSES, NUM_CLASSES
-from fi_jax.models.segformer import Segformer
 from fi_jax.pictures.crop import load_square
+
+log = logging.getLogger(__name__)
 
 # A class is frequent when at least this share of the pictures show it.
 FREQUENT = 0.8
@@ -58,19 +52,23 @@ def resized(pairs: Pairs, size: int) -> Pairs:
     return Pairs(pairs.names, images, scale(pairs.masks, Image.Resampling.NEAREST))
 
 
-def settings_of(steps: int, batch_size: int, seed: int) -> ParserTraining:
-    """Returns the settings of a training with these three changed."""
-    return ParserTraining(steps=steps, batch_size=batch_size, seed=seed)
+def folds_of(names: Sequence[str], count: int) -> Int[np.ndarray, "n"]:
+    """Returns the fold of each picture, 0 to `count` - 1, which depends on its name alone."""
+    return np.array([int(sha256(f"celebamask_hq folds:{name}")[:16], 16) * count >> 64 for name in names])
 
 
-def cross_validate(
-    pairs: Pairs, training: ParserTraining, num_folds: int, say: Callable[[str], None] = lambda text: None
-) -> dict:
+def make_trainer(pairs: Pairs, training: ParserTraining) -> ParserTrainer:
+    """Returns the programs that all folds and the final training share."""
+    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    return ParserTrainer(training, class_weights(pairs.masks, training.balance), dtype)
+
+
+def cross_validate(trainer: ParserTrainer, pairs: Pairs, num_folds: int) -> dict:
     """Trains one parser a fold and returns `{"cross_validation": scores}`.
 
     Every picture is predicted once, by the parser that never saw it; the pixel counts of all folds are pooled.
     """
-    trainer, exact = _trainer(pairs, training), Segformer(training.model)
+    training = trainer.training
     small = resized(pairs, training.input_size)
     fold = folds_of(pairs.names, num_folds)
     pooled = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
@@ -80,24 +78,21 @@ def cross_validate(
             raise UserError(f"fold {number} of {num_folds} has no picture; use fewer folds")
         start = time.perf_counter()
         pictures = on_device(pairs.images, pairs.masks, training, held_out)
-
-        def told(text: str, number: int = number) -> None:
-            say(f"fold {number} {text}")
-
-        variables, _ = trainer.fit(pictures, training.seed + number, told)
-        counts = confusion_matrix(exact, variables, small.images[held_out], small.masks[held_out])
+        variables, _ = trainer.fit(pictures, training.seed + number, f"fold {number}")
+        parser = FaceParser(training.model, training.input_size, variables)
+        counts = confusion_matrix(parser, small.images[held_out], small.masks[held_out])
         pooled += counts
         mean, seconds = np.nanmean(intersection_over_union(counts)), time.perf_counter() - start
-        say(f"fold {number}: {held_out.sum()} pictures, mean IoU {mean:.4f}, {seconds:.0f} s")
-    return {"cross_validation": {"folds": num_folds, "steps": training.steps, **summary(pooled, _shown(pairs))}}
+        log.info(f"fold {number}: {held_out.sum()} pictures, mean IoU {mean:.4f}, {seconds:.0f} s")
+    return {"cross_validation": {"folds": num_folds, "steps": training.steps, **summary(pooled, _shares(pairs))}}
 
 
-def train(pairs: Pairs, training: ParserTraining, say: Callable[[str], None] = lambda text: None) -> FaceParser:
+def train(trainer: ParserTrainer, pairs: Pairs) -> FaceParser:
     """Trains a parser on every pair."""
-    start = time.perf_counter()
+    training, start = trainer.training, time.perf_counter()
     pictures = on_device(pairs.images, pairs.masks, training)
-    variables, losses = _trainer(pairs, training).fit(pictures, training.seed, lambda text: say(f"final {text}"))
-    say(f"final: {time.perf_counter() - start:.0f} s")
+    variables, losses = trainer.fit(pictures, training.seed, "final")
+    log.info(f"final: {time.perf_counter() - start:.0f} s")
     info = {
         "pictures": len(pairs.names),
         "training": {k: v for k, v in asdict(training).items() if k not in ("model", "augmentation")},
@@ -106,39 +101,50 @@ def train(pairs: Pairs, training: ParserTraining, say: Callable[[str], None] = l
     return FaceParser(training.model, training.input_size, variables, info)
 
 
-@lru_cache(maxsize=1)
-def _compiled(training: ParserTraining, weight: tuple[float, ...], dtype: str) -> ParserTrainer:
-    # Folds and the final training share one compiled program.
-    return ParserTrainer(training, np.array(weight, np.float32), jnp.dtype(dtype))
-
-
-def _trainer(pairs: Pairs, training: ParserTraining) -> ParserTrainer:
-    dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
-    return _compiled(training, tuple(class_weights(pairs.masks, training.balance).tolist()), dtype)
-
-
-def _shown(pairs: Pairs) -> Float[np.ndarray, "c"]:
-    """Share of the pictures that show each class."""
-    return np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in pairs.masks]).mean(0)
-
-
 def score(parser: FaceParser, pairs: Pairs) -> dict:
     """Returns the `summary` of a parser on pairs."""
     small = resized(pairs, parser.input_size)
-    counts = confusion_matrix(Segformer(parser.config), parser.variables, small.images, small.masks)
-    return summary(counts, _shown(pairs))
+    return summary(confusion_matrix(parser, small.images, small.masks), _shares(pairs))
 
 
-def summary(confusion: Int[np.ndarray, "c c"], shown: Float[np.ndarray, "c"]) -> dict:
+def confusion_matrix(
+    parser: FaceParser, images: UInt8[np.ndarray, "n y x 3"], masks: UInt8[np.ndarray, "n y x"], batch_size: int = 64
+) -> Int[np.ndarray, "c c"]:
+    """Counts pixels by (true class, predicted class); predictions are the mean over picture and mirror image."""
+    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    for start in range(0, len(images), batch_size):
+        image, mask = images[start : start + batch_size], masks[start : start + batch_size]
+        # The last batch is filled up, so that one program serves all.
+        filled = np.concatenate([image, np.zeros((batch_size - len(image), *image.shape[1:]), np.uint8)])
+        probabilities = mirrored_probabilities(parser.config, parser.variables, filled)
+        predicted = np.asarray(probabilities.argmax(-1))[: len(image)]
+        pairs = mask.astype(np.int64) * NUM_CLASSES + predicted
+        counts += np.bincount(pairs.ravel(), minlength=NUM_CLASSES**2).reshape(counts.shape)
+    return counts
+
+
+def intersection_over_union(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
+    """Returns the IoU of each class; NaN for a class that is neither there nor predicted."""
+    inner = np.diag(confusion).astype(float)
+    with np.errstate(invalid="ignore"):
+        return inner / (confusion.sum(0) + confusion.sum(1) - inner)
+
+
+def summary(confusion: Int[np.ndarray, "c c"], shares: Float[np.ndarray, "c"]) -> dict:
     """Returns the IoU of each class (None: neither there nor predicted), their mean, and the mean over classes in at least `FREQUENT` of the pictures."""
     iou = intersection_over_union(confusion)
     return {
         "mean": float(np.nanmean(iou)),
-        "mean_frequent": float(np.nanmean(iou[shown >= FREQUENT])),
+        "mean_frequent": float(np.nanmean(iou[shares >= FREQUENT])),
         "pixel_accuracy": float(np.diag(confusion).sum() / confusion.sum()),
         "iou": {name: _rounded(value) for name, value in zip(CLASSES, iou, strict=True)},
-        "share_of_pictures": {name: _rounded(value) for name, value in zip(CLASSES, shown, strict=True)},
+        "share_of_pictures": {name: _rounded(value) for name, value in zip(CLASSES, shares, strict=True)},
     }
+
+
+def _shares(pairs: Pairs) -> Float[np.ndarray, "c"]:
+    """Returns the share of the pictures that show each class."""
+    return classes_shown(pairs.masks).mean(0)
 
 
 def _rounded(value: float) -> float | None:

@@ -6,11 +6,11 @@ classes are drawn more often (repeat factors of LVIS, Gupta et al. 2019). Folds 
 that every fold runs the same compiled program.
 """
 
+import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from fi_jax.errors import UserError
+from fi_jax.faces.parser import logits_at, normalise
 from fi_jax.faces.parser_augment import PASTED, ParserAugmentation, augment
-from fi_jax.files import sha256
-from fi_jax.labels.face_parts import FLIPPED, NUM_CLASSES
+from fi_jax.labels.face_parts import NUM_CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 
-# ImageNet's statistics, as every SegFormer expects.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
-STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+log = logging.getLogger(__name__)
 
 # Smaller than B0, and twice as fine: 1.9 million weights, logits at half the input's side.
 SMALL_SEGFORMER = SegformerConfig(
@@ -91,16 +89,6 @@ class Pictures(NamedTuple):
     log_donor: Float[Array, "n"]
 
 
-def normalise(image: Float[Array, "*b 3"] | UInt8[Array, "*b 3"]) -> Float[Array, "*b 3"]:
-    """Returns pictures (0..255) as the parser takes them."""
-    return (image.astype(jnp.float32) - MEAN) / STD
-
-
-def logits_at(logits: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
-    """Enlarges logits to the picture's size (bilinear)."""
-    return jax.image.resize(logits, (logits.shape[0], size, size, logits.shape[-1]), "bilinear", antialias=False)
-
-
 def segmentation_loss(
     logits: Float[Array, "b y x c"],
     label: Int[Array, "b y x"],
@@ -131,19 +119,18 @@ def class_weights(masks: UInt8[np.ndarray, "n y x"], balance: float) -> Float[np
     return (weight / (weight * frequency).sum()).astype(np.float32)
 
 
-def repeat_factors(masks: UInt8[np.ndarray, "n y x"], below: float) -> Float[np.ndarray, "n"]:
+def classes_shown(masks: UInt8[np.ndarray, "n y x"]) -> Bool[np.ndarray, "n c"]:
+    """Tells which classes each map holds."""
+    return np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in masks])
+
+
+def repeat_factors(shown: Bool[np.ndarray, "n c"], below: float) -> Float[np.ndarray, "n"]:
     """Returns how often each picture is drawn: the largest `max(1, sqrt(below / f_c))` over the classes it shows.
 
     `f_c` is the share of pictures that show class c (Gupta et al. 2019).
     """
-    shown = np.stack([np.bincount(mask.ravel(), minlength=NUM_CLASSES) > 0 for mask in masks])
-    factor = np.maximum(1.0, np.sqrt(below / np.maximum(shown.mean(0), 1 / len(masks))))
+    factor = np.maximum(1.0, np.sqrt(below / np.maximum(shown.mean(0), 1 / len(shown))))
     return np.where(shown, factor, 1.0).max(1)
-
-
-def folds_of(names: list[str], count: int) -> Int[np.ndarray, "n"]:
-    """Returns the fold of each picture, 0 to `count` - 1: told by a hash of its name."""
-    return np.array([int(sha256(f"celebamask_hq folds:{name}")[:16], 16) * count >> 64 for name in names])
 
 
 def on_device(
@@ -156,10 +143,11 @@ def on_device(
     used = np.ones(len(images), bool) if held_out is None else ~held_out
     if not used.any():
         raise UserError("every picture is held out; there is nothing to train on")
-    weight = np.where(used, repeat_factors(masks, training.repeat_below), 0.0)
+    shown = classes_shown(masks)
+    weight = np.where(used, repeat_factors(shown, training.repeat_below), 0.0)
     # Each accessory is drawn equally often, whatever its share.
-    shows = np.stack([(masks == c).any((1, 2)) for c in PASTED], 1) & used[:, None]
-    donor = (shows / np.maximum(shows.sum(0), 1)).sum(1)
+    accessories = shown[:, PASTED] & used[:, None]
+    donor = (accessories / np.maximum(accessories.sum(0), 1)).sum(1)
     donor = donor if donor.any() else weight
     with np.errstate(divide="ignore"):
         return Pictures(jnp.asarray(images), jnp.asarray(masks), jnp.log(weight), jnp.log(donor))
@@ -226,10 +214,8 @@ class ParserTrainer:
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, variables)
         return ParserState(state.step + 1, variables, average, optimizer), loss
 
-    def fit(
-        self, pictures: Pictures, seed: int, say: Callable[[str], None] = lambda text: None
-    ) -> tuple[dict, Float[np.ndarray, "steps"]]:
-        """Trains from scratch; returns the averaged variables and the loss of every step."""
+    def fit(self, pictures: Pictures, seed: int, label: str) -> tuple[dict, Float[np.ndarray, "steps"]]:
+        """Trains from scratch; returns the averaged variables and the loss of every step. `label` begins log lines."""
         k_init, k_steps = jax.random.split(jax.random.key(seed))
         state, losses = self.init(k_init), []
         # XLA runs convolutions inside loops on one core: on CPUs single steps are several times faster.
@@ -240,45 +226,5 @@ class ParserTrainer:
             if not math.isfinite(losses[-1]):
                 raise UserError(f"the parser's loss is {losses[-1]} at step {len(losses)}; lower the learning rate")
             if len(losses) % self.training.steps_per_dispatch == 0 or len(losses) == self.training.steps:
-                say(f"step {len(losses)}/{self.training.steps} loss {np.mean(losses[-50:]):.4f}")
+                log.info(f"{label} step {len(losses)}/{self.training.steps} loss {np.mean(losses[-50:]):.4f}")
         return jax.device_get(state.average), np.array(losses)
-
-
-def class_probabilities(model: Segformer, variables: dict, image: UInt8[Array, "b y x 3"]) -> Float[Array, "b y x c"]:
-    """Returns class probabilities a pixel, the mean over the picture and its mirror image (classes swapped back)."""
-    both = jnp.concatenate([image, image[:, :, ::-1]])
-    logits = logits_at(cast(Array, model.apply(variables, normalise(both))), image.shape[1])
-    plain, mirrored = jnp.split(jax.nn.softmax(logits, axis=-1), 2)
-    return (plain + mirrored[:, :, ::-1][..., FLIPPED]) / 2
-
-
-@partial(jax.jit, static_argnums=0)
-def _predict(model: Segformer, variables: dict, image: UInt8[Array, "b y x 3"]) -> UInt8[Array, "b y x"]:
-    return class_probabilities(model, variables, image).argmax(-1).astype(jnp.uint8)
-
-
-def confusion_matrix(
-    model: Segformer,
-    variables: dict,
-    images: UInt8[np.ndarray, "n y x 3"],
-    masks: UInt8[np.ndarray, "n y x"],
-    batch_size: int = 64,
-) -> Int[np.ndarray, "c c"]:
-    """Counts pixels by (true class, predicted class)."""
-    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    for start in range(0, len(images), batch_size):
-        image, mask = images[start : start + batch_size], masks[start : start + batch_size]
-        # The last batch is filled up, so that one program serves all.
-        filled = np.concatenate([image, np.zeros((batch_size - len(image), *image.shape[1:]), np.uint8)])
-        predicted = np.asarray(_predict(model, variables, filled))[: len(image)]
-        pairs = mask.astype(np.int64) * NUM_CLASSES + predicted
-        counts += np.bincount(pairs.ravel(), minlength=NUM_CLASSES**2).reshape(counts.shape)
-    return counts
-
-
-def intersection_over_union(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
-    """Returns the IoU of each class; NaN for a class that is neither there nor predicted."""
-    inner = np.diag(confusion).astype(float)
-    union = confusion.sum(0) + confusion.sum(1) - inner
-    with np.errstate(invalid="ignore"):
-        return inner / union

@@ -13,9 +13,20 @@ from fi_jax.data.records import FaceRecord
 from fi_jax.errors import UserError
 from fi_jax.faces import parser_training as training
 from fi_jax.faces.masks import flip as flip_mask
-from fi_jax.faces.parser import FaceParser, load_parser, parse, parse_crop, save_parser
+from fi_jax.faces.parser import FaceParser, load_parser, mirrored_probabilities, parse, parse_crop, save_parser
 from fi_jax.faces.parser_augment import ParserAugmentation, augment
-from fi_jax.faces.parser_crossval import Pairs, cross_validate, read_pairs, report, score, summary, train
+from fi_jax.faces.parser_crossval import (
+    Pairs,
+    cross_validate,
+    folds_of,
+    intersection_over_union,
+    make_trainer,
+    read_pairs,
+    report,
+    score,
+    summary,
+    train,
+)
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, NUM_CLASSES
 from fi_jax.models.segformer import Segformer, SegformerConfig
 
@@ -127,7 +138,7 @@ def test_class_weights_and_repeat_factors():
     frequency = np.bincount(masks.ravel(), minlength=NUM_CLASSES) / masks.size
     assert np.isclose((weight * frequency).sum(), 1, atol=1e-5)
     assert weight[0] < weight[1] < weight[CLASSES.index("hat")]
-    np.testing.assert_allclose(training.repeat_factors(masks, 0.4), [2.0] + [1.0] * 9)
+    np.testing.assert_allclose(training.repeat_factors(training.classes_shown(masks), 0.4), [2.0] + [1.0] * 9)
 
 
 def test_held_out_pictures_are_never_drawn():
@@ -143,15 +154,15 @@ def test_held_out_pictures_are_never_drawn():
 
 def test_folds_depend_on_names_alone_and_cover_everything():
     names = [f"{i}.jpg" for i in range(400)]
-    fold = training.folds_of(names, 5)
+    fold = folds_of(names, 5)
     assert set(fold) == set(range(5)) and np.bincount(fold).min() > 50
-    np.testing.assert_array_equal(training.folds_of(names[::-1], 5), fold[::-1])
+    np.testing.assert_array_equal(folds_of(names[::-1], 5), fold[::-1])
 
 
 def test_intersection_over_union_by_hand():
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
     confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[1, 0] = 6, 2, 3, 1
-    iou = training.intersection_over_union(confusion)
+    iou = intersection_over_union(confusion)
     np.testing.assert_allclose(iou[:2], [6 / 9, 3 / 6])
     assert np.isnan(iou[2:]).all()
     scores = summary(confusion, np.array([1.0, 0.5] + [0.0] * 17))
@@ -162,8 +173,8 @@ def test_mirrored_prediction_commutes_with_mirroring():
     model = Segformer(TINY)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     image = toy_faces(2).images
-    predict = jax.jit(lambda pixels: training.class_probabilities(model, variables, pixels))
-    plain, mirrored = predict(image), predict(image[:, :, ::-1])
+    plain = mirrored_probabilities(TINY, variables, image)
+    mirrored = mirrored_probabilities(TINY, variables, image[:, :, ::-1])
     np.testing.assert_allclose(plain, mirrored[:, :, ::-1][..., FLIPPED], atol=1e-5)
 
 
@@ -184,14 +195,16 @@ def test_scanned_and_single_steps_agree():
 
 
 @pytest.mark.slow
-def test_learns_validates_and_survives_storage(tmp_path):
+def test_learns_validates_and_survives_storage(tmp_path, monkeypatch):
     pairs = toy_faces(16)
-    said = []
-    scores = cross_validate(pairs, SETTINGS, 2, said.append)["cross_validation"]
-    parser = train(pairs, SETTINGS, said.append)
+    lines = []
+    monkeypatch.setattr("fi_jax.faces.parser_crossval.log.info", lines.append)
+    trainer = make_trainer(pairs, SETTINGS)
+    scores = cross_validate(trainer, pairs, 2)["cross_validation"]
+    parser = train(trainer, pairs)
     assert scores["iou"]["skin"] > 0.6 and scores["iou"]["background"] > 0.8
     assert "| skin | 100% |" in report(scores)
-    assert any("fold 1" in text for text in said)
+    assert any("fold 1" in text for text in lines)
 
     for precision in ("float32", "float16", "int8"):
         save_parser(tmp_path / precision, parser, precision)
@@ -241,5 +254,5 @@ def test_loss_falls_on_real_pairs():
     pairs = read_pairs(open_source("celebamask_hq", REAL).records("all")[:60], 96)
     settings_ = replace(SETTINGS, augmentation=ParserAugmentation(), source_size=96, steps=80, batch_size=8)
     trainer = training.ParserTrainer(settings_, training.class_weights(pairs.masks, 0.25))
-    _, losses = trainer.fit(training.on_device(pairs.images, pairs.masks, settings_), 0)
+    _, losses = trainer.fit(training.on_device(pairs.images, pairs.masks, settings_), 0, "real")
     assert losses[-10:].mean() < 0.75 * losses[:5].mean()
