@@ -132,7 +132,8 @@ def stages(records, vocabulary, size: int, count: int = 400) -> dict[str, float]
 
     from fi_jax.data.records import encode_labels
     from fi_jax.pictures.crop import load_square
-    from fi_jax.pictures.decode import decode, read_bytes
+    from fi_jax.pictures.decode import decode
+    from fi_jax.pictures.header import read_bytes
     from fi_jax.training.augment import Augmentation, augment
 
     records = records[:count]

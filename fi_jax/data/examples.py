@@ -9,12 +9,15 @@ import numpy as np
 from fi_jax.data.kept import kept_json
 from fi_jax.data.records import FaceRecord, Rejected, encode_labels
 from fi_jax.errors import UserError
-from fi_jax.faces.map_cache import load_mask
+from fi_jax.faces.map_cache import load_mask, refuse_mirrored
 from fi_jax.files import sha256
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures.crop import load_square
-from fi_jax.pictures.decode import read_bytes
+from fi_jax.pictures.header import read_bytes
 from fi_jax.progress import progress_bar
+
+# Changes when the readers of pictures and maps accept or refuse others, so that older findings are not used.
+_READERS = "readers 2"
 
 
 def make_example(
@@ -54,9 +57,10 @@ def examine(
                 if reason:
                     found[_name(record)] = reason
                 advance()
-            return found
+        refuse_mirrored([record for record in records if _name(record) not in found])
+        return found
 
-    reasons = kept_json("examined", map(stamp, records), find)
+    reasons = kept_json("examined", [_READERS, *map(stamp, records)], find)
     unreadable = [Rejected(_name(record), reasons[_name(record)]) for record in records if _name(record) in reasons]
     if len(unreadable) > max_unreadable * len(records):
         raise UserError(

@@ -14,7 +14,7 @@ from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import cached_map
 from fi_jax.files import file_sha256, read_json, write_bytes
 from fi_jax.knowledge.graph_file import graph_bytes
-from fi_jax.pictures.decode import read_bytes
+from fi_jax.pictures.header import read_bytes
 from fi_jax.progress import progress_bar
 
 COUNTS = "counts.npz"

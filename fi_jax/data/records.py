@@ -11,7 +11,7 @@ from fi_jax.errors import require_choice
 from fi_jax.labels.tasks import age_labels
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures.crop import Box
-from fi_jax.pictures.decode import Readable
+from fi_jax.pictures.header import Readable
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

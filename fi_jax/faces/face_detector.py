@@ -39,6 +39,8 @@ def find_faces(image: UInt8[np.ndarray, "y x 3"]) -> list[Box]:
     side = max(height, width)
     scale = min(max(side, MIN_SEARCH_SIDE), MAX_SEARCH_SIDE) / side
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    if min(size) < MIN_FACE:
+        return []
     # Shrinking by whole factors first (reducing_gap) keeps huge pictures cheap.
     small = np.asarray(
         Image.fromarray(image)
@@ -66,8 +68,6 @@ def _cascade():
 
 def _search(grey: UInt8[np.ndarray, "y x"], smallest: int = MIN_FACE, step: float = 1.2) -> list[Box]:
     shorter = min(grey.shape)
-    if shorter < MIN_FACE:
-        return []
     found = _cascade().detect_multi_scale(
         img=grey, scale_factor=1.1, step_ratio=step, min_size=(smallest, smallest), max_size=(shorter, shorter),
     )  # fmt: skip
@@ -135,6 +135,9 @@ def list_faces(faces: list[Box]) -> str:
 def parse_box(text: str, height: int, width: int) -> Box:
     """Reads `--box`: four pixel coordinates "left,top,right,bottom", or "full" for the whole picture.
 
+    A box may overrun the picture. An edge that lies farther outside than the picture's longer side is set to the
+    picture's edge.
+
     Raises:
       UserError: not four numbers, an empty box, or one that lies outside the picture.
     """
@@ -146,6 +149,9 @@ def parse_box(text: str, height: int, width: int) -> Box:
         raise UserError(f"--box '{text}' is not left,top,right,bottom (four numbers, pixels) or 'full'") from None
     if not (right > left and bottom > top):
         raise UserError(f"--box '{text}' is empty; it needs left < right and top < bottom")
+    far = max(height, width)
+    left, top = (edge if edge >= -far else 0.0 for edge in (left, top))
+    right, bottom = right if right <= width + far else width, bottom if bottom <= height + far else height
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         raise UserError(f"--box '{text}' lies outside the {width}x{height} picture")
     return (left, top, right, bottom)

@@ -1,17 +1,19 @@
 """Maps of the 19 face-segmentation classes: index PNGs, colours, and the flip that swaps left and right."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float, UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fi_jax.errors import UserError
 from fi_jax.files import write_bytes
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, NUM_CLASSES, PALETTE
-from fi_jax.pictures.decode import Readable, read_bytes
+from fi_jax.pictures.header import Readable, name_of, named_errors, read_bytes, read_header, upright
 
 
 def colourise(mask: UInt8[np.ndarray, "*b y x"]) -> UInt8[np.ndarray, "*b y x 3"]:
@@ -24,31 +26,67 @@ def flip(mask: UInt8[np.ndarray, "*b y x"]) -> UInt8[np.ndarray, "*b y x"]:
     return FLIPPED[mask[..., ::-1]]
 
 
-def encode_mask(mask: UInt8[np.ndarray, "y x"]) -> bytes:
-    """Returns a palette PNG whose index is the class."""
+def encode_mask(mask: UInt8[np.ndarray, "y x"], software: str = "") -> bytes:
+    """Returns a palette PNG whose index is the class, with the name of what wrote it."""
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8), mode="P")
     image.putpalette(PALETTE.tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", pnginfo=png_note(software))
     return buffer.getvalue()
 
 
-def write_mask(path: Path, mask: UInt8[np.ndarray, "y x"]) -> None:
+def png_note(software: str) -> PngInfo | None:
+    """Returns the text chunk that names what wrote a PNG; None for no name."""
+    if not software:
+        return None
+    note = PngInfo()
+    note.add_text("Software", software)
+    return note
+
+
+def write_mask(path: Path, mask: UInt8[np.ndarray, "y x"], software: str = "") -> None:
     """Writes a palette PNG; the file appears whole or not at all."""
-    write_bytes(Path(path), encode_mask(mask))
+    write_bytes(Path(path), encode_mask(mask, software))
 
 
 def read_mask(source: Readable | bytes, name: str = "") -> UInt8[np.ndarray, "y x"]:
-    """Reads a map of class indices 0..18 from a palette or grey PNG.
+    """Reads a map of class indices 0..18 from a palette or grey PNG, upright as its orientation says.
+
+    Where a palette holds our colours at other places (a tool has sorted them), classes are told by colour. With any
+    other palette the values are the classes.
 
     Raises:
-      UserError: the file is missing, is not such a PNG, or holds a class above 18.
+      UserError: the file is missing, is not such a picture, or holds a class above 18.
     """
-    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
-    mask = _read_indices(source, name)
+    name = name or name_of(source)
+    mask = _read_stored(source, name, _class_indices)
     if mask.max(initial=0) >= NUM_CLASSES:
         raise UserError(f"mask '{name}' holds class {mask.max()}; the classes are 0 to {NUM_CLASSES - 1}")
-    return mask
+    return mask.astype(np.uint8)
+
+
+def is_mirrored(mask: UInt8[np.ndarray, "y x"]) -> bool:
+    """Tells whether the left eye is where the right one belongs, as seen from the mouth, however the face is turned.
+
+    False where an eye, or both mouth and nose, are not to be seen, or where the three lie nearly in a line.
+    """
+    left, right = centre(mask, "l_eye"), centre(mask, "r_eye")
+    below = centre(mask, "mouth", "u_lip", "l_lip")
+    below = centre(mask, "nose") if below is None else below
+    if left is None or right is None or below is None:
+        return False
+    across, down = left - right, below - (left + right) / 2
+    turn = across[0] * down[1] - across[1] * down[0]
+    return bool(turn < -0.3 * np.hypot(*across) * np.hypot(*down))
+
+
+def centre(mask: UInt8[np.ndarray, "y x"], *parts: str) -> Float[np.ndarray, "2"] | None:
+    """Returns the mean place (x, y; pixels) of the pixels of some classes; None if there are none."""
+    shown = np.isin(mask, [CLASSES.index(part) for part in parts])
+    if not shown.any():
+        return None
+    y, x = np.nonzero(shown)
+    return np.array([x.mean() + 0.5, y.mean() + 0.5])
 
 
 def merge_parts(parts: dict[str, UInt8[np.ndarray, "y x"]]) -> UInt8[np.ndarray, "y x"]:
@@ -83,7 +121,7 @@ class PartFiles:
         for part in CLASSES[1:]:
             path = self.folder / f"{self.stem}_{part}.png"
             if path.exists():
-                parts[part] = _read_indices(path, str(path))
+                parts[part] = _read_stored(path, str(path), _part)
         sizes = sorted({f"{part.shape[1]}x{part.shape[0]}" for part in parts.values()})
         if not parts:
             raise UserError(f"no mask part '{self}' exists")
@@ -92,14 +130,36 @@ class PartFiles:
         return encode_mask(merge_parts(parts))
 
 
-def _read_indices(source: Readable | bytes, name: str) -> np.ndarray:
+def _read_stored(source: Readable | bytes, name: str, values: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Returns the `values` that a picture stores, upright."""
     data = read_bytes(source, name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            # Official part files are RGB or grey, 0 or 255: any channel tells.
-            return np.asarray(image if image.mode in ("P", "L") else image.convert("RGB").getchannel(0))
-    except UnidentifiedImageError:
-        raise UserError(f"mask '{name}' is not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"mask '{name}' is a damaged or truncated image ({error})") from None
+    with named_errors(data, name):
+        header = read_header(data, name)
+        if header.image is None:
+            raise UserError(f"mask '{name}' is a JPEG, which blurs classes; a map is a palette or grey PNG")
+        header.image.load()
+        return upright(values(header.image), header.orientation)
+
+
+def _class_indices(image: Image.Image) -> np.ndarray:
+    stored = np.asarray(image)
+    if stored.ndim == 3:
+        if (stored[..., :3] != stored[..., :1]).any():
+            raise ValueError("it is a colour picture; a map is a palette or grey PNG whose values are the classes")
+        return stored[..., 0]
+    palette = image.getpalette("RGB")
+    if palette is None or palette[: PALETTE.size] == PALETTE.ravel().tolist()[: len(palette)]:
+        return stored
+    colours = {tuple(colour): index for index, colour in enumerate(PALETTE.tolist())}
+    used = np.flatnonzero(np.bincount(stored.ravel()))
+    classes = [colours.get(tuple(palette[3 * index : 3 * index + 3])) for index in used]
+    if None in classes or len(set(classes)) < len(classes):
+        return stored
+    table = np.zeros(256, np.uint8)
+    table[used] = classes
+    return table[stored]
+
+
+def _part(image: Image.Image) -> np.ndarray:
+    # Official part files are RGB or grey, 0 or 255: any channel tells.
+    return np.asarray(image if image.mode in ("P", "L") else image.convert("RGB").getchannel(0))

@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fi_jax.faces.face_detector import crop_for_model, find_faces
-from fi_jax.faces.parser import FaceParser, class_scores, parse_crop
+from fi_jax.faces.parser import FaceParser, class_logits, parse_crop
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.pictures.crop import Box, crop_square, square_box
 
@@ -56,15 +56,16 @@ def map_of_picture(parser: FaceParser, image: UInt8[np.ndarray, "y x 3"], box: B
         better = plane > best
         classes[better] = index
         best = np.where(better, plane, best)
-    if fine != side:
-        classes = np.asarray(Image.fromarray(classes).resize((side, side), Image.Resampling.NEAREST))
     left, top = round(square[0]), round(square[1])
-    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
     mask = np.zeros((height, width), np.uint8)
-    mask[y0:y1, x0:x1] = classes[y0 - top : y1 - top, x0 - left : x1 - left]
+    # The nearest class of every pixel inside both picture and square.
+    x = np.arange(max(left, 0), min(left + side, width))
+    y = np.arange(max(top, 0), min(top + side, height))
+    rows, columns = ((2 * (line - start) + 1) * fine // (2 * side) for line, start in ((y, top), (x, left)))
+    mask[np.ix_(y, x)] = classes[np.ix_(rows, columns)]
     return mask
 
 
 def _scores(parser: FaceParser, image: UInt8[np.ndarray, "y x 3"], box: Box) -> Float[np.ndarray, "h w c"]:
     crop = crop_square(image, box, parser.input_size)
-    return np.asarray(class_scores(parser.config, parser.variables, crop[None]))[0]
+    return np.asarray(class_logits(parser.config, parser.variables, crop[None]))[0]

@@ -1,5 +1,7 @@
 """Square crops around boxes of pictures, and of maps with the same geometry."""
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -7,7 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fi_jax.errors import UserError
-from fi_jax.pictures.decode import Readable, decode_for
+from fi_jax.pictures.decode import decode_for
+from fi_jax.pictures.header import Readable
 from fi_jax.pictures.resize import resize
 
 # Left, top, right, bottom in pixels; may overrun the picture.
@@ -42,6 +45,8 @@ def square_box(box: Box | None, height: int, width: int) -> Box:
         raise UserError(f"box {box} is empty; it must be left,top,right,bottom with left < right and top < bottom")
     side = max(right - left, bottom - top)
     x, y = (left + right) / 2, (top + bottom) / 2
+    if not math.isfinite(side + x + y):
+        raise UserError(f"box {box} is not finite; it must be left,top,right,bottom in pixels")
     return (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
 
 
@@ -52,11 +57,18 @@ def enlarge(box: Box, factor: float) -> Box:
     return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
 
+# Above this side, a square is cut from the picture at a reduced scale, so that no padding takes more than 200 MB.
+_MAX_SIDE = 8192
+# A box this many times larger than the picture is a mistake: nothing of the picture would be seen.
+_MAX_TIMES = 16
+
+
 def crop_square(image: UInt8[np.ndarray, "y x 3"], box: Box | None, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Cuts the square around `box` and scales it to `size`×`size` (antialiased bilinear).
 
     The box is squared by `square_box`; where it overruns the picture, the picture's edge is repeated.
     """
+    image, box = _reduced(image, box, lambda cut, factor: np.asarray(Image.fromarray(cut).reduce(factor)))
     image, square = _padded(image, box, mode="edge")
     if image.shape[:2] == (size, size) and square == (0, 0, size, size):
         return image
@@ -65,6 +77,7 @@ def crop_square(image: UInt8[np.ndarray, "y x 3"], box: Box | None, size: int) -
 
 def crop_square_mask(mask: UInt8[np.ndarray, "y x"], box: Box | None, size: int) -> UInt8[np.ndarray, "size size"]:
     """Cuts a map of class indices with `crop_square`'s geometry (nearest; 0 where the box overruns)."""
+    mask, box = _reduced(mask, box, lambda cut, factor: cut[::factor, ::factor])
     mask, square = _padded(mask, box, mode="constant")
     if mask.shape == (size, size) and square == (0, 0, size, size):
         return mask
@@ -75,6 +88,25 @@ def _check_inside(square: Box, box: Box | None, height: int, width: int) -> None
     left, top, right, bottom = square
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         raise UserError(f"box {box} lies outside the {width}x{height} picture")
+    if right - left > _MAX_TIMES * max(height, width):
+        raise UserError(f"box {box} is more than {_MAX_TIMES} times as large as the {width}x{height} picture")
+
+
+def _reduced(
+    image: np.ndarray, box: Box | None, reduce: Callable[[np.ndarray, int], np.ndarray]
+) -> tuple[np.ndarray, Box | None]:
+    """Returns a picture and a box in it as they are, or a huge square's at a whole fraction of the scale."""
+    height, width = image.shape[:2]
+    square = square_box(box, height, width)
+    if square[2] - square[0] <= _MAX_SIDE:
+        return image, box
+    _check_inside(square, box, height, width)
+    factor = int((square[2] - square[0]) // (_MAX_SIDE // 2))
+    left, top = max(int(square[0]), 0), max(int(square[1]), 0)
+    cut = image[top : math.ceil(square[3]), left : math.ceil(square[2])]
+    x0, y0, x1, y1 = square
+    box = ((x0 - left) / factor, (y0 - top) / factor, (x1 - left) / factor, (y1 - top) / factor)
+    return reduce(np.ascontiguousarray(cut), factor), box
 
 
 def _padded(image: np.ndarray, box: Box | None, mode: Literal["edge", "constant"]) -> tuple[np.ndarray, Box]:

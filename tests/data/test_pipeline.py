@@ -173,7 +173,7 @@ def test_mixture_repeats_and_empty_splits(releases):
 def test_own_mask_then_cached_then_background(releases, tmp_path):
     from fi_jax.faces.map_cache import cached_map
     from fi_jax.faces.masks import encode_mask
-    from fi_jax.pictures.decode import read_bytes
+    from fi_jax.pictures.header import read_bytes
 
     record = open_source("celebamask_hq", releases.celebamask_hq()).records("all")[0]
     assert set(np.unique(examples.load_mask(record, 16))) == {0, 1, 13}

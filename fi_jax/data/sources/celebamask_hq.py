@@ -14,7 +14,7 @@ from fi_jax.faces.masks import PartFiles
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary
-from fi_jax.pictures.decode import Readable
+from fi_jax.pictures.header import Readable
 
 NAME = "celebamask_hq"
 _MASKS = ("masks", "CelebAMask-HQ-mask-anno")

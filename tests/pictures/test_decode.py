@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from fi_jax.errors import UserError
 from fi_jax.pictures import crop as cropping
 from fi_jax.pictures import decode as decoding
+from fi_jax.pictures import header
 
 
 def smooth(height, width, seed=0):
@@ -94,7 +95,7 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_too_many_pixels_are_refused(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(header, "MAX_PIXELS", 1000)
     for kind in ("JPEG", "PNG"):
         with pytest.raises(UserError, match="megapixels"):
             decoding.decode(encoded(smooth(64, 64), kind))

@@ -1,0 +1,214 @@
+"""What an image file says before its pixels: kind, size, orientation, colour profile; every refusal is named here."""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from fi_jax.errors import UserError
+
+# Larger pictures are refused: one of 200 megapixels already takes 600 MB decoded.
+MAX_PIXELS = 200_000_000
+# Above so many pixels, a file must hold a byte for so many of them; one that does not is a bomb, or damaged.
+_ALWAYS_PIXELS, _MAX_PIXELS_A_BYTE = 16_000_000, 10_000
+# Pillow refuses twice this number by itself, at 179 megapixels unless told otherwise. The limit is ours.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+_ORIENTATION_TAG = 0x0112
+# How numpy undoes each EXIF orientation (array `y x c`); other values mean upright.
+_UPRIGHT = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+# Bytes without which a file says nothing of its orientation or colours: looking for them is far cheaper than parsing.
+_JPEG_MARKS = (b"Exif\0\0", b"http://ns.adobe.com/xap/", b"ICC_PROFILE\0")
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+# Pillow reads more; some of that through other programs (EPS), none of it photographs.
+_FORMATS = [
+    "AVIF",
+    "BMP",
+    "DDS",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "PSD",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+]
+
+# Files that are known and not read: the place and value of their first bytes, and what to do.
+_RAW = "a camera's raw file; export it as JPEG or PNG first"
+# TIFF tags: a thumbnail comes first, DNG version, Canon's raw segments.
+_NEW_SUBFILE_TYPE, _RAW_TAGS = 254, (50706, 50752)
+_NOT_READ = (
+    (4, (b"ftypheic", b"ftypheix", b"ftypheim", b"ftyphevc", b"ftypmif1", b"ftypmsf1"), "HEIC; save it as JPEG or PNG"),
+    (0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "JPEG XL; save it as JPEG or PNG"),
+    (0, (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb"), _RAW),
+    (4, (b"ftypcrx ",), _RAW),
+    (8, (b"CR\2\0",), _RAW),
+    (0, (b"II*\0", b"MM\0*"), "a TIFF of a kind that is not read; save it with 8 bits a channel"),
+    (0, (b"version https://git-lfs",), "a Git LFS pointer, not the picture; fetch it with git lfs pull"),
+    (0, (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page, not the picture; download it again"),
+    (0, (b"<svg", b"<?xml", b"%PDF"), "a vector graphic; save it as JPEG or PNG"),
+)
+
+
+class Readable(Protocol):
+    """Whatever gives the bytes of a file: a `pathlib.Path`, a record in a shard, a face drawn on demand."""
+
+    def read_bytes(self) -> bytes:
+        """Returns the whole file."""
+        ...
+
+
+class Header(NamedTuple):
+    """What a file says before its pixels. `image` is opened by Pillow; None for a JPEG."""
+
+    height: int
+    width: int
+    orientation: int
+    icc: bytes | None
+    jpeg_space: str
+    image: Image.Image | None
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width of the picture as it is decoded."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
+def read_bytes(source: Readable | bytes, name: str = "") -> bytes:
+    """Returns the bytes of an image file; a file that is missing or cannot be opened is a `UserError`."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        return _read_file(source) if isinstance(source, Path) else source.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"image '{name or source}' does not exist") from None
+    except OSError as error:
+        raise UserError(f"image '{name or source}' cannot be read ({error.strerror})") from None
+
+
+def _read_file(path: Path) -> bytes:
+    # Half the system calls of `Path.read_bytes`. Each of them hands Python's lock to another decoding thread.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
+    # A pipe has no size, and a signal or a network may cut a read short.
+    return data if size and len(data) == size else path.read_bytes()
+
+
+def name_of(source: Readable | bytes) -> str:
+    """Returns what errors call a picture that was given no name."""
+    return "the given bytes" if isinstance(source, bytes) else str(source)
+
+
+def read_header(data: bytes, name: str) -> Header:
+    """Reads what comes before the pixels; to be called within `named_errors`.
+
+    Raises:
+      UserError: the picture is too large, or a camera's raw file.
+    """
+    if data[:2] == b"\xff\xd8":
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        _check_size(height, width, data, name)
+        if not any(mark in before_scan(data) for mark in _JPEG_MARKS):
+            return Header(height, width, 1, None, space, None)
+        with contextlib.suppress(Exception), warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            return Header(height, width, _orientation(image), image.info.get("icc_profile"), space, None)
+        # Damaged EXIF says nothing of the pixels: the picture is taken as it stands.
+        return Header(height, width, 1, None, space, None)
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    _check_size(image.height, image.width, data, name)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        if tags.get(_NEW_SUBFILE_TYPE) == 1 or any(tag in tags for tag in _RAW_TAGS):
+            raise UserError(f"'{name}' is {_RAW}")
+        # Pillow turns a TIFF as it loads it.
+        image.load()
+    marked = image.format not in ("TIFF", "PNG") or (image.format == "PNG" and any(mark in data for mark in _PNG_MARKS))
+    return Header(image.height, image.width, _orientation(image) if marked else 1, None, "", image)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns stored pixels (`y x ...`) as their EXIF orientation says; numbers outside 1..8 mean upright."""
+    return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
+
+
+@contextlib.contextmanager
+def named_errors(data: bytes, name: str) -> Iterator[None]:
+    """Turns whatever decoders raise over `data` into a `UserError` that names the picture."""
+    if not data:
+        raise UserError(f"'{name}' is an empty file, not an image")
+    try:
+        # Pillow warns of oddities. Silencing it costs time that a JPEG, which Pillow does not decode, need not lose.
+        with contextlib.nullcontext() if data[:2] == b"\xff\xd8" else warnings.catch_warnings():
+            if data[:2] != b"\xff\xd8":
+                warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        kind = next((kind for place, starts, kind in _NOT_READ if data[place : place + 32].startswith(starts)), "")
+        raise UserError(f"'{name}' is {kind or 'not an image that can be read'}") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"'{name}' has over {MAX_PIXELS // 1_000_000} megapixels; scale it down") from None
+    # Decoders raise many types on damaged data (OSError, SyntaxError, struct.error, ValueError, ...).
+    except Exception as error:
+        raise UserError(f"'{name}' is a damaged or truncated image ({error})") from None
+
+
+def _check_size(height: int, width: int, data: bytes, name: str) -> None:
+    pixels = height * width
+    if pixels > MAX_PIXELS:
+        raise UserError(f"'{name}' is {width}x{height}, over {MAX_PIXELS // 1_000_000} megapixels; scale it down")
+    if pixels > max(_ALWAYS_PIXELS, _MAX_PIXELS_A_BYTE * len(data)):
+        raise UserError(f"'{name}' claims {width}x{height} pixels in {len(data)} bytes; it is damaged, or a bomb")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the orientation that EXIF, or else XMP, states; 1 where that is damaged."""
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+        return int(found) if int(found) in _UPRIGHT else 1
+    except Exception:
+        return 1
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields marker, start and end of a JPEG's segments before its first scan."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        if data[place + 1] == 0xFF:
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        yield data[place + 1], place, end
+        place = end
+
+
+def before_scan(data: bytes) -> bytes:
+    """Returns a JPEG up to its first scan."""
+    return data[: max((end for _, _, end in segments(data)), default=0)]
