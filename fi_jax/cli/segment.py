@@ -3,12 +3,16 @@
 The map is a palette PNG of the picture's own size (upright, as its EXIF orientation says) whose pixel values are
 the classes: 0 background, 1 skin, 2 nose, 3 eyeglasses, 4/5 left/right eye, 6/7 brow, 8/9 ear, 10 mouth,
 11/12 upper/lower lip, 13 hair, 14 hat, 15 earring, 16 necklace, 17 neck, 18 cloth. Left is the person's left.
-Only the square around the face is parsed; all else is 0.
+Only the square around the face is parsed; all else is 0. Files that the command did not write are never replaced.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Written into every file, so that a later run knows its own and replaces no other.
+MARK = "fi-jax segment"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; a picture that fails is reported, the others are still parsed, and the status is 2."""
+    from fi_jax.cli.runtime import start
     from fi_jax.errors import UserError
 
     paths = [Path(image) for image in args.images]
-    stems = [path.stem for path in paths]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise UserError(f"two pictures would both be written to {args.out}/{twice[0]}.png; parse them apart")
-    from fi_jax.cli.runtime import start
-
+    _check_outputs(paths, Path(args.out), args.colour)
     start()
     from fi_jax.faces.parser import load_parser
 
@@ -48,16 +48,35 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
-def _segment(parser, path: Path, args: argparse.Namespace) -> str:
-    import io
+def _outputs(path: Path, out: Path, colour: bool) -> list[Path]:
+    return [out / f"{path.stem}.png", *([out / f"{path.stem}.colour.png"] if colour else [])]
 
+
+def _check_outputs(paths: list[Path], out: Path, colour: bool) -> None:
+    """Refuses, before any work, to write a file twice, over a picture, over files of others, or where it cannot."""
+    from fi_jax.errors import UserError
+    from fi_jax.files import refuse_overwrite
+
+    outputs = [output for path in paths for output in _outputs(path, out, colour)]
+    twice = next((output for output in outputs if outputs.count(output) > 1), None)
+    if twice:
+        raise UserError(f"two pictures would both be written to {twice}; parse them apart")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--out '{out}': '{there}' is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--out '{out}': '{there}' cannot be written")
+    refuse_overwrite(outputs, paths, MARK.encode())
+
+
+def _segment(parser, path: Path, args: argparse.Namespace) -> str:
     import numpy as np
     from PIL import Image
 
     from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
-    from fi_jax.faces.masks import colourise, write_mask
+    from fi_jax.faces.masks import colourise, png_note, write_mask
     from fi_jax.faces.picture_map import faces_in, map_of_picture
-    from fi_jax.files import write_bytes
+    from fi_jax.files import atomic_path
     from fi_jax.labels.face_parts import CLASSES
     from fi_jax.pictures.decode import decode
 
@@ -71,13 +90,12 @@ def _segment(parser, path: Path, args: argparse.Namespace) -> str:
         if len(faces) > 1 and not args.face:
             note = f" (the largest of {len(faces)} faces; choose with --face: {list_faces(faces)})"
     mask = map_of_picture(parser, image, box)
-    target = Path(args.out) / f"{path.stem}.png"
-    write_mask(target, mask)
-    if args.colour:
+    target, *colour = _outputs(path, Path(args.out), args.colour)
+    write_mask(target, mask, MARK)
+    for output in colour:
         shown = np.where((mask > 0)[..., None], image * 0.45 + colourise(mask) * 0.55, image).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(shown).save(buffer, "PNG")
-        write_bytes(target.with_suffix(".colour.png"), buffer.getvalue())
+        with atomic_path(output) as temporary:
+            Image.fromarray(shown).save(temporary, pnginfo=png_note(MARK))
     count = np.bincount(mask.ravel(), minlength=len(CLASSES))
     present = ", ".join(name for name, pixels in zip(CLASSES[1:], count[1:], strict=True) if pixels)
     return f"{path} -> {target}: {present}{note}"

@@ -188,7 +188,7 @@ def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser
     assert [face.key for face in map_cache._without_map(records, tmp_path)] == ["bad.jpg"]
 
 
-def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tmp_path, monkeypatch, caplog):
+def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tmp_path, monkeypatch):
     """Two roots with the same names do not share maps; a read-only cache is no obstacle."""
     from fi_jax.config import DataConfig
     from fi_jax.data.records import FaceRecord
@@ -200,21 +200,22 @@ def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tm
         noise = np.random.default_rng(ord(root)).integers(0, 255, (40, 50, 3))
         Image.fromarray(noise.astype(np.uint8)).save(path)
         faces += [FaceRecord("toy", "same.png", "train", path, box=box) for box in (None, (5, 5, 35, 35))]
-    caplog.set_level("INFO")
+    lines = []
+    monkeypatch.setattr("fi_jax.faces.map_cache.log.info", lines.append)
+    monkeypatch.setattr("fi_jax.faces.map_cache.log.warning", lines.append)
     data = map_cache.with_maps(faces, DataConfig(mask_cache=str(tmp_path / "cache")), str(folder))
     maps = [map_cache.load_mask(face, 32, data.mask_cache) for face in faces]
     for face, mask in zip(faces, maps, strict=True):
         np.testing.assert_array_equal(mask, parsing.parse_crop(parser, load_square(face.image, face.box, 32)))
-    assert len({mask.tobytes() for mask in maps}) == 4 and "parsing 4 faces" in caplog.text
-    caplog.clear()
+    assert len({mask.tobytes() for mask in maps}) == 4 and lines[0].startswith("parsing 4 faces")
     assert map_cache.with_maps(faces, DataConfig(mask_cache=str(tmp_path / "cache")), str(folder)) == data
-    assert not caplog.records
+    assert len(lines) == 1
 
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
     blocked = DataConfig(mask_cache=str(tmp_path / "a" / "same.png" / "cache"))
     data = map_cache.with_maps(faces[:1], blocked, str(folder))
     np.testing.assert_array_equal(map_cache.load_mask(faces[0], 32, data.mask_cache), maps[0])
-    assert "cannot be written" in caplog.text
+    assert any("cannot be written" in line for line in lines)
 
 
 @needs_bundle
@@ -251,3 +252,46 @@ def test_bundle_states_its_scores():
 def test_unknown_bundles_are_refused(tmp_path):
     with pytest.raises(UserError, match="no face parser in"):
         parsing.load_parser(str(tmp_path))
+
+
+def test_neither_pictures_nor_files_of_others_are_overwritten(folder, tmp_path, capsys):
+    picture, other = tmp_path / "a.png", tmp_path / "out" / "b.png"
+    other.parent.mkdir()
+    for path in (picture, other, tmp_path / "b.jpg"):
+        Image.fromarray(pictures.astronaut()).save(path)
+    before = [path.read_bytes() for path in (picture, other)]
+    run = ["--box", "full", "--parser", str(folder)]
+    assert main(["segment", str(picture), "--out", str(tmp_path), *run]) == 2
+    assert f"'{picture}' is read and would be overwritten" in capsys.readouterr().err
+    assert main(["segment", str(tmp_path / "b.jpg"), "--out", str(tmp_path / "out"), *run]) == 2
+    assert "was not written by this command" in capsys.readouterr().err
+    assert before == [path.read_bytes() for path in (picture, other)]
+    # Its own maps are made again.
+    for _ in range(2):
+        assert main(["segment", str(picture), "--out", str(tmp_path / "out"), "--colour", *run]) == 0
+    clash = ["segment", str(tmp_path / "x.jpg"), str(tmp_path / "x.colour.jpg"), "--out", str(tmp_path / "out")]
+    assert main([*clash, "--colour"]) == 2
+    assert "would both be written to" in capsys.readouterr().err
+
+
+def test_an_out_that_is_no_folder_is_one_line(folder, portrait, tmp_path, capsys, monkeypatch):
+    run = ["--box", "full", "--parser", str(folder)]
+    for out in (portrait, portrait / "maps"):
+        assert main(["segment", str(portrait), "--out", str(out), *run]) == 2
+        assert "is a file, not a folder" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main(["segment", str(portrait), "--out", str(tmp_path / "maps"), *run]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_thin_pictures_and_huge_boxes_are_no_trap(folder, portrait, tmp_path, capsys):
+    thin = []
+    for shape in ((4000, 1), (2, 40_000), (1, 28_000)):
+        thin.append(tmp_path / f"{shape[0]}.png")
+        Image.new("RGB", shape[::-1]).save(thin[-1])
+    out = ["--out", str(tmp_path / "maps"), "--parser", str(folder)]
+    assert main(["segment", *map(str, thin), *out]) == 2
+    assert capsys.readouterr().err.count("no face found in") == 3
+    assert main(["segment", *map(str, thin), str(portrait), *out, "--box", "0,0,1e9,1e9"]) == 0
+    assert read_mask(tmp_path / "maps" / "2.png").shape == (2, 40_000)
+    assert read_mask(tmp_path / "maps" / "portrait.png").shape == (512, 512)

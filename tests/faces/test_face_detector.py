@@ -58,7 +58,7 @@ def test_a_fifty_megapixel_picture_is_searched_small():
 
 
 def test_tiny_and_flat_pictures_have_no_face():
-    for shape in [(1, 1, 3), (5, 400, 3), (128, 128, 3)]:
+    for shape in [(1, 1, 3), (5, 400, 3), (128, 128, 3), (4000, 1, 3), (2, 40_000, 3), (20_000, 700, 3)]:
         assert finder.find_faces(np.full(shape, 128, np.uint8)) == []
 
 
@@ -90,7 +90,13 @@ def test_box_option():
     image = np.zeros((100, 200, 3), np.uint8)
     assert finder.locate(image, "full") == (0, 0, 200, 100)
     assert finder.locate(image, " 10, 20,60.5,80") == (10, 20, 60.5, 80)
+    # An edge far outside is set to the picture's; a little outside is let be, for the edge is repeated there.
+    assert finder.locate(image, "0,0,1e9,1e9") == (0, 0, 200, 100)
+    assert finder.locate(image, "-1e308,-inf,50,50") == (0, 0, 50, 50)
+    assert finder.locate(image, "-20,-5,230,90") == (-20, -5, 230, 90)
     for text, message in [
+        ("nan,0,10,10", "is empty"),
+        ("1e8,0,1e9,50", "lies outside the 200x100 picture"),
         ("10,20,30", "is not left,top,right,bottom"),
         ("a,b,c,d", "is not left,top,right,bottom"),
         ("60,20,10,80", "is empty"),
