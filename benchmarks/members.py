@@ -38,7 +38,7 @@ def main() -> int:
         train=replace(config.train, trainable=("knowledge/.*", "head/.*"), ema=0.0),
     )
     configs = [replace(config, train=replace(config.train, learning_rate=1e-4 * (i + 1))) for i in range(args.members)]
-    alone, together = _alone(config), _together(configs)
+    alone, together = _runner([config]), _runner(configs)
     times: dict[str, list[float]] = {"alone": [], "together": []}
     for repeat in range(args.repeats + 1):
         for name, run in (("alone", alone), ("together", together)):
@@ -54,9 +54,7 @@ def main() -> int:
 
 def _parts(config):
     """Random leaves, constants, rules and one batch of a config."""
-    from fi_jax.knowledge.logic import compile_rules
     from fi_jax.labels.registry import vocabulary
-    from fi_jax.labels.rule_tables import rules_for
     from fi_jax.training.abstract import batch_shapes, shapes_of_parameters
     from fi_jax.training.optimizer import split_params
     from fi_jax.trees import unflatten
@@ -73,44 +71,32 @@ def _parts(config):
         else rng.integers(0, 2, leaf.shape).astype(leaf.dtype)
         for key, leaf in batch_shapes(config).items()
     }
-    rules = compile_rules(rules_for(labels), labels)
     n = len(labels)
     prompts = rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32)
     return SimpleNamespace(
-        trained=trained, frozen=frozen, batch=batch, rules=rules, prompts=prompts, graph=np.eye(n, dtype=np.float32)
+        trained=trained, frozen=frozen, batch=batch, prompts=prompts, graph=np.eye(n, dtype=np.float32)
     )
 
 
-def _alone(config):
+def _runner(configs):
+    """Returns what takes one step of all configs, compiled when first called."""
     import jax
 
     from fi_jax.models.face_insight import Constants
+    from fi_jax.training.members import shared_config, side_by_side, stack
     from fi_jax.training.optimizer import make_optimizer
+    from fi_jax.training.setup import step_inputs
     from fi_jax.training.state import init_state
-    from fi_jax.training.step import StepInputs, make_train_step
-
-    parts = _parts(config)
-    optimizer = make_optimizer(config.train)
-    state = init_state(parts.trained, optimizer, config.train)
-    inputs = jax.device_put(StepInputs(parts.frozen, Constants(parts.prompts, parts.graph), parts.rules))
-    step, batch = jax.jit(make_train_step(config, optimizer)), jax.device_put(parts.batch)
-    return lambda: step(state, inputs, batch)
-
-
-def _together(configs):
-    import jax
-
-    from fi_jax.training.members import MemberInputs, make_member_step, numbers_of, stack
-    from fi_jax.training.optimizer import make_optimizer
-    from fi_jax.training.state import init_state
+    from fi_jax.training.step import make_step
 
     parts = _parts(configs[0])
-    state = stack([init_state(parts.trained, make_optimizer(one.train), one.train) for one in configs])
-    graphs = np.stack([parts.graph] * len(configs))
-    inputs = jax.device_put(MemberInputs(parts.frozen, parts.prompts, graphs, parts.rules, numbers_of(configs)))
-    step, batch = jax.jit(make_member_step(configs, True)), jax.device_put(parts.batch)
-    state = jax.device_put(state)
-    return lambda: step(state, inputs, batch)
+    states = [init_state(parts.trained, make_optimizer(one.train), one.train) for one in configs]
+    constants = [Constants(parts.prompts, parts.graph)] * len(configs)
+    state, batch = jax.device_put((stack(states), parts.batch))
+    inputs = jax.device_put(step_inputs(configs, parts.frozen, constants))
+    step = make_step(shared_config(configs))
+    jitted = jax.jit(side_by_side(step) if len(configs) > 1 else step)
+    return lambda: jitted(state, inputs, batch)
 
 
 if __name__ == "__main__":

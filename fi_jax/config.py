@@ -12,6 +12,8 @@ from typing import Literal
 from fi_jax.errors import UserError, require_choice
 
 Dtype = Literal["float32", "bfloat16"]
+# Terms of L about labels, as the fields of `LossConfig` that weigh them; `head_*` act on the alignment head.
+LOSS_TERMS = ("lm", "bce", "logic", "head_bce", "head_logic")
 
 
 def _check(ok: bool, message: str) -> None:
@@ -308,7 +310,7 @@ class LossConfig:
 
     def __post_init__(self):
         _check_words(self, "loss.")
-        for name in ("lm", "bce", "logic", "head_bce", "head_logic", "pixels", "logic_alpha"):
+        for name in (*LOSS_TERMS, "pixels", "logic_alpha"):
             _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it must not be negative")
 
 

@@ -9,10 +9,9 @@ from fi_jax.inference.prepare import without_adapters
 from fi_jax.models.llama import unstack_layers
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
-from fi_jax.training.abstract import jit_step
 from fi_jax.training.optimizer import make_optimizer, split_params
 from fi_jax.training.state import init_state
-from fi_jax.training.step import StepInputs
+from fi_jax.training.step import StepInputs, jit_step
 from fi_jax.trees import unflatten
 
 FLOPS = "4 N a token (forward 2 N, backward 2 N), N = parameters of the LLM without its embedding; no attention, vision, adapters or recomputation"

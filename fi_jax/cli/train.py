@@ -36,8 +36,4 @@ def run(args: argparse.Namespace) -> int:
     hosts = start()
     from fi_jax.training.loop import train
 
-    def say(text: str) -> None:
-        if hosts.is_first:
-            print(text, flush=True)
-
-    return train(config, Path(args.runs) / config.name, hosts, say, finish=args.finish)
+    return train(config, Path(args.runs) / config.name, hosts, finish=args.finish)

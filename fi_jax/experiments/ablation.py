@@ -38,8 +38,7 @@ from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.parallel.hosts import Hosts, from_first
-from fi_jax.training.loop import train
-from fi_jax.training.members_loop import train_members
+from fi_jax.training.loop import train, train_members
 from fi_jax.weights.bundle import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -252,7 +251,7 @@ class _Frozen:
         """Trains a program's members and judges each by its alignment head."""
         assert self.base is not None
         configs = [point.config for point in chunk]
-        trained = train_on_features(configs, self.train_features, self.epoch, self.counts, self.base.prompts, log.info)
+        trained = train_on_features(configs, self.train_features, self.epoch, self.counts, self.base.prompts)
         return [scores_of(self._answers(one), self.baselines) for one in trained]
 
     def _answers(self, trained: Trained) -> Iterable[Prediction]:

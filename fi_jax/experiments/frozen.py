@@ -5,8 +5,9 @@ augmented, since their features are kept.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -26,9 +27,13 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.models.pixels import map_to_pixels, to_pixels
 from fi_jax.progress import progress_bar
-from fi_jax.training.members import check_members, make_member_step, member, member_inputs, own_metrics, stack
+from fi_jax.training.callbacks import Diverged, Line, Log
+from fi_jax.training.loop import run_steps
+from fi_jax.training.members import check_members, member, shared_config, side_by_side, stack
 from fi_jax.training.optimizer import make_optimizer
+from fi_jax.training.setup import step_inputs
 from fi_jax.training.state import Leaves, final_leaves, init_state
+from fi_jax.training.step import make_step
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.bundle import TrainedModel
@@ -160,12 +165,7 @@ class Trained(NamedTuple):
 
 
 def train_on_features(
-    configs: Sequence[Experiment],
-    features: Features,
-    epoch: np.ndarray,
-    counts: Counts,
-    prompts: np.ndarray,
-    say: Callable[[str], None],
+    configs: Sequence[Experiment], features: Features, epoch: np.ndarray, counts: Counts, prompts: np.ndarray
 ) -> list[Trained]:
     """Trains the heads and graphs of all `configs` side by side, in one program, on faces whose features are known.
 
@@ -176,41 +176,40 @@ def train_on_features(
       prompts: T_p^0 (`n d0`).
 
     Raises:
-      UserError: the configs cannot share a program.
+      UserError: the configs cannot share a program, or the loss of one of them is not finite.
     """
     check_members(configs)
-    config = configs[0]
+    config, count = shared_config(configs), len(configs)
     paths = [path for path in param_shapes(config.model) if path.startswith(_HEAD)]
     states = [
         init_state(init_leaves(one.model, paths, one.train.seed), make_optimizer(one.train), one.train)
         for one in configs
     ]
-    graphs = [build_graph(counts, one.model.knowledge, seed=one.train.seed) for one in configs]
-    inputs = member_inputs(configs, {}, prompts, graphs)
-    state = stack(states)
-    step = jax.jit(make_member_step(configs, share_encoders=True), donate_argnums=0)
+    prompts = np.asarray(prompts, np.float32)
+    constants = [Constants(prompts, build_graph(counts, one.model.knowledge, seed=one.train.seed)) for one in configs]
+    inputs = jax.device_put(step_inputs(configs, {}, constants))
+    one_step = make_step(config)
+    step = jax.jit(side_by_side(one_step) if count > 1 else one_step, donate_argnums=0)
+    logs: list[list[Line]] = [[] for _ in configs]
+
+    def write(i: int, number: int, line: Line) -> None:
+        logs[i].append({"step": number, **line})
+
+    measured = Log(configs, [partial(write, i) for i in range(count)])
     steps, size = config.train.steps, config.data.batch_size
-    logs: list[list[dict[str, float]]] = [[] for _ in configs]
-    for number in range(1, steps + 1):
-        places = stream_places(config.data.seed, (number - 1) * size, number * size, len(epoch))
-        state, metrics = step(state, inputs, _batch(features, epoch[places], config.model.use_segmentation))
-        if number % config.train.log_every == 0 or number == steps:
-            lines = own_metrics(metrics, configs)
-            losses = [line["loss"] for line in lines]
-            if not np.isfinite(losses).all():
-                raise UserError(f"the loss is {losses} at step {number}; lower train.learning_rate")
-            for log, line in zip(logs, lines, strict=True):
-                log.append({"step": number, **line})
-            say(f"step {number}/{steps}  loss {min(losses):.4f} to {max(losses):.4f}")
-    return [
-        Trained(one, final_leaves(member(state, i)), Constants(inputs.prompts, graphs[i]), logs[i])
-        for i, one in enumerate(configs)
-    ]
+    batches = (
+        _batch(features, epoch[stream_places(config.data.seed, at, at + size, len(epoch))], config)
+        for at in range(0, steps * size, size)
+    )
+    state = run_steps(lambda state, batch: step(state, inputs, batch), stack(states), batches, [measured], steps)
+    if measured.diverged:
+        raise Diverged(measured.diverged, count)
+    return [Trained(one, final_leaves(member(state, i, count)), constants[i], logs[i]) for i, one in enumerate(configs)]
 
 
-def _batch(features: Features, rows: np.ndarray, use_segmentation: bool) -> dict:
+def _batch(features: Features, rows: np.ndarray, config: Experiment) -> dict:
     return {
-        "faces": features.faces(rows, use_segmentation),
+        "faces": features.faces(rows, config.model.use_segmentation),
         "labels": features.labels[rows],
         "known": features.known[rows],
         "weight": np.ones(len(rows), np.float32),

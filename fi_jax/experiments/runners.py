@@ -19,7 +19,7 @@ from fi_jax.experiments.run import STOP, Interrupted, Result, judge, last_metric
 from fi_jax.experiments.store import status_of
 from fi_jax.experiments.worker import Report, Work, record, run_points
 from fi_jax.parallel.hosts import Hosts
-from fi_jax.training.members import FIELDS
+from fi_jax.training.numbers import FIELDS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,7 +69,8 @@ def run_as_members(work: Work, report: Report) -> None:
     A group that fails fails its points and no others. Raises `Interrupted` when told to stop, after all members have
     saved.
     """
-    from fi_jax.training.members_loop import train_members
+    from fi_jax.training.callbacks import Diverged
+    from fi_jax.training.loop import train_members
 
     with work.store() as store:
         store.give_back_lost()
@@ -82,16 +83,19 @@ def run_as_members(work: Work, report: Report) -> None:
             points = [trial.user_attrs["point"] for trial, _ in mine]
             runs = [work.run_folder(point) for point in points]
             try:
-                status, error = train_members([config for _, config in mine], runs, Hosts()), ""
-            except UserError as mistake:
-                status, error = 0, str(mistake)
+                status, errors = train_members([config for _, config in mine], runs, Hosts()), {}
+            except Diverged as error:
+                status, errors = 0, dict.fromkeys(error.members, str(error))
+            except UserError as error:
+                status, errors = 0, dict.fromkeys(range(len(mine)), str(error))
             if status:
                 for trial, _ in mine:
                     store.give_back(trial)
                 raise Interrupted
             seconds = (time.monotonic() - begin) / len(mine)
-            for (trial, _), point, run in zip(mine, points, runs, strict=True):
-                result = Result("failed", {}, error) if error else judge(last_metrics(run), work.sweep.metric)
+            for i, ((trial, _), point, run) in enumerate(zip(mine, points, runs, strict=True)):
+                failed = Result("failed", {}, errors[i]) if i in errors else None
+                result = failed or judge(last_metrics(run), work.sweep.metric)
                 record(work, store, trial, result, seconds)
                 report(point, result)
 

@@ -1,4 +1,7 @@
-"""The training step as shapes and shardings only: what plans and compile tests lower, without data or weights."""
+"""The training step ahead of time: its arguments as shapes and shardings, and the program compiled from them.
+
+No data and no weights are needed; plans, benchmarks and compile tests use it.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -14,7 +17,6 @@ from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
-from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.models.face_insight import Constants
 from fi_jax.models.llama import unstack_layers
 from fi_jax.parallel.memory import TEXT_TOKENS
@@ -22,14 +24,9 @@ from fi_jax.parallel.mesh import run_on
 from fi_jax.parallel.rules import activation_scope, batch_sharding, replicated, state_shardings
 from fi_jax.training.optimizer import make_optimizer, split_params
 from fi_jax.training.state import TrainState, init_state
-from fi_jax.training.step import StepInputs, make_train_step
+from fi_jax.training.step import StepInputs, jit_step
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
-
-# cuBLAS adds an adapter's product to a sum inside it (`models.projections`). By default XLA tries its own Triton kernels
-# first and then leaves the sums apart: a step of 7B is 2 % slower and compiles in 71 s, not 43.
-# Nor may it join the products with a frozen kernel and with A, which would copy the kernel and cut up the result.
-_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 class AbstractStep(NamedTuple):
@@ -84,14 +81,6 @@ def batch_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     return {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in batch.items()}
 
 
-def prefix_slots(config: Experiment) -> list[int]:
-    """Token ids of a prefix with the slots of every modality, and zeros for its text."""
-    model, labels = config.model, len(find_vocabulary(config.data.vocabulary))
-    segmentation = model.segmentation_encoder.num_tokens if model.use_segmentation else 0
-    slots = [IMAGE_SLOT] * model.image_encoder.num_tokens + [SEGMENTATION_SLOT] * segmentation
-    return [0] * TEXT_TOKENS + slots + [KNOWLEDGE_SLOT] * labels
-
-
 def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
     """The step's arguments as shapes with the shardings that training gives them on `mesh`."""
     config = run_on(config, mesh)
@@ -116,13 +105,6 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
         ),
         {key: _placed(value, batch_sharding(mesh)) for key, value in batch_shapes(config).items()},
     )
-
-
-def jit_step(config: Experiment, state: Any, mesh: Mesh) -> Any:
-    """The step as the trainer jits it: `step(state, inputs, batch)`; `state` is donated."""
-    step = make_train_step(run_on(config, mesh), make_optimizer(config.train))
-    options = _GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" and config.train.stage == "instruct" else None
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None), compiler_options=options)
 
 
 def compile_step(config: Experiment, mesh: Mesh) -> Any:

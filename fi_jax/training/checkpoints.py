@@ -5,6 +5,7 @@ disk leaves the last good one. Frozen leaves of a base that can be fetched again
 (trained in an earlier stage, frozen in this one) always are. The data position is the step itself.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,15 @@ class Checkpoints:
 
         Raises `UserError` when the checkpoint was made by another config.
         """
-        step = self.latest_step() if step is None else step
-        saved = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
-        check_same_config(saved["config"], to_dict(self._config))
+        step = self._manager.latest_step() if step is None else step
+        check_same_config(self.about(step)["config"], to_dict(self._config))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like._asdict(), "carried": carried})
         args = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
         return TrainState(**self._manager.restore(step, args=args).tree["state"])
+
+    def about(self, step: int) -> dict:
+        """Returns what was saved beside a checkpoint's arrays: the config, and `info` of `save`."""
+        return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
 
     def wait(self) -> None:
         """Blocks until the save under way is on disk; raises what went wrong in it."""
@@ -82,6 +86,21 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and releases the manager."""
         self._manager.close()
+
+
+def restore_last(
+    checkpoints: Sequence[Checkpoints], states: Sequence[TrainState], carried: Leaves
+) -> Sequence[TrainState]:
+    """Restores all runs at the last step that every one has saved (a kill may have come between two saves).
+
+    Returns `states` where nothing has been saved.
+    """
+    common = set.intersection(*(set(one.steps()) for one in checkpoints))
+    if not common and any(one.steps() for one in checkpoints):
+        raise UserError("the members' checkpoints have no step in common; raise train.keep_checkpoints, or start anew")
+    if not common:
+        return states
+    return [one.restore(state, carried, max(common)) for one, state in zip(checkpoints, states)]
 
 
 def check_same_config(saved: dict, now: dict) -> None:

@@ -3,7 +3,8 @@
 Every term is a sum and the count it is divided by, so that micro-batches and hosts weigh by what was counted.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,6 @@ from jaxtyping import Array, Bool, Float
 from fi_jax.config import LossConfig
 from fi_jax.knowledge.logic import RuleTable, log_probs, logic_loss
 from fi_jax.prompting.probabilities import label_log_probs
-
-TERMS = ("lm", "bce", "logic", "head_bce", "head_logic")
 
 
 class Answers(NamedTuple):
@@ -91,9 +90,9 @@ def mae_loss(
     return jnp.sum(jnp.mean((reconstructed - targets) ** 2, axis=-1) * hidden), jnp.sum(hidden)
 
 
-def total(terms: dict[str, tuple[Array, Array]], counts: dict[str, Array], config: LossConfig) -> Array:
+def total(terms: dict[str, tuple[Array, Array]], counts: dict[str, Array], weights: Mapping[str, Any]) -> Array:
     """Σ weight · sum / count, with the counts of the whole batch (all micro-batches, all hosts)."""
     return sum(
-        (getattr(config, name) * value / jnp.maximum(counts[name], 1.0) for name, (value, _) in terms.items()),
+        (weights[name] * value / jnp.maximum(counts[name], 1.0) for name, (value, _) in terms.items()),
         start=jnp.zeros(()),
     )

@@ -8,6 +8,7 @@ import optax
 
 from fi_jax.config import TrainConfig
 from fi_jax.errors import UserError
+from fi_jax.training.numbers import Numbers
 from fi_jax.trees import flatten, unflatten
 
 
@@ -33,19 +34,25 @@ def merge_params(trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) ->
     return unflatten({**frozen, **trained})
 
 
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up, then cosine to zero or constant."""
+def learning_rate(config: TrainConfig, peak: float | jax.Array) -> optax.Schedule:
+    """Linear warm-up to `peak`, then cosine to zero or constant."""
     warmup = min(config.warmup_steps, config.steps - 1)
     if config.schedule == "constant":
-        return optax.linear_schedule(0.0 if warmup else config.learning_rate, config.learning_rate, max(warmup, 1))
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+        return optax.linear_schedule(0.0 if warmup else peak, peak, max(warmup, 1))
+    # `optax.warmup_cosine_decay_schedule` without its branch on the peak's value, which may be traced.
+    decay = optax.cosine_decay_schedule(peak, config.steps - warmup)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, numbers: Numbers | None = None) -> optax.GradientTransformation:
     """AdamW with clipping; no decay on vectors and scalars; learning rates scaled by pattern.
 
     Its `init` raises `UserError` for a pattern that matches no trained leaf.
+
+    Args:
+      numbers: stand for those of `config` where they are traced.
     """
+    given = config if numbers is None else numbers
     scales = [(re.compile(pattern), scale) for pattern, scale in config.learning_rate_scales]
 
     def scale_of(path: str) -> float:
@@ -71,11 +78,11 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         return optax.EmptyState()
 
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=0.9, b2=config.adam_b2),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.clip_by_global_norm(given.clip_norm),
+        optax.scale_by_adam(b1=0.9, b2=given.adam_b2),
+        optax.add_decayed_weights(given.weight_decay, mask=decays),
         optax.GradientTransformation(check_scales, scale_updates),
-        optax.scale_by_learning_rate(learning_rate(config)),
+        optax.scale_by_learning_rate(learning_rate(config, given.learning_rate)),
     )
 
 

@@ -1,11 +1,12 @@
 """One optimisation step: augment, forward, the terms of L, gradients of the trained tree alone, update."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from fi_jax.config import Experiment
@@ -13,13 +14,24 @@ from fi_jax.knowledge.logic import RuleTable
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
 from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.parallel.mesh import run_on
+from fi_jax.parallel.rules import state_shardings
 from fi_jax.training.augment import Augmentation, augment
 from fi_jax.training.losses import Answers, loss_terms, mae_loss, total
 from fi_jax.training.mixup import mixup
-from fi_jax.training.optimizer import merge_params
+from fi_jax.training.numbers import Numbers, numbers_of
+from fi_jax.training.optimizer import make_optimizer, merge_params
 from fi_jax.training.state import Leaves, TrainState
 
 Batch = dict[str, Array]
+Metrics = dict[str, Array]
+# `step(state, inputs, batch) -> (state, metrics)`.
+Step = Callable[..., tuple[TrainState, Metrics]]
+
+# cuBLAS adds an adapter's product to a sum inside it (`models.projections`). By default XLA tries its own Triton kernels
+# first and then leaves the sums apart: a step of 7B is 2 % slower and compiles in 71 s, not 43.
+# Nor may it join the products with a frozen kernel and with A, which would copy the kernel and cut up the result.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 class StepInputs(NamedTuple):
@@ -28,6 +40,8 @@ class StepInputs(NamedTuple):
     frozen: Leaves
     constants: Constants
     rules: RuleTable
+    # A member's among many; None for those of the config, as constants.
+    numbers: Numbers | None = None
 
 
 def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
@@ -78,24 +92,34 @@ def step_key(config: Experiment, step: Int[Array, ""]) -> Array:
     return jax.random.fold_in(jax.random.key(config.data.seed), step)
 
 
-def pixel_and_model_keys(key: Array, config: Experiment) -> tuple[Array, Array]:
-    """Splits a step's key: augmentation belongs to the stream, dropout to the run (`train.seed`)."""
-    pixel_key, model_key = jax.random.split(key)
-    return pixel_key, jax.random.fold_in(model_key, config.train.seed)
-
-
 def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment, counts: dict | None):
-    """Returns `(loss, {term: (sum, count)})` of a (micro-)batch; `counts` are the whole batch's."""
-    pixel_key, model_key = pixel_and_model_keys(key, config)
-    batch = add_pixels(batch, config, pixel_key)
-    params = merge_params(trained, inputs.frozen)
+    """Returns `(loss, {term: (sum, count)})` of a (micro-)batch; `counts` are the whole batch's.
+
+    A batch may bring what frozen encoders say about its pictures ("faces") instead of the pictures.
+    """
+    numbers = numbers_of(config) if inputs.numbers is None else inputs.numbers
+    # Augmentation belongs to the stream, dropout to the run.
+    pixel_key, model_key = jax.random.split(key)
+    model_key = jax.random.fold_in(model_key, numbers.seed)
+    faces = cast(Faces | None, batch.get("faces"))
+    if faces is None:
+        batch = add_pixels(batch, config, pixel_key)
+    params = merge_params(_scaled(trained, numbers.lora_scale), inputs.frozen)
     model = FaceInsight(config.model)
     if config.train.stage == "pretrain":
         terms = {"pixels": _reconstruct(model, params, batch["pixels"], model_key)}
     else:
-        answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key)
+        answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key, faces=faces)
         terms = loss_terms(answers, batch, inputs.rules, config.loss)
-    return total(terms, counts or {name: count for name, (_, count) in terms.items()}, config.loss), terms
+    return total(terms, counts or {name: count for name, (_, count) in terms.items()}, numbers.loss), terms
+
+
+def _scaled(trained: Leaves, scale: Any) -> Leaves:
+    # alpha enters the model as a factor of A·B; as a factor of B it may differ between members.
+    return {
+        path: leaf * scale if path.startswith("llm/") and path.endswith("lora_b") else leaf
+        for path, leaf in trained.items()
+    }
 
 
 def _reconstruct(model: FaceInsight, params: dict, pixels: Array, key: Array) -> tuple[Array, Array]:
@@ -106,23 +130,23 @@ def _reconstruct(model: FaceInsight, params: dict, pixels: Array, key: Array) ->
     return mae_loss(cast(Array, reconstructed), patch_targets(pixels, encoder.patch_size), hidden)
 
 
-def make_train_step(config: Experiment, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(config: Experiment) -> Step:
     """Returns `step(state, inputs, batch) -> (state, metrics)`, to be jitted with `state` donated.
 
     With `train.accumulate` > 1 the batch is cut into micro-batches whose gradients are summed. Counts are summed
     first (they depend on the data alone), so the result is that of the whole batch; the `lcp` form of L_c, which
     is not a sum over faces, is averaged over micro-batches.
     """
-    accumulate = config.train.accumulate
     grad = jax.value_and_grad(batch_loss, has_aux=True)
 
-    def step(state: TrainState, inputs: StepInputs, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, inputs: StepInputs, batch: Batch) -> tuple[TrainState, Metrics]:
+        numbers = numbers_of(config) if inputs.numbers is None else inputs.numbers
         key = step_key(config, state.step)
-        if accumulate == 1:
+        if config.train.accumulate == 1:
             (_, terms), grads = grad(state.trained, inputs, batch, key, config, None)
         else:
             terms, grads = _accumulated(grad, state.trained, inputs, batch, key, config)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        updates, opt_state = make_optimizer(config.train, numbers).update(grads, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         average = state.average
         if config.train.ema:
@@ -130,11 +154,24 @@ def make_train_step(config: Experiment, optimizer: optax.GradientTransformation)
             decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
             average = {path: decay * average[path] + (1 - decay) * leaf for path, leaf in trained.items()}
         metrics = {name: value / jnp.maximum(count, 1.0) for name, (value, count) in terms.items()}
-        metrics["loss"] = sum(getattr(config.loss, name) * value for name, value in metrics.items())
+        metrics["loss"] = sum(numbers.loss[name] * value for name, value in metrics.items())
         metrics["grad_norm"] = optax.global_norm(grads)
         return TrainState(state.step + 1, trained, opt_state, average), metrics
 
     return step
+
+
+def jit_step(config: Experiment, state: Any, mesh: Mesh, wrap: Callable[[Step], Step] | None = None) -> Any:
+    """The step as the trainer jits it: `step(state, inputs, batch)`; `state` is donated.
+
+    Args:
+      state: arrays or shapes, for their places on the mesh.
+      wrap: makes the step of many members from that of one.
+    """
+    step = make_step(run_on(config, mesh))
+    options = _GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" and config.train.stage == "instruct" else None
+    step = wrap(step) if wrap else step
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None), compiler_options=options)
 
 
 def _accumulated(grad, trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment):

@@ -33,7 +33,7 @@ def base(tmp_path_factory) -> tuple[Path, TrainedModel]:
     folder = tmp_path_factory.mktemp("base")
     config = coarse()
     config = replace(config, train=replace(config.train, steps=1, trainable=(r".*_encoder/.*",)))
-    assert train(config, folder, Hosts(), lambda _: None) == 0
+    assert train(config, folder, Hosts()) == 0
     return folder, load_model(folder)
 
 
@@ -44,10 +44,10 @@ def test_kept_features_train_what_training_trains(base, tmp_path):
     mixture = load_mixture(config.data)
     features = face_features(model, mixture.records, tmp_path / "features")
     counts = count_records(mixture.records, vocabulary(config.data.vocabulary))
-    (ours,) = train_on_features([config], features, mixture.epoch, counts, model.prompts, lambda _: None)
+    (ours,) = train_on_features([config], features, mixture.epoch, counts, model.prompts)
 
     alone = replace(config, train=replace(config.train, init_from=str(folder)))
-    assert train(alone, tmp_path / "run", Hosts(), lambda _: None) == 0
+    assert train(alone, tmp_path / "run", Hosts()) == 0
     wanted = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"head_bce", "head_logic"} < wanted[0].keys() and len(wanted) == 3
     for line, want in zip(ours.log, wanted, strict=True):

@@ -25,13 +25,15 @@ def main() -> int:
     from fi_jax.knowledge.logic import compile_rules
     from fi_jax.labels.registry import vocabulary
     from fi_jax.labels.rule_tables import rules_for
+    from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
     from fi_jax.models.face_insight import Constants
+    from fi_jax.parallel.memory import TEXT_TOKENS
     from fi_jax.parallel.mesh import make_mesh
     from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
-    from fi_jax.training.abstract import batch_shapes, jit_step, prefix_slots
+    from fi_jax.training.abstract import batch_shapes
     from fi_jax.training.optimizer import make_optimizer, split_params
     from fi_jax.training.state import init_state
-    from fi_jax.training.step import StepInputs
+    from fi_jax.training.step import StepInputs, jit_step
     from fi_jax.trees import unflatten
     from fi_jax.weights.assemble import param_shapes
 
@@ -60,7 +62,11 @@ def main() -> int:
             batch[key] = rng.random(leaf.shape, np.float32)
         else:
             batch[key] = rng.integers(0, 6, leaf.shape).astype(leaf.dtype)
-    batch["prefix_tokens"] = np.tile(np.asarray(prefix_slots(config), np.int32), (config.data.batch_size, 1))
+    # The slots of every modality, and zeros for the text of the prefix.
+    counts = {IMAGE_SLOT: config.model.image_encoder.num_tokens, KNOWLEDGE_SLOT: n}
+    counts[SEGMENTATION_SLOT] = config.model.segmentation_encoder.num_tokens
+    slots = [0] * TEXT_TOKENS + [slot for slot, count in counts.items() for _ in range(count)]
+    batch["prefix_tokens"] = np.tile(np.asarray(slots, np.int32), (config.data.batch_size, 1))
 
     def run(sizes: list[int]) -> dict:
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fi_jax.config import LossConfig
+from fi_jax.config import LOSS_TERMS, LossConfig
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.rules import Rule, excludes
 from fi_jax.labels.vocabulary import Label, Vocabulary
 from fi_jax.prompting.probabilities import label_log_probs, label_probabilities, option_probabilities
-from fi_jax.training.losses import TERMS, Answers, loss_terms, total
+from fi_jax.training.losses import Answers, loss_terms, total
 
 VOCABULARY = Vocabulary("abcd", tuple(Label(name, name) for name in "abcd"))
 RULES: tuple[Rule, ...] = (excludes("a", ("b",), "test"), excludes("c", ("d",), "test"))
@@ -54,7 +54,7 @@ def values(answers, batch, config=LossConfig()) -> dict[str, tuple[float, float]
 def test_terms_equal_plain_formulas(seed):
     answers, batch = made(seed)
     terms = values(answers, batch)
-    assert set(terms) == set(TERMS)
+    assert set(terms) == set(LOSS_TERMS)
     scores = np.asarray(answers.scores, np.float64)
     p = 1 / (1 + np.exp(-scores))
     y, known = batch["labels"], batch["known"]
@@ -108,8 +108,8 @@ def test_unknown_labels_are_masked_with_their_gradient():
 
 def test_a_weight_of_zero_switches_its_term_off():
     answers, batch = made(2)
-    for name in TERMS:
-        assert set(values(answers, batch, replace(LossConfig(), **{name: 0.0}))) == set(TERMS) - {name}
+    for name in LOSS_TERMS:
+        assert set(values(answers, batch, replace(LossConfig(), **{name: 0.0}))) == set(LOSS_TERMS) - {name}
 
 
 def test_a_stage_without_the_llm_has_the_heads_terms_alone():
@@ -155,11 +155,12 @@ def test_option_probabilities_leave_padding_out():
 
 
 def test_the_total_is_weighted_and_divided_by_the_counts_given():
-    config = replace(LossConfig(), bce=2.0, logic=0.5)
     terms = {"bce": (jnp.float32(3), jnp.float32(1)), "logic": (jnp.float32(4), jnp.float32(1))}
-    assert float(total(terms, {"bce": 6.0, "logic": 2.0}, config)) == pytest.approx(2 * 3 / 6 + 0.5 * 4 / 2)
+    assert float(total(terms, {"bce": 6.0, "logic": 2.0}, {"bce": 2.0, "logic": 0.5})) == pytest.approx(
+        2 * 3 / 6 + 0.5 * 4 / 2
+    )
     # A term of which nothing was counted is zero, not NaN.
-    assert float(total({"bce": (jnp.float32(0), jnp.float32(0))}, {"bce": 0.0}, config)) == 0
+    assert float(total({"bce": (jnp.float32(0), jnp.float32(0))}, {"bce": 0.0}, {"bce": 1.0})) == 0
 
 
 def test_extreme_logits_stay_finite():

@@ -1,6 +1,7 @@
 """Members of one program against the same configs trained alone: same metrics, same weights, same folders."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def test_differing_fields():
     assert differing_fields([a, replace(a, name="other")]) == []
 
 
+@pytest.fixture
+def logged():
+    """Lines that the library logs during a test."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    library = logging.getLogger("fi_jax")
+    before = library.level
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    yield lines
+    library.removeHandler(handler)
+    library.setLevel(before)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A run that trained the encoders, so that they are given and the head is fresh."""
@@ -66,15 +82,14 @@ def base(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("base")
     config = tiny(steps=1, trainable=(r".*_encoder/.*",))
-    assert train(config, folder, Hosts(), lambda _: None) == 0
+    assert train(config, folder, Hosts()) == 0
     return folder
 
 
 @pytest.mark.slow
-def test_members_are_what_they_are_alone(base, tmp_path):
+def test_members_are_what_they_are_alone(base, tmp_path, logged):
     """Learning rate, seed, loss weights (also 0), decay and the graph differ; encoders run once; pictures vary."""
-    from fi_jax.training.loop import train
-    from fi_jax.training.members_loop import train_members
+    from fi_jax.training.loop import train, train_members
 
     start = tiny(trainable=HEAD, init_from=str(base))
     points = [
@@ -84,11 +99,10 @@ def test_members_are_what_they_are_alone(base, tmp_path):
     ]
     configs = [apply(start, point) for point in points]
     folders = [tmp_path / f"m{i}" for i in range(3)]
-    said: list[str] = []
-    assert train_members(configs, folders, Hosts(), said.append) == 0
-    assert "encoders run once for all" in said[0] or any("encoders run once for all" in text for text in said)
+    assert train_members(configs, folders, Hosts()) == 0
+    assert any("encoders run once for all" in text for text in logged)
     for i, config in enumerate(configs):
-        assert train(config, tmp_path / f"a{i}", Hosts(), lambda _: None) == 0
+        assert train(config, tmp_path / f"a{i}", Hosts()) == 0
         assert_same_run(folders[i], tmp_path / f"a{i}")
     losses = {json.dumps(read(folder)[-1]) for folder in folders}
     assert len(losses) == 3, "members that do not differ would prove nothing"
@@ -98,14 +112,14 @@ def test_members_are_what_they_are_alone(base, tmp_path):
     longer = [replace(config, train=replace(config.train, schedule="constant")) for config in configs]
     assert json.loads((folders[1] / "config.json").read_text())["train"]["learning_rate"] == 1e-2
     with pytest.raises(UserError, match="another config"):
-        train(longer[1], folders[1], Hosts(), lambda _: None)
+        train(longer[1], folders[1], Hosts())
     # ... and members go on from the last step that all have saved.
     import shutil
 
     shutil.rmtree(folders[0] / "checkpoints" / "6")
-    resumed: list[str] = []
-    assert train_members(configs, folders, Hosts(), resumed.append) == 0
-    assert any("resumed at step 3" in text for text in resumed)
+    logged.clear()
+    assert train_members(configs, folders, Hosts()) == 0
+    assert any("resumed at step 3" in text for text in logged)
     assert_same_run(folders[0], tmp_path / "a0")
     # The other two start again from step 3 as well, and end where they had ended.
     assert_same_run(folders[1], tmp_path / "a1")
@@ -113,19 +127,18 @@ def test_members_are_what_they_are_alone(base, tmp_path):
 
 @pytest.mark.slow
 def test_seeds_need_given_backbones(tmp_path):
-    from fi_jax.training.members_loop import train_members
+    from fi_jax.training.loop import train_members
 
     configs = [apply(tiny(trainable=HEAD), {"train.seed": seed}) for seed in (0, 1)]
     with pytest.raises(UserError, match="drawn from it"):
-        train_members(configs, [tmp_path / "a", tmp_path / "b"], Hosts(), lambda _: None)
+        train_members(configs, [tmp_path / "a", tmp_path / "b"], Hosts())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_adapters_of_another_alpha_and_trained_encoders(tmp_path):
     """The whole model: LoRA at two alphas and learning rates, encoders trained, so they run for each member."""
-    from fi_jax.training.loop import train
-    from fi_jax.training.members_loop import train_members
+    from fi_jax.training.loop import train, train_members
 
     # Adam turns the rounding of a gradient near zero into a step that is a share of the learning rate. A key's bias has
     # no other gradient (softmax does not see it), so it is left out; at 3e-3 one weight in a thousand differs by 1.4e-5.
@@ -136,7 +149,7 @@ def test_adapters_of_another_alpha_and_trained_encoders(tmp_path):
     start = replace(start, weights=replace(start.weights, knowledge_connector="words"))
     configs = [apply(start, {}), apply(start, {"model.llm.lora.alpha": 32.0, "train.learning_rate": 5e-4})]
     folders = [tmp_path / "m0", tmp_path / "m1"]
-    assert train_members(configs, folders, Hosts(), lambda _: None) == 0
-    assert train(configs[1], tmp_path / "a1", Hosts(), lambda _: None) == 0
+    assert train_members(configs, folders, Hosts()) == 0
+    assert train(configs[1], tmp_path / "a1", Hosts()) == 0
     assert_same_run(folders[1], tmp_path / "a1")
     assert read(folders[0])[-1]["loss"] != read(folders[1])[-1]["loss"]

@@ -35,18 +35,18 @@ def test_a_pattern_must_match_a_whole_path_and_something():
 
 
 def test_warm_up_then_cosine():
-    rate = learning_rate(CONFIG)
+    rate = learning_rate(CONFIG, 1e-2)
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0, 5e-3, 1e-2, 5e-3, 0], atol=1e-8)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_without_warm_up_the_first_step_counts(schedule):
-    rate = learning_rate(replace(CONFIG, schedule=schedule, warmup_steps=0))
+    rate = learning_rate(replace(CONFIG, schedule=schedule, warmup_steps=0), 1e-2)
     assert float(rate(0)) == pytest.approx(1e-2)
 
 
 def test_constant_stays():
-    rate = learning_rate(replace(CONFIG, schedule="constant"))
+    rate = learning_rate(replace(CONFIG, schedule="constant"), 1e-2)
     np.testing.assert_allclose([rate(5), rate(10), rate(99)], [5e-3, 1e-2, 1e-2], rtol=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_equals_optax_adamw():
     ours = make_optimizer(CONFIG)
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(learning_rate(CONFIG), b2=0.999, weight_decay=CONFIG.weight_decay, mask=decayed),
+        optax.adamw(learning_rate(CONFIG, 1e-2), b2=0.999, weight_decay=CONFIG.weight_decay, mask=decayed),
     )
     params = [trained, trained]
     states = [ours.init(trained), theirs.init(trained)]

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fi_jax.config import LOSS_TERMS
 from fi_jax.models.face_insight import FaceInsight
 from fi_jax.models.llama import unstack_layers
-from fi_jax.training.losses import TERMS
 from fi_jax.training.optimizer import make_optimizer, merge_params
 from fi_jax.training.state import TrainState, final_leaves, init_state
-from fi_jax.training.step import add_pixels, batch_loss, forward, make_train_step
+from fi_jax.training.step import add_pixels, batch_loss, forward, make_step
 from fi_jax.trees import unflatten
 
 
@@ -23,7 +23,7 @@ def start(small, config=None) -> TrainState:
 
 
 def step_of(config):
-    return jax.jit(make_train_step(config, make_optimizer(config.train)))
+    return jax.jit(make_step(config))
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def different(a, b) -> bool:
 def test_every_trained_leaf_moves_and_the_loss_falls(small, step, after):
     state, metrics = after
     assert int(state.step) == 1
-    assert set(metrics) == {*TERMS, "loss", "grad_norm"} and all(np.isfinite(v) for v in metrics.values())
-    assert float(metrics["loss"]) == pytest.approx(sum(float(metrics[name]) for name in TERMS), rel=1e-5)
+    assert set(metrics) == {*LOSS_TERMS, "loss", "grad_norm"} and all(np.isfinite(v) for v in metrics.values())
+    assert float(metrics["loss"]) == pytest.approx(sum(float(metrics[name]) for name in LOSS_TERMS), rel=1e-5)
     unmoved = [path for path in small.trained if not different(state.trained[path], small.trained[path])]
     assert not unmoved
     for _ in range(5):

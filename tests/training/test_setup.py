@@ -10,7 +10,7 @@ from fi_jax.config import DataConfig
 from fi_jax.errors import UserError
 from fi_jax.labels.registry import vocabulary
 from fi_jax.prompting.builders import training_builders
-from fi_jax.training.material import make_transform
+from fi_jax.training.setup import make_transform
 from fi_jax.weights.tokenizers import byte_tokenizer
 
 VOCABULARY = vocabulary("faces")
@@ -32,7 +32,10 @@ def test_short_and_long_questions_part_and_none_is_lost():
 
 
 def test_steps_take_turns():
-    transform = make_transform(config_with(short_segment=48, questions_per_face=12), VOCABULARY, byte_tokenizer())
+    kinds, transform = make_transform(
+        config_with(short_segment=48, questions_per_face=12), VOCABULARY, byte_tokenizer()
+    )
+    assert kinds == ("short", "long")
     n = len(VOCABULARY)
     batch = {
         "labels": np.zeros((2, n), np.float32),

@@ -1,0 +1,260 @@
+"""Configs -> everything that their runs need: faces, sequences, model leaves, constants and the first states."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fi_jax.config import DataConfig, Experiment
+from fi_jax.data.counts import count_records
+from fi_jax.data.pipeline import Batch, Mixture, load_mixture, open_dataset, training_batches
+from fi_jax.errors import UserError
+from fi_jax.faces.map_cache import with_maps
+from fi_jax.knowledge.correlation import build_graph
+from fi_jax.knowledge.logic import compile_rules
+from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.rule_tables import rules_for
+from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models.face_insight import Constants
+from fi_jax.models.llama import unstack_layers
+from fi_jax.parallel.hosts import Hosts, check_same
+from fi_jax.parallel.mesh import check_batch, make_mesh, run_on
+from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, state_shardings
+from fi_jax.prompting.builders import training_builders
+from fi_jax.prompting.question_sampling import training_sequences
+from fi_jax.training.abstract import split_shapes
+from fi_jax.training.members import shares_encoders
+from fi_jax.training.numbers import stacked_numbers
+from fi_jax.training.optimizer import cast, make_optimizer, split_params
+from fi_jax.training.state import Leaves, TrainState, init_state
+from fi_jax.training.step import StepInputs
+from fi_jax.training.warm_start import word_connector
+from fi_jax.trees import unflatten
+from fi_jax.weights.assemble import assemble, init_leaves, label_prompts
+from fi_jax.weights.bundle import TrainedModel, load_model
+from fi_jax.weights.tokenizers import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+# Whether an earlier run has trained the knowledge connector shows in this leaf.
+_CONNECTOR = "knowledge_connector/fc1/kernel"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the runs of one program share, and what each starts from. `configs` differ in numbers only."""
+
+    configs: tuple[Experiment, ...]
+    mesh: Mesh
+    mixture: Mixture
+    # The config's data with the folder of the faces' maps.
+    data: DataConfig
+    vocabulary: Vocabulary
+    # Adds token arrays to a batch; None where the stage needs none.
+    transform: Callable[[Batch, int], Batch] | None
+    # Names of the kinds of steps that take turns; one without a name where all are alike.
+    kinds: tuple[str, ...]
+    inputs: StepInputs
+    # Each run's T_p^0 and Ĉ, on the host.
+    constants: list[Constants]
+    # Leaves trained in an earlier stage and frozen in this one: they belong to the run all the same.
+    carried: Leaves
+    # What the finished model says about itself (JSON).
+    info: dict[str, Any]
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Yields the global batches after step `start` on the mesh; this process reads its own rows."""
+        size = self.data.batch_size
+        rows = local_rows(self.mesh, size)
+        share = rows.stop - rows.start
+        stream = training_batches(
+            open_dataset(self.mixture.records, self.data, self.vocabulary),
+            batch_size=size,
+            seed=self.data.seed,
+            epoch=self.mixture.epoch,
+            start_step=start,
+            host_index=rows.start // share,
+            host_count=size // share,
+            workers=self.data.workers,
+            transform=self.transform,
+        )
+        return (place_batch(batch, self.mesh) for batch in stream)
+
+
+def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[TrainState]]:
+    """Loads and makes everything; what can be checked without a picture is checked first, maps are made last.
+
+    Returns:
+      What the runs share, and the state at step 0 of each, on the mesh.
+
+    Raises:
+      UserError: for whatever of the configs, the data or the weights does not fit.
+    """
+    config = configs[0]
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
+    check_same("config", repr(list(configs)), hosts)
+    vocabulary = find_vocabulary(config.data.vocabulary)
+    initial = _initial(config, vocabulary)
+    # Finds patterns that match nothing.
+    trained, frozen = split_shapes(config)
+    jax.eval_shape(make_optimizer(config.train).init, trained)
+    given = _given(config, initial, {*trained, *frozen})
+    if len(configs) > 1:
+        _check_members(configs, set(frozen) - given)
+    tokenizer = load_tokenizer(config.weights)
+    kinds, transform = make_transform(config, vocabulary, tokenizer)
+    mixture = load_mixture(config.data)
+    for note in (*mixture.notes, *(f"skipped {bad.key}: {bad.reason}" for bad in mixture.unreadable)):
+        log.info(note)
+    log.info(f"{len(mixture.records)} faces; {jax.device_count()} device(s)")
+
+    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
+    graph = _graphs(initial, mixture, vocabulary)
+    prompts = initial.prompts if initial else label_prompts(config, leaves, vocabulary, tokenizer)
+    prompts = np.asarray(prompts, np.float32)
+    constants = [Constants(prompts, graph(one)) for one in configs]
+    words = config.weights.knowledge_connector == "words" and not (initial and _CONNECTOR in initial.leaves)
+    if words:
+        started = word_connector(config, leaves, constants[0], vocabulary, tokenizer)
+        leaves |= {path: place(leaf, leaves[path].sharding) for path, leaf in started.items()}
+    trained, frozen = split_params(unflatten(leaves), config.train.trainable)
+    starts = [trained]
+    if len(configs) > 1:
+        fresh = [path for path in trained if path not in given]
+        starts = [{**trained, **init_leaves(one.model, fresh, one.train.seed, mesh)} for one in configs]
+        for one, start, own in zip(configs, starts, constants):
+            started = word_connector(one, {**frozen, **start}, own, vocabulary, tokenizer) if words else {}
+            start |= {path: leaf for path, leaf in started.items() if path in trained}
+    frozen = cast(frozen, config.train.frozen_dtype)
+    carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
+    log.info(_describe(trained, frozen))
+    if len(configs) > 1:
+        how = "once for all" if shares_encoders(config, trained) else "for each member"
+        log.info(f"{len(configs)} members in one program; encoders run {how}")
+    del leaves
+    frozen = unstack_layers(frozen, run_on(config, mesh).model.scan_layers)
+
+    states = [_first_state(one, start, mesh) for one, start in zip(configs, starts)]
+    info = {"labels": list(vocabulary.names), "base": base_info, "sources": _learnt_from(config, initial)}
+    info["init_from"] = config.train.init_from
+    data = config.data
+    if config.model.use_segmentation:
+        data = with_maps(mixture.records, data, config.weights.parser)
+    inputs = step_inputs(configs, frozen, constants)
+    everywhere = replicated(mesh)
+    # The frozen leaves have their places.
+    inputs = StepInputs(frozen, *(place(part, everywhere) for part in inputs[1:]))
+    made = Setup(tuple(configs), mesh, mixture, data, vocabulary, transform, kinds, inputs, constants, carried, info)
+    return made, states
+
+
+def step_inputs(configs: Sequence[Experiment], frozen: Leaves, constants: Sequence[Constants]) -> StepInputs:
+    """Returns what the step of the configs reads, on the host: of several, one graph and one set of numbers each."""
+    vocabulary = find_vocabulary(configs[0].data.vocabulary)
+    rules = compile_rules(rules_for(vocabulary), vocabulary)
+    if len(configs) == 1:
+        return StepInputs(frozen, constants[0], rules)
+    graphs = np.stack([one.graph for one in constants])
+    return StepInputs(frozen, Constants(constants[0].prompts, graphs), rules, stacked_numbers(configs))
+
+
+def make_transform(
+    config: Experiment, vocabulary: Vocabulary, tokenizer
+) -> tuple[tuple[str, ...], Callable[[Batch, int], Batch] | None]:
+    """Returns the kinds of steps that take turns, and `transform(batch, step) -> batch` that adds token arrays.
+
+    The transform is None where the stage needs no tokens.
+    """
+    if config.train.stage != "instruct":
+        return ("",), None
+    builders = training_builders(config, vocabulary, tokenizer)
+
+    def transform(batch: Batch, step: int) -> Batch:
+        builder = builders[step % len(builders)]
+        open_per_face = config.data.open_per_face if builder.lm_length else 0
+        return training_sequences(batch, builder, vocabulary, (config.data.seed, step), open_per_face=open_per_face)
+
+    return ("short", "long") if len(builders) > 1 else ("",), transform
+
+
+def _initial(config: Experiment, vocabulary: Vocabulary) -> TrainedModel | None:
+    """The model that training starts from, where there is one."""
+    if not config.train.init_from:
+        return None
+    initial = load_model(config.train.init_from)
+    if initial.info.get("labels") != list(vocabulary.names):
+        raise UserError(
+            f"train.init_from '{config.train.init_from}' was trained on another vocabulary than '{vocabulary.name}'; "
+            "use the same data.vocabulary"
+        )
+    return initial
+
+
+def _learnt_from(config: Experiment, initial: TrainedModel | None) -> list[str]:
+    """Data sets that a model has learnt from: this stage's, and those of every stage before it."""
+    before = initial.info.get("sources", []) if initial else []
+    return list(dict.fromkeys([*before, *(source.name for source in config.data.sources)]))
+
+
+def _graphs(
+    initial: TrainedModel | None, mixture: Mixture, vocabulary: Vocabulary
+) -> Callable[[Experiment], np.ndarray]:
+    """Returns what gives a config's Ĉ: from the training split's labels alone, every face once, counted once."""
+    counts = cache(lambda: count_records(mixture.records, vocabulary))
+
+    def graph(config: Experiment) -> np.ndarray:
+        if initial is not None and initial.config.model.knowledge == config.model.knowledge:
+            return np.asarray(initial.graph, np.float32)
+        return np.asarray(build_graph(counts(), config.model.knowledge, seed=config.train.seed), np.float32)
+
+    return graph
+
+
+def _given(config: Experiment, initial: TrainedModel | None, paths: set[str]) -> set[str]:
+    """Leaves that come from an earlier run or a checkpoint, whatever the seed is."""
+    weights = config.weights
+    sources = {
+        "image_encoder": weights.llava or weights.image_encoder != "random",
+        "image_connector": bool(weights.llava),
+        "segmentation_encoder": weights.segmentation_encoder != "random",
+        "llm": weights.llava or weights.llm != "random",
+    }
+    loaded = {path for path in paths if sources.get(path.split("/")[0]) and "lora_" not in path}
+    return loaded | (paths & set(initial.leaves) if initial else set())
+
+
+def _check_members(configs: Sequence[Experiment], drawn: set[str]) -> None:
+    """Raises `UserError` where members of other seeds would differ in `drawn`, the frozen leaves that are random."""
+    config = configs[0]
+    instruct = config.train.stage == "instruct"
+    # Other stages read neither the LLM nor its connectors.
+    read = sorted(path for path in drawn if instruct or not (path.startswith("llm/") or "_connector/" in path))
+    if len({one.train.seed for one in configs}) > 1:
+        if read:
+            raise UserError(
+                f"members differ in train.seed, and frozen leaves such as '{read[0]}' are drawn from it; "
+                "load them (weights.*, train.init_from) or keep one seed"
+            )
+        if config.weights.text_encoder == "random" and not config.train.init_from:
+            raise UserError("members differ in train.seed, and weights.text_encoder 'random' draws T_p^0 from it")
+    if config.weights.knowledge_connector == "words" and instruct and _CONNECTOR in drawn:
+        raise UserError("members that start the knowledge connector from words train it; add it to train.trainable")
+
+
+def _first_state(config: Experiment, start: Leaves, mesh: Mesh) -> TrainState:
+    state = init_state(start, make_optimizer(config.train), config.train)
+    return place(state, state_shardings(state, mesh))
+
+
+def _describe(trained: Leaves, frozen: Leaves) -> str:
+    def millions(leaves: Leaves) -> float:
+        return sum(leaf.size for leaf in leaves.values()) / 1e6
+
+    parts = sorted({path.split("/")[0] for path in trained})
+    return f"training {millions(trained):.2f} M parameters ({', '.join(parts)}); {millions(frozen):.1f} M frozen"
