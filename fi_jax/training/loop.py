@@ -74,6 +74,7 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     if hosts.count > 1:
         raise UserError("members train on one host; start one program a host with configs of its own")
     check_members(configs)
+    log.info(f"{len(configs)} member{'s' if len(configs) > 1 else ''} in one program")
     return _train(configs, folders, hosts, finish=False)
 
 

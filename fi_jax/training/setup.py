@@ -135,8 +135,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     carried = {path: frozen[path] for path in (initial.leaves if initial else {}) if path in frozen}
     log.info(_describe(trained, frozen))
     if len(configs) > 1:
-        how = "once for all" if shares_encoders(config, trained) else "for each member"
-        log.info(f"{len(configs)} members in one program; encoders run {how}")
+        log.info(f"encoders run {'once for all' if shares_encoders(config, trained) else 'for each member'}")
     del leaves
     frozen = unstack_layers(frozen, run_on(config, mesh).model.scan_layers)
 
