@@ -7,7 +7,11 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 from PIL import Image
+
+# Every annotated shape of the package is checked when a test calls or traces the function.
+install_import_hook("fi_jax", "shape_checks.check")
 
 ROOT = Path(__file__).parent.parent
 # Compiled programs outlive the run: the second `make test` compiles next to nothing.
@@ -38,6 +42,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "real_data" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_programs():
+    """Compiled programs of one module are not kept for the next: a process stays below 4 GB."""
+    yield
+    jax.clear_caches()
 
 
 def smooth_picture(seed: int, size: int) -> np.ndarray:

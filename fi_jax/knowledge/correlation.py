@@ -32,7 +32,9 @@ def empty(num_labels: int) -> Counts:
     return Counts(*(np.zeros((num_labels, num_labels), np.int64) for _ in range(3)))
 
 
-def update(counts: Counts, labels: Float[np.ndarray, "b n"], known: Bool[np.ndarray, "b n"]) -> Counts:
+def update(
+    counts: Counts, labels: Float[np.ndarray, "b n"] | Bool[np.ndarray, "b n"], known: Bool[np.ndarray, "b n"]
+) -> Counts:
     """Returns `counts` with a batch of faces added; a soft label counts as true from 0.5 on.
 
     Only faces of the training split may be passed: the graph must not see a face that is evaluated.

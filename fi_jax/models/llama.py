@@ -28,10 +28,10 @@ class KVCache(flax.struct.PyTreeNode):
     instead of stacks: a step then reads each where it lies, and no layer's slice is copied.
     """
 
-    prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...]
-    prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...]
-    tail_k: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...]
-    tail_v: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...]
+    prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...] | None
+    prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...] | None
+    tail_k: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...] | None
+    tail_v: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...] | None
     # Slots that hold a real token; padding of unequal questions stays false.
     tail_valid: Bool[Array, "b q m"]
     # Slots written so far, the same for every continuation.
@@ -65,7 +65,7 @@ class RMSNorm(nn.Module):
         return (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * scale).astype(self.dtype)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Float[np.ndarray, "d/2"]:
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Float[np.ndarray, "half"]:
     """Radians a position of each pair of dimensions, as Hugging Face's default, linear and llama3 RoPE."""
     frequencies = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling.kind == "linear":
@@ -79,7 +79,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Float
 
 
 def _rotate(
-    x: Float[Array, "... t h d"], cos: Float[Array, "... t d/2"], sin: Float[Array, "... t d/2"]
+    x: Float[Array, "... t h d"], cos: Float[Array, "... t half"], sin: Float[Array, "... t half"]
 ) -> Float[Array, "... t h d"]:
     """Applies RoPE to both halves of the last axis (Hugging Face's half-split convention), in float32."""
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -265,7 +265,7 @@ class Llama(nn.Module):
         x: Float[Array, "b t d"],
         layout: PrefixLayout,
         at: Int[Array, "b m"] | None = None,
-    ) -> Float[Array, "b t d"]:
+    ) -> Float[Array, "b n d"]:
         """Returns the hidden states after the final norm; with `at`, those of these tokens alone (`b m d`)."""
         return self._forward(x, layout, keep_kv=False, at=at)[0]
 
