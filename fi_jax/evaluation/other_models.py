@@ -27,7 +27,7 @@ def load_other_model(name: str, batch_size: int = 8) -> "OtherModel":
     """Loads `hf:NAME` or `hf:FOLDER` on the GPU that PyTorch sees, else on the CPU.
 
     Args:
-      name: with or without "hf:"; a Hub name or a local folder.
+      name: with or without "hf:"; a Hub name, perhaps `name@revision`, or a local folder.
       batch_size: questions about one face in one forward pass.
 
     Raises:
@@ -39,13 +39,18 @@ def load_other_model(name: str, batch_size: int = 8) -> "OtherModel":
         raise UserError(_NO_TORCH) from error
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    source = name.removeprefix(PREFIX)
+    source, _, revision = name.removeprefix(PREFIX).partition("@")
+    pinned = {"revision": revision} if revision else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, **pinned)
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+            source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, **pinned
         )
+    except ImportError as error:
+        # transformers names what it needs for this model (torchvision, num2words, …) over several lines.
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"'{source}' needs a package that is not installed ({reason})") from error
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"'{source}' is no image–text model that transformers can load ({reason})") from error
@@ -132,7 +137,10 @@ class OtherModel:
 
         # One list of pictures a prompt: processors that allow several pictures need it, the others flatten it.
         pictures = [[Image.fromarray(picture)] for _ in prompts]
-        inputs = self.processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
+        # A chat template may have written the token that opens a sequence: once is enough.
+        bos = self.tokenizer.bos_token
+        special = {"add_special_tokens": False} if bos and all(prompt.startswith(bos) for prompt in prompts) else {}
+        inputs = self.processor(images=pictures, text=prompts, padding=True, return_tensors="pt", **special)
         return {k: v.to(self.model.device) for k, v in inputs.items()}
 
     def _logits(self, inputs: dict, forced: Sequence[int] = (0,)) -> np.ndarray:

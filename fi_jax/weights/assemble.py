@@ -22,6 +22,7 @@ from fi_jax.parallel.rules import param_shardings, place, place_parameter
 from fi_jax.trees import flatten, unflatten
 from fi_jax.weights import leaf_table
 from fi_jax.weights.bundle import is_llm_adapter
+from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.matching import grouped
 from fi_jax.weights.peft import Adapter, import_peft
 
@@ -117,7 +118,7 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         return {prefix + path: leaf for path, leaf in flatten(params).items()}, named
 
     if weights.llava:
-        read = hf_config.read_llava_config(huggingface.resolve_folder(weights.llava))
+        read = hf_config.read_llava_config(resolve_folder(weights.llava))
         _require_same("llm", read.llm, model.llm)
         _require_same("image_encoder", read.image_encoder, model.image_encoder)
         leaves, info["llava"] = load(huggingface.load_llava, weights.llava, "")
@@ -127,12 +128,12 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         params, info["llm"] = _load_gguf(weights.llm, model.llm, "float32" if "float32" in types else "bfloat16")
         leaves = {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
     elif weights.llm != "random":
-        _require_same("llm", hf_config.read_llama_config(huggingface.resolve_folder(weights.llm)), model.llm)
+        _require_same("llm", hf_config.read_llama_config(resolve_folder(weights.llm)), model.llm)
         leaves, info["llm"] = load(huggingface.load_llama, weights.llm, "llm")
     for part in ("image_encoder", "segmentation_encoder"):
         source, wanted = getattr(weights, part), getattr(model, part)
         if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
-            read_vit = hf_config.read_vit_config(huggingface.resolve_folder(source))
+            read_vit = hf_config.read_vit_config(resolve_folder(source))
             _require_same(part, replace(read_vit, image_size=wanted.image_size), wanted)
             loaded, info[part] = load(huggingface.load_clip_vision, source, part, image_size=wanted.image_size)
             leaves |= loaded
@@ -166,8 +167,6 @@ def _load_gguf(source: str, wanted: LlamaConfig, dtype: str) -> tuple[dict, dict
 
 def _load_adapter(source: str, llm: LlamaConfig) -> Adapter:
     """Reads a PEFT adapter that the config's own adapter can hold: same rank and alpha, no other layer."""
-    from fi_jax.weights.huggingface import resolve_folder
-
     adapter = import_peft(resolve_folder(source), llm)
     theirs, ours = adapter.lora, llm.lora
     strangers = sorted(set(theirs.targets) - set(ours.targets))

@@ -23,7 +23,7 @@ from fi_jax.prompting.sequences import SequenceBuilder
 from fi_jax.trees import flatten
 from fi_jax.weights import hf_config, hf_write, leaf_table, stream
 from fi_jax.weights.bundle import TrainedModel
-from fi_jax.weights.huggingface import resolve_folder
+from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.leaves import write_safetensors
 from fi_jax.weights.model_card import model_card
 from fi_jax.weights.peft import export_peft

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 
 from fi_jax.config import LlamaConfig, VitConfig
-from fi_jax.errors import UserError
 from fi_jax.models.clip_text import ClipText, ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.models.vit import resize_position_embedding
@@ -20,6 +19,7 @@ from fi_jax.parallel.rules import fetch, place
 from fi_jax.trees import unflatten
 from fi_jax.weights import hf_config, leaf_table, stream
 from fi_jax.weights.hf_config import LlavaConfig
+from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.leaf_table import Layout, Leaf
 from fi_jax.weights.matching import match
 from fi_jax.weights.stream import Placement
@@ -46,40 +46,6 @@ class LoadReport:
     def hash(self) -> str:
         """SHA-256 that names the contents (`stream.checkpoint_hash`); the first access reads the files."""
         return stream.checkpoint_hash(self.files)
-
-
-def resolve_folder(name_or_folder: str | Path) -> Path:
-    """Returns the folder of a checkpoint, fetched from the Hub unless it is one already.
-
-    Raises:
-      UserError: no such folder, no such repository, or no network and not in the local cache.
-    """
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(name_or_folder)
-    if folder.is_file():
-        raise UserError(f"{name} is a file; name the checkpoint's folder")
-    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise UserError(f"no checkpoint folder {name}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"'{name}' is neither a folder nor a repository on the Hugging Face Hub that you may read"
-        ) from None
-    # Offline shows as many types: the library's own, its HTTP client's, the operating system's.
-    except Exception as error:
-        # Its first sentence.
-        reason = str(error).strip().splitlines()[0].split(". ")[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"'{name}' is not a folder and cannot be fetched from the Hugging Face Hub ({reason}); fetch it where there "
-            f"is a network (`hf download {name}`) and give the folder"
-        ) from None
 
 
 def load_llava(

@@ -1,7 +1,6 @@
 """JSON that somebody else wrote, read field by field: a wrong type or value is one line that names file and field."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from fi_jax.errors import UserError
 
 # No dimension, count or id of a model is larger; what is, would be asked of memory.
 _LARGEST = 2**31
+_LARGEST_NUMBER = 1e30
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a finite number above zero."""
         value = self._required(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
             raise self._wrong(name, "must be a positive number")
         return float(value)
 

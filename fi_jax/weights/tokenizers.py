@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from fi_jax.config import WeightsConfig
 from fi_jax.errors import UserError
+from fi_jax.weights.hub import resolve_folder
 
 
 def load_tokenizer(weights: WeightsConfig) -> Tokenizer:
@@ -23,8 +24,6 @@ def load_tokenizer(weights: WeightsConfig) -> Tokenizer:
         from fi_jax.weights import gguf
 
         return gguf.read_tokenizer(source)
-    from fi_jax.weights.huggingface import resolve_folder
-
     return read_tokenizer(resolve_folder(source) / "tokenizer.json")
 
 
@@ -33,7 +32,10 @@ def read_tokenizer(file: Path) -> Tokenizer:
     if not file.is_file():
         raise UserError(f"no tokenizer.json in {file.parent}; set weights.tokenizer to a folder that has one")
     with named_damage(str(file)):
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
+        # Some damage shows in use alone.
+        tokenizer.encode("Is this person smiling?\nYes")
+    return tokenizer
 
 
 @contextlib.contextmanager

@@ -204,18 +204,26 @@ class FaceInsight(nn.Module):
         return (self.palette[mask.long()].permute(0, 3, 1, 2) / 255.0 - self.mean) / self.std
 
     @torch.inference_mode()
-    def look(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
-        """Encodes one face: label `scores` `[1, n]` and the language model's `prefix` `[1, t, d]`."""
+    def encode(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
+        """Encodes one face: label `scores` `[1, n]` and the language model's `prefix` `[1, t, d]`.
+
+        Raises:
+          ValueError: `crop` is not a square picture, or `mask` not its map.
+        """
+        if crop.dtype != np.uint8 or crop.shape != (len(crop), len(crop), 3):
+            raise ValueError(f"the crop must be uint8 [y, x, 3] and square, not {crop.dtype} {list(crop.shape)}")
+        if mask.shape[0] != mask.shape[-1] or mask.ndim != 2 or mask.max() >= len(self.palette):
+            raise ValueError(f"the mask must be square, [y, x], with classes below {len(self.palette)}")
         c, device = self.settings["model"], self.graph.device
         views = [(crop, mask)]
         if self.settings.get("mirror"):
             views.append((crop[:, ::-1], np.array(self.settings["flipped"], np.uint8)[mask[:, ::-1]]))
-        pictures = torch.tensor(np.stack([seen for seen, _ in views]), device=device).permute(0, 3, 1, 2)
+        pictures = torch.tensor(np.stack([picture for picture, _ in views]), device=device).permute(0, 3, 1, 2)
         image, pooled = self.image_encoder(self.to_pixels(pictures, c["image_encoder"]["image_size"]))
         segmentation = segmentation_pooled = None
         if self.segmentation_encoder is not None:
             side = c["segmentation_encoder"]["image_size"]
-            maps = torch.tensor(np.stack([seen for _, seen in views]), device=device)
+            maps = torch.tensor(np.stack([map_ for _, map_ in views]), device=device)
             segmentation, segmentation_pooled = self.segmentation_encoder(self.map_to_pixels(maps, side))
         prompts = self.knowledge(self.prompts, self.graph)
         # The mirror image has a say in the labels' scores alone.
@@ -279,16 +287,16 @@ class FaceInsight(nn.Module):
 
     def _by_head(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
         """Yes/no: sigmoid of the label's score ("No" asserts no label and has 0). A choice: softmax of its options'."""
-        said, answers = self.look(crop, mask)["scores"][0].float(), {}
-        scores = dict(zip(self.settings["labels"], said)) | {None: said.new_zeros(())}
+        logits, answers = self.encode(crop, mask)["scores"][0].float(), {}
+        scores = dict(zip(self.settings["labels"], logits)) | {None: logits.new_zeros(())}
         for q in questions:
-            logits = torch.stack([scores[label] for label in q["labels"]])
-            p = torch.softmax(logits / self.settings["head_temperatures"].get(q["family"], 1.0), -1)
+            options = torch.stack([scores[label] for label in q["labels"]])
+            p = torch.softmax(options / self.settings["head_temperatures"].get(q["family"], 1.0), -1)
             answers[q["name"]] = dict(zip(q["options"], p.tolist(), strict=True))
         return answers
 
     def _by_llm(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
-        prefix = self.look(crop, mask)["prefix"]
+        prefix = self.encode(crop, mask)["prefix"]
         self.llm.model(inputs_embeds=prefix, use_cache=True, **(past := self._cache()))
         embed, head, answers = self.llm.get_input_embeddings(), self.llm.get_output_embeddings(), {}
         for start in range(0, len(questions), 16):
@@ -312,7 +320,7 @@ class FaceInsight(nn.Module):
     @torch.inference_mode()
     def label_probabilities(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         """Probability of every label by the alignment head (no language model)."""
-        scores = torch.sigmoid(self.look(crop, mask)["scores"][0].float())
+        scores = torch.sigmoid(self.encode(crop, mask)["scores"][0].float())
         return dict(zip(self.settings["labels"], scores.tolist(), strict=True))
 
     @torch.inference_mode()
@@ -325,7 +333,7 @@ class FaceInsight(nn.Module):
         template = self.settings["template"]
         asked = self.tokenizer.encode(template["before"] + text + template["after"], add_special_tokens=False).ids
         end = self.tokenizer.encode(template["end"], add_special_tokens=False).ids[0]
-        prefix, embed = self.look(crop, mask)["prefix"], self.llm.get_input_embeddings()
+        prefix, embed = self.encode(crop, mask)["prefix"], self.llm.get_input_embeddings()
         x = torch.cat([prefix, embed(torch.tensor([asked], device=prefix.device))], 1)
         past, ids = self._cache(), list[int]()
         while len(ids) < max_new_tokens:
@@ -374,6 +382,32 @@ def _normal(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower().replace("_", " ")).split())
 
 
+def read_picture(path: str | Path) -> np.ndarray:
+    """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white."""
+    import io
+
+    from PIL import Image, ImageCms, ImageOps
+
+    image: Any = ImageOps.exif_transpose(Image.open(path))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{path} has more than 16 bits a value; save it with 8")
+    icc = image.info.get("icc_profile")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    image = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+    if icc:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError):
+            pass  # A damaged profile, or one of other colours than the picture's: as if there were none.
+    image = image.convert("RGB")
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    return np.asarray(image)
+
+
 def main() -> None:
     """Answers one question about a cropped face, or all of them."""
     import argparse
@@ -385,10 +419,16 @@ def main() -> None:
     parser.add_argument("question", nargs="?", help="a closed question; all of them without one")
     parser.add_argument("--mask", help="its segmentation map; made by parser/ when not given")
     arguments = parser.parse_args()
-    model = FaceInsight.from_folder(Path(__file__).parent)
-    crop = np.array(Image.open(arguments.crop).convert("RGB"))
-    mask = np.array(Image.open(arguments.mask)) if arguments.mask else model.segment(crop)
-    print(json.dumps(model.answer(crop, mask, arguments.question), indent=1))
+    try:
+        crop = read_picture(arguments.crop)
+        if crop.shape[0] != crop.shape[1]:
+            raise ValueError(f"{arguments.crop} is {crop.shape[1]}x{crop.shape[0]}; give a square crop of one face")
+        model = FaceInsight.from_folder(Path(__file__).parent)
+        mask = np.array(Image.open(arguments.mask)) if arguments.mask else model.segment(crop)
+        answer = model.answer(crop, mask, arguments.question)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(json.dumps(answer, indent=1))
 
 
 if __name__ == "__main__":

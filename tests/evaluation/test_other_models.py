@@ -147,6 +147,30 @@ def test_the_models_own_chat_format_is_used(other):
         other.processor.chat_template = None
 
 
+def test_a_sequence_is_opened_once(tmp_path):
+    """By the template, by the tokenizer, or by both: one such token."""
+    from tokenizers import processors
+
+    tiny_llava(tmp_path)
+    other = load_other_model(f"hf:{tmp_path}")
+    backend = other.tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    for start in ("", "<s>"):
+        (ids,) = other._inputs(PICTURES[0], [f"{start}USER: <image>\nIs this person smiling?"])["input_ids"]
+        assert ids[0] == 1 and (ids == 1).sum() == 1
+
+
+def test_a_package_that_a_model_needs_is_named(tmp_path, monkeypatch):
+    from transformers import AutoProcessor
+
+    def needs(*_, **__):
+        raise ImportError("AutoImageProcessor requires the Torchvision library\nbut it was not found")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", needs)
+    with pytest.raises(UserError, match=r"needs a package .*requires the Torchvision library but it was not found"):
+        load_other_model(f"hf:{tmp_path}")
+
+
 def test_every_question_can_be_asked_and_the_head_cannot(other):
     assert len(other.answerable(find_dataset("utkface").questions)) == 4
     with pytest.raises(UserError, match="no alignment head"):

@@ -210,6 +210,21 @@ def test_cache_is_made_once_and_is_quick(tmp_path, monkeypatch):
         assert len(tokenizer.encode(answer).ids) == 1
     with pytest.raises(UserError, match="not float16"):
         smollm2.load(np.float16)
+    # What is damaged is made anew.
+    weights = next(path for path in tmp_path.iterdir() if path.name.endswith("bfloat16.safetensors"))
+    whole = weights.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1000] ^= 1
+    # Copied: what is mapped changes with its file.
+    scale = np.array(params["norm"]["scale"])
+    del mapped, params
+    for content in (bytes(flipped), whole[:-5000], b""):
+        weights.write_bytes(content)
+        np.testing.assert_array_equal(smollm2.load(jnp.bfloat16)[1]["norm"]["scale"], scale)
+        assert weights.read_bytes() == whole
+    file = next(path for path in tmp_path.iterdir() if path.name.endswith("tokenizer.json"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert smollm2.load_tokenizer().encode("<|im_start|>user").ids == tokenizer.encode("<|im_start|>user").ids
 
 
 def test_without_a_cache_smollm2_is_still_read(tmp_path, monkeypatch, caplog):

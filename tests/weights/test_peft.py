@@ -160,8 +160,15 @@ def test_export_onto_a_llava_leaves_its_vision_tower_alone(tmp_path):
             "alpha_pattern": {"o_proj": 6},
         },
         {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_rslora": True},
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj", "o_proj"],
+            "rank_pattern": {"model.layers.1.self_attn.o_proj": 2},
+            "alpha_pattern": {"model.layers.0.self_attn.q_proj": 64, r"layers\.[12]\.self_attn\.q_proj": 16},
+        },
     ],
-    ids=["plain", "one_layer", "patterns", "rslora"],
+    ids=["plain", "one_layer", "patterns", "rslora", "full_paths"],
 )
 def test_import_of_an_adapter_peft_made(tmp_path, settings):
     base = _base(tmp_path / "base")
@@ -213,6 +220,33 @@ def test_what_cannot_be_imported_is_said(tmp_path, change, said):
     settings = json.loads((folder / "adapter_config.json").read_text()) | change
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=said):
+        import_peft(folder, config)
+
+
+def test_full_paths_of_a_llava_are_honoured(tmp_path):
+    """The module's name within the LLaVA, as PEFT matches it: alpha 64, not 8."""
+    config, folder = _saved(tmp_path)
+    file = folder / "adapter_model.safetensors"
+    tensors = {key: np.ones_like(value) for key, value in load_file(file).items()}
+    for inside in ("model.language_model.layers.", "language_model.model.layers."):
+        save_file({key.replace("model.model.layers.", f"model.{inside}"): v for key, v in tensors.items()}, file)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings["alpha_pattern"] = {f"{inside}{i}.self_attn.q_proj": 64 for i in range(config.num_layers)}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        assert import_peft(folder, config).lora.alpha == 64
+    settings["alpha_pattern"]["model.layers.7.self_attn.q_proj"] = 2
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="'model.layers.7.self_attn.q_proj' matches no module of the adapter"):
+        import_peft(folder, config)
+
+
+def test_sides_of_unequal_rank_are_refused(tmp_path):
+    config, folder = _saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors[key] = tensors[key][:, :1].copy()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="layers.1.self_attn.q_proj has rank 2 in A and 1 in B"):
         import_peft(folder, config)
 
 
