@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -43,6 +44,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `folder`, which it becomes at the end, readable as the umask allows.
+
+    When the block fails, nothing is left behind.
+
+    Raises:
+      UserError: `folder` exists already (and is not empty), or cannot be made.
+    """
+    folder = Path(folder)
+    require_new(folder)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        if folder.exists():
+            folder.rmdir()
+        work.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write '{folder}' ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def require_new(folder: Path) -> None:
+    """Raises `UserError` where a folder is to be made and something is already (an empty folder may be)."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; name another folder or remove it")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Assembles the model, checks its base, writes the folder."""
+    from fi_jax.files import require_new
     from fi_jax.weights.bundle import load_model
 
+    require_new(args.out)
     model = load_model(args.run)
     from fi_jax.cli.runtime import start
 

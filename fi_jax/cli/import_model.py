@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the folder, writes the model."""
-    from fi_jax.errors import UserError
+    from fi_jax.files import atomic_folder, require_new
     from fi_jax.weights.bundle import save_model
     from fi_jax.weights.reimport import read_exported
 
-    if args.out.exists():
-        raise UserError(f"{args.out} exists already; name another folder or remove it")
+    require_new(args.out)
     model = read_exported(args.exported, args.adapter)
-    save_model(args.out, model)
+    with atomic_folder(args.out) as folder:
+        save_model(folder, model)
     lora = model.config.model.llm.lora
     adapter = f"an adapter of rank {lora.rank} on {', '.join(lora.targets)}" if lora.rank else "no adapter"
     print(f"{len(model.leaves)} leaves, {adapter}")

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from fi_jax.errors import UserError
+    from fi_jax.files import atomic_folder, require_new
     from fi_jax.weights.bundle import load_model, save_model
 
-    if args.out.exists():
-        raise UserError(f"{args.out} exists; remove it or name another --out")
+    require_new(args.out)
     model = load_model(args.run)
     info = dict(model.info)
     if args.calibrate:
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         # The flash kernel is bfloat16 only.
         config = replace(config, model=replace(config.model, attention="xla"))
     info["init_from"] = config.train.init_from
-    save_model(args.out, replace(model, config=config, info=info), args.precision)
+    with atomic_folder(args.out) as folder:
+        save_model(folder, replace(model, config=config, info=info), args.precision)
     size = sum(file.stat().st_size for file in args.out.iterdir()) / 2**20
     print(f"packed into {args.out}: {size:.1f} MiB")
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 from fi_jax.config import Experiment, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import is_intact, write_json
-from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaves import load_leaves, save_leaves
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -98,7 +98,7 @@ def bundled_names() -> list[str]:
 
 def read_config(path: Path) -> Experiment:
     """Reads a run's `config.json`."""
-    values = read_json(path)
+    values = read_object(path)
     try:
         return from_dict(Experiment, values)
     # Sizes that do not go together, which a config written by us never has.
@@ -108,7 +108,7 @@ def read_config(path: Path) -> Experiment:
 
 def read_info(path: Path) -> dict:
     """Reads a model's `model.json`; an entry of another type than we write is a `UserError` that names it."""
-    fields = Fields(read_json(path), str(path))
+    fields = Fields(read_object(path), str(path))
     for name in ("labels", "sources"):
         fields.texts(name)
     for name in ("temperatures", "head_temperatures"):

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment, to_dict
-from fi_jax.errors import UserError
-from fi_jax.files import write_json, write_text
+from fi_jax.files import atomic_folder, write_json, write_text
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
@@ -70,22 +68,8 @@ def export(
     Raises:
       UserError: `folder` exists already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; name another folder or remove it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename.
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write '{folder}' ({error.strerror})") from None
-    try:
+    with atomic_folder(folder) as work:
         _write(model, leaves, builder, tokenizer, vocabulary, work, merged, parser)
-        if folder.exists():
-            folder.rmdir()
-        work.chmod(0o755)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write(
@@ -102,7 +86,7 @@ def _write(
     llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}
     adapters = {path: np.asarray(leaf, np.float32) for path, leaf in llm.items() if "/lora_" in path}
     base = _base(model, llm, adapters, builder, tokenizer, folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     if adapters:
         name = str(base["name"])
         export_peft(
@@ -215,7 +199,7 @@ def _write_llama(
     named = {"eos_token": end, "pad_token": end} if tokenizer.token_to_id(end) is not None else {}
     extra = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": end_id}
     hf_write.export_llama(leaves, config.model.llm, folder, dtype=config.model.dtype, extra=extra)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named}, indent=1)
 
 

@@ -9,7 +9,7 @@ from fi_jax.config import LlamaConfig, RopeScaling, VitConfig
 from fi_jax.errors import UserError
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
-from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.json_fields import Fields, read_object
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {
@@ -146,7 +146,7 @@ def model_type(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict:
-    return read_json(folder / "config.json", f"{folder} has no config.json: not a Hugging Face checkpoint folder")
+    return read_object(folder / "config.json", f"{folder} has no config.json: not a Hugging Face checkpoint folder")
 
 
 def _typed(folder: Path, known: tuple[str, ...]) -> Fields:

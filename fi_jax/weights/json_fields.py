@@ -1,10 +1,10 @@
 """JSON that somebody else wrote, read field by field: a wrong type or value is one line that names file and field."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fi_jax import files
 from fi_jax.errors import UserError
 
 # No dimension, count or id of a model is larger; what is, would be asked of memory.
@@ -12,23 +12,13 @@ _LARGEST = 2**31
 _LARGEST_NUMBER = 1e30
 
 
-def read_json(path: Path, missing: str = "") -> dict[str, Any]:
+def read_object(path: Path, missing: str = "") -> dict[str, Any]:
     """Reads a JSON object; a missing file (`missing` says what that means) or a damaged one is a `UserError`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise UserError(f"{path} cannot be read ({error.strerror})") from None
-        raise UserError(missing or f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (byte {error.start} is not UTF-8)") from None
-    except (RecursionError, ValueError) as error:
-        # Nested too deep, or a number of thousands of digits.
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if missing and not path.is_file():
+        raise UserError(missing)
+    value = files.read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
+        raise UserError(f"'{path}' is not a JSON object")
     return value
 
 

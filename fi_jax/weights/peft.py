@@ -13,7 +13,7 @@ from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.files import write_json
 from fi_jax.weights import leaf_table
-from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaves import read_safetensors, write_safetensors
 from fi_jax.weights.matching import table_key
 from fi_jax.weights.stream import file_hash
@@ -111,7 +111,7 @@ def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
     Raises:
       UserError: not a LoRA adapter of such an LLM; all keys that do not fit are named at once.
     """
-    described = read_json(folder / CONFIG, f"{folder} has no {CONFIG}: not a folder that PEFT saved")
+    described = read_object(folder / CONFIG, f"{folder} has no {CONFIG}: not a folder that PEFT saved")
     settings = Fields(described, str(folder / CONFIG))
     _require_plain_lora(settings)
     if not (folder / WEIGHTS).is_file():

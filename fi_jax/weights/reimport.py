@@ -10,7 +10,7 @@ from fi_jax.trees import flatten
 from fi_jax.weights import leaf_table
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config, read_info
 from fi_jax.weights.huggingface import load_llama
-from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaves import load_leaves
 from fi_jax.weights.matching import match
 from fi_jax.weights.peft import import_peft
@@ -29,7 +29,7 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
     """
     if not (folder / "face_insight.json").is_file():
         raise UserError(f"{folder} is no folder that fi-jax export wrote (it has no face_insight.json)")
-    settings = Fields(read_json(folder / "face_insight.json"), str(folder / "face_insight.json"))
+    settings = Fields(read_object(folder / "face_insight.json"), str(folder / "face_insight.json"))
     config, info = read_config(folder / "config.json"), read_info(folder / "model.json")
     base = settings.group("base")
     base_hash = base.text("hash", "")

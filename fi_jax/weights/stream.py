@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from fi_jax.errors import UserError
 from fi_jax.files import file_sha256, sha256
-from fi_jax.weights.json_fields import Fields, read_json
+from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaf_table import Leaf
 from fi_jax.weights.matching import Match
 
@@ -40,7 +40,7 @@ def find_files(folder: Path) -> list[Path]:
     """
     index = folder / INDEX
     if index.is_file():
-        named = Fields(read_json(index), str(index)).group("weight_map").values
+        named = Fields(read_object(index), str(index)).group("weight_map").values
         if not named or not all(isinstance(name, str) and Path(name).name == name for name in named.values()):
             raise UserError(f"{index} is not a valid index; download it again")
         names = sorted(set(named.values()))

@@ -65,8 +65,10 @@ def test_test_faces_are_refused_and_nothing_is_written(model_folder, tmp_path, c
 
 def test_a_folder_that_exists_is_kept(model_folder, tmp_path, capsys):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("")
     assert main(["pack", str(model_folder), "--out", str(tmp_path / "there")]) == 2
     assert "exists" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine"]
 
 
 def test_how_the_model_answers_can_be_set(model_folder, tmp_path):

@@ -56,6 +56,7 @@ def _randomised(model):
 
 
 def _llama(folder, max_shard_size="1GB", **changes):
+    torch.manual_seed(1)
     model = _randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **changes})))
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model
@@ -359,7 +360,7 @@ def _quantised(folder):
         (_missing_shard, "lacks model-00001-of-00002.safetensors"),
         (_bad_index, "not a valid index"),
         (_no_config, "no config.json: not a Hugging Face checkpoint"),
-        (_bad_config, "is not valid JSON"),
+        (_bad_config, "is damaged: it is not JSON"),
         (_other_architecture, "is a 'bert' checkpoint; wanted: llama"),
         (_quantised, r"is quantised: lm_head.weight \(I8\)"),
     ],
