@@ -9,7 +9,7 @@ import numpy as np
 from fi_jax.errors import UserError
 from fi_jax.evaluation.columns import Block, gather
 from fi_jax.evaluation.predictions import Answer, Prediction
-from fi_jax.evaluation.protocols import attributes, choice, years
+from fi_jax.evaluation.protocols import choice, years
 from fi_jax.evaluation.protocols.scoring import Bootstrap
 from fi_jax.evaluation.results import VERSION
 from fi_jax.evaluation.rules import judge_rules
@@ -46,7 +46,7 @@ def judge_block(
     consistent: bool = True,
 ) -> dict:
     """Returns one entry of the summary: what one source answered about one data set in one setting."""
-    tasks = attributes.judge(block, baselines, bootstrap) | choice.judge(block, baselines, bootstrap)
+    tasks = choice.judge(block, baselines, bootstrap)
     tasks |= years.judge(block, baselines, bootstrap, estimator)
     return {
         "dataset": block.dataset,

@@ -10,7 +10,7 @@ from fi_jax.data.datasets import DATASET_NAMES, find_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation.columns import gather
 from fi_jax.evaluation.predictions import Prediction
-from fi_jax.evaluation.protocols import attributes, choice, years
+from fi_jax.evaluation.protocols import choice, years
 from fi_jax.evaluation.results import cells_of, read_summary, write_summary
 from fi_jax.evaluation.results_tables import flat_table, results_table
 from fi_jax.evaluation.rules import consistent_options
@@ -219,7 +219,7 @@ def test_an_answer_given_twice_or_a_foreign_option_is_refused():
 
 
 def test_every_question_of_every_set_belongs_to_exactly_one_protocol():
-    tasks = [attributes.TASK, years.TASK, *choice.CHOICES]
+    tasks = [choice.ATTRIBUTE, years.TASK, *choice.CHOICES]
     assert len(set(tasks)) == len(tasks)
     for name in DATASET_NAMES:
         assert {q.family for q in find_dataset(name).questions} <= set(tasks)

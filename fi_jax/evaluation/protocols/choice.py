@@ -1,4 +1,7 @@
-"""Single-choice questions: one function judges them all; a table says by which metrics, after whom.
+"""Questions with a choice of answers: one function judges them all; a table says by which metrics, after whom.
+
+A single choice (gender, race, expression, age group) is one question. Facial attributes are many yes/no questions
+judged together, unknown answers masked (MAAD-Face's 0 is "undefined"; Terhörst et al., TIFS 2021).
 
 Classes of gender and race are the annotators' reading of a picture, not a person's identity. Each set keeps its own
 race classes, never mapped onto another set's; the task exists to measure bias and to follow the paper's protocol, and
@@ -6,8 +9,11 @@ is not for use on people. Faces whose release says "unsure" (RAF-DB) are unknown
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation import metrics
@@ -24,12 +30,13 @@ from fi_jax.evaluation.protocols.scoring import (
     scores,
 )
 
+Array = np.ndarray
 ACCURACY = Metric("accuracy", lambda sums: metrics.accuracy(metrics.as_confusion(sums)))
 BALANCED_ACCURACY = Metric("balanced_accuracy", lambda sums: metrics.balanced_accuracy(metrics.as_confusion(sums)))
 MACRO_F1 = Metric("macro_f1", lambda sums: metrics.macro_f1(metrics.as_confusion(sums)))
 WITHIN_ONE = Metric("within_one_group", lambda sums: metrics.within_one(metrics.as_confusion(sums)))
 
-# Task -> its metrics, the headline first. A further task is a line here.
+# Task -> its metrics, the headline first. A further single-choice task is a line here.
 CHOICES: Mapping[str, tuple[Metric, ...]] = {
     # Two classes (FairFace, UTKFace, RAF-DB). Kärkkäinen & Joo, FairFace, WACV 2021, report accuracy.
     "gender": (ACCURACY, BALANCED_ACCURACY, MACRO_F1),
@@ -41,6 +48,24 @@ CHOICES: Mapping[str, tuple[Metric, ...]] = {
     # FairFace's nine groups (FairFace, UTKFace). "1-off" accuracy: Levi & Hassner, CVPRW 2015.
     "age_group": (ACCURACY, WITHIN_ONE, BALANCED_ACCURACY, MACRO_F1),
 }
+ATTRIBUTE = "attribute"
+_CELLS = 6  # of a yes/no question's 2 × 3 confusion matrix
+
+
+def _mean_of(metric, sums: Float[Array, "... s"]) -> Float[Array, "..."]:
+    return metrics.mean_attribute(metric, sums.reshape(*sums.shape[:-1], -1, _CELLS))
+
+
+# Of every attribute by itself, and as a mean over them. Accuracy: Liu et al., CelebA, ICCV 2015; always answering the
+# majority takes it to about 80 %, so balanced accuracy (mean recall of Yes and No; Huang et al., CVPR 2016) and F1 of
+# "Yes" stand beside it.
+_OF_ATTRIBUTE = {
+    "accuracy": metrics.accuracy,
+    "balanced_accuracy": metrics.balanced_accuracy,
+    "f1": metrics.positive_f1,
+}
+ATTRIBUTE_METRICS = tuple(Metric(f"mean_{name}", partial(_mean_of, of)) for name, of in _OF_ATTRIBUTE.items())
+_OF_CLASS = {"recall": metrics.recalls, "f1": metrics.f1_scores}
 
 
 def majority_of(column: Predictions, train_answer: Answer) -> tuple[int, str]:
@@ -53,58 +78,101 @@ def majority_of(column: Predictions, train_answer: Answer) -> tuple[int, str]:
 
 
 def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -> dict[str, dict]:
-    """Returns the result (`score_choice`) of every single-choice task that some face's truth is known of."""
-    found = {
-        column.task: score_choice(column, block.groups, CHOICES[task], bootstrap, baselines.get(column.question))
-        for task in CHOICES
-        for column in block.of_task(task)
-    }
-    return {task: result for task, result in found.items() if result}
+    """Returns the result of every task of choices that some face's truth is known of, attributes first.
 
-
-def score_choice(
-    column: Predictions,
-    groups: Mapping[str, Sequence[str | None]],
-    measured: Sequence[Metric],
-    bootstrap: Bootstrap,
-    train_answer: Answer = None,
-) -> dict | None:
-    """Judges one question; the first of `measured` is the headline. None when no truth is known.
-
-    Returns a plain dict: `headline` (metric name), `metrics` (value, interval, majority baseline), `groups`,
-    `confusion`, `per_class`, `calibration`, `faces` (known truths), `unreadable` (free-form answers that could not be
-    read).
+    A result is a plain dict: `headline` (metric name), `metrics` (value, interval, majority baseline), `groups`,
+    `calibration`, `faces` (known truths), `unreadable` (free-form answers that could not be read); of a single choice
+    also `confusion` and `per_class`, of attributes `per_attribute` and the number of `answers`.
     """
-    target = column.known_target
-    counted = target >= 0
-    if not counted.any():
-        return None
-    k = len(column.options)
-    stats = metrics.confusion_cells(target, column.answer, k)
-    majority, origin = majority_of(column, train_answer)
-    baseline = metrics.confusion_cells(target, np.full_like(target, majority), k)
-    confusion = metrics.as_confusion(stats.sum(0, dtype=np.float64))
-    confidence = confidence_of(column.probs, column.answer)
-    samples = metrics.bootstrap_sums(stats[counted], bootstrap.resamples, bootstrap.seed)
-    of_class = {"recall": metrics.recalls, "f1": metrics.f1_scores}
-    values = {name: of(confusion) for name, of in of_class.items()}
-    ranges = {name: intervals(of(metrics.as_confusion(samples)), bootstrap) for name, of in of_class.items()}
-    return {
-        "headline": measured[0].name,
-        "metrics": scores(stats[counted], measured, bootstrap, baseline, samples),
-        "baseline": {"answer": column.options[majority], "from": origin},
-        "groups": breakdown(stats, counted, groups, measured[0], bootstrap),
-        "confusion": {
-            "classes": list(column.options),
-            "counts": confusion[:, :k].astype(int).tolist(),
-            "unreadable": confusion[:, k].astype(int).tolist(),
-        },
-        "per_class": {
-            option: {name: number(values[name][i]) for name in of_class}
-            | {"intervals": {name: ranges[name][i] for name in of_class}, "faces": int(confusion[i].sum())}
-            for i, option in enumerate(column.options)
-        },
-        "calibration": calibrate(confidence[counted], (column.answer == target)[counted]),
-        "faces": int(counted.sum()),
-        "unreadable": int((column.answer[counted] < 0).sum()),
-    }
+    found = {}
+    for task, measured in {ATTRIBUTE: ATTRIBUTE_METRICS, **CHOICES}.items():
+        columns = [column for column in block.of_task(task) if (column.known_target >= 0).any()]
+        if columns:
+            found[task] = _Judged(columns, block, baselines, bootstrap).result(task, measured)
+    return found
+
+
+class _Judged:
+    """Questions with the same options, and the statistics that all their metrics are functions of."""
+
+    def __init__(
+        self, columns: Sequence[Predictions], block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap
+    ):
+        self.columns, self.groups, self.bootstrap = columns, block.groups, bootstrap
+        self.target = np.stack([column.known_target for column in columns], -1)
+        self.answer = np.stack([column.answer for column in columns], -1)
+        self.known = self.target >= 0
+        self.counted = self.known.any(-1)
+        self.majority = [majority_of(column, baselines.get(column.question)) for column in columns]
+        constant = np.broadcast_to([option for option, _ in self.majority], self.target.shape)
+        self.stats, self.baseline = self._cells(self.answer), self._cells(constant)
+        self.samples = metrics.bootstrap_sums(self.stats[self.counted], bootstrap.resamples, bootstrap.seed)
+
+    def _cells(self, answer: Int[Array, "f q"]) -> Float[Array, "f s"]:
+        """Each face's confusion cells of all questions, side by side."""
+        k = len(self.columns[0].options)
+        cells = [metrics.confusion_cells(t, a, k) for t, a in zip(self.target.T, answer.T, strict=True)]
+        return np.concatenate(cells, -1)
+
+    def confusion(self, stats: Float[Array, "... s"]) -> Float[Array, "... q k j"]:
+        """Summed statistics as one confusion matrix a question."""
+        return metrics.as_confusion(stats.reshape(*stats.shape[:-1], len(self.columns), -1))
+
+    def result(self, task: str, measured: Sequence[Metric]) -> dict:
+        confidence = np.stack([confidence_of(c.probs, c.answer) for c in self.columns], -1)
+        origins = {origin for _, origin in self.majority}
+        is_attribute = task == ATTRIBUTE
+        majority = "each attribute's majority" if is_attribute else self.columns[0].options[self.majority[0][0]]
+        return {
+            "headline": measured[0].name,
+            "metrics": scores(self.stats[self.counted], measured, self.bootstrap, self.baseline, self.samples),
+            "baseline": {
+                "answer": majority,
+                "from": origins.pop() if len(origins) == 1 else "train where given, else evaluated",
+            },
+            "groups": breakdown(self.stats, self.counted, self.groups, measured[0], self.bootstrap),
+            **(self.per_attribute() if is_attribute else self.per_class()),
+            "calibration": calibrate(confidence[self.known], (self.answer == self.target)[self.known]),
+            "faces": int(self.counted.sum()),
+            **({"answers": int(self.known.sum())} if is_attribute else {}),
+            "unreadable": int((self.answer[self.known] < 0).sum()),
+        }
+
+    def per_attribute(self) -> dict[str, Any]:
+        """Every attribute's own metrics."""
+        sums, constant = (self.confusion(s.sum(0, dtype=np.float64)) for s in (self.stats, self.baseline))
+        drawn = self.confusion(self.samples)
+        ranges = {name: intervals(of(drawn), self.bootstrap) for name, of in _OF_ATTRIBUTE.items()}
+        faces, positives = self.known.sum(0), (self.target == 0).sum(0)
+        found = {
+            column.question: {
+                **{name: number(of(sums[i])) for name, of in _OF_ATTRIBUTE.items()},
+                "intervals": {name: ranges[name][i] for name in _OF_ATTRIBUTE},
+                "baseline": number(metrics.accuracy(constant[i])),
+                "baselines": {name: number(of(constant[i])) for name, of in _OF_ATTRIBUTE.items()},
+                "share_yes": number(positives[i] / faces[i]),
+                "faces": int(faces[i]),
+            }
+            for i, column in enumerate(self.columns)
+        }
+        return {"per_attribute": found}
+
+    def per_class(self) -> dict[str, Any]:
+        """A single choice's confusion matrix, and recall and F1 of every class."""
+        (confusion,) = self.confusion(self.stats.sum(0, dtype=np.float64))
+        drawn = self.confusion(self.samples)[:, 0]
+        values = {name: of(confusion) for name, of in _OF_CLASS.items()}
+        ranges = {name: intervals(of(drawn), self.bootstrap) for name, of in _OF_CLASS.items()}
+        options = self.columns[0].options
+        return {
+            "confusion": {
+                "classes": list(options),
+                "counts": confusion[:, :-1].astype(int).tolist(),
+                "unreadable": confusion[:, -1].astype(int).tolist(),
+            },
+            "per_class": {
+                option: {name: number(values[name][i]) for name in _OF_CLASS}
+                | {"intervals": {name: ranges[name][i] for name in _OF_CLASS}, "faces": int(confusion[i].sum())}
+                for i, option in enumerate(options)
+            },
+        }
