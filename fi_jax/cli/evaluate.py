@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", nargs="+", metavar="DIR", help="their folders, in the same order")
     parser.add_argument("--split", default="test", help="train, val, test or all (default: test)")
     parser.add_argument("--out", metavar="DIR", help="where predictions and tables go (default: out/NAME)")
-    parser.add_argument("--limit", type=int, default=0, help="only the first N faces of each set (0: all)")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="only N faces of each set, chosen by the hash of their names (0: all)"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="faces at once (default: 8)")
     parser.add_argument("--head-only", action="store_true", help="only the alignment head answers; the LLM is not run")
     parser.add_argument(
@@ -63,10 +65,13 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
     from fi_jax.cli.configs import load_config
     from fi_jax.cli.runtime import start
+    from fi_jax.files import require_writable
 
     _check(args)
     config = load_config(args.config, args.overrides) if args.config else None
     sets = _sets(args, config)
+    out = Path(args.out or Path("out", config.name if config else Path(args.model).name))
+    require_writable(out)
     hosts = start()
     from fi_jax.errors import UserError
     from fi_jax.evaluation.cells import SETTINGS, plan_cells
@@ -88,7 +93,6 @@ def run(args: argparse.Namespace) -> int:
     options = EvaluationOptions(
         args.split, args.limit, args.batch_size, args.head_only, args.free_form, mask_cache=mask_cache
     )
-    out = Path(args.out or Path("out", config.name if config else Path(models[0].name).name))
     roots = dict(sets)
     parts = []
     for assignment in assignments:

@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.evaluation.report.cards import thumbnails_from_paths
     from fi_jax.evaluation.report.gather import compare, faces_that_differ, read_inputs
     from fi_jax.evaluation.report.page import LARGEST_PAGE, build_page
-    from fi_jax.files import write_text
+    from fi_jax.files import refuse_overwrite, require_writable, write_text
 
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is a file; give a folder")
+    require_writable(args.out)
+    refuse_overwrite([args.out / "index.html"], mark=b"FaceInsight report")
     evaluations, runs = read_inputs(args.inputs, args.most)
     runs = [_with_graph(run) for run in runs]
     flips, pairs = None, []

@@ -1,4 +1,4 @@
-"""Prediction lines gathered into arrays: one block a data set, source, setting and split, its faces in rows."""
+"""Prediction lines gathered into arrays: one block a data set, source and setting, its faces in rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from fi_jax.evaluation.predictions import GROUPS, Answer, Prediction
 from fi_jax.labels.question_bank import question
 
 Array = np.ndarray
+_SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Block:
     dataset: str
     source: str
     seen: bool
+    # Of several splits, which are judged together, all names: "train+val+test".
     split: str
     images: tuple[str, ...]
     # "gender", "race", "age_group" -> the face's group, None where not stated.
@@ -128,9 +130,11 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
     faces: dict[tuple, dict[str, int]] = {}
     groups: dict[tuple, list[tuple]] = {}
     columns: dict[tuple, dict[str, _Column]] = {}
+    splits: dict[tuple, set[str]] = {}
     for p in predictions:
-        key = (p.dataset, p.source, p.seen, p.split)
+        key = (p.dataset, p.source, p.seen)
         rows = faces.setdefault(key, {})
+        splits.setdefault(key, set()).add(p.split)
         if p.image not in rows:
             rows[p.image] = len(rows)
             groups.setdefault(key, []).append(tuple(getattr(p, name) for name in GROUPS))
@@ -141,6 +145,7 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
     return [
         Block(
             *key,
+            "+".join(sorted(splits[key], key=lambda name: (_SPLIT_ORDER.get(name, 3), name))),
             tuple(rows),
             dict(zip(GROUPS, zip(*groups[key], strict=True), strict=True)),
             {name: column.finish(len(rows)) for name, column in columns[key].items()},

@@ -24,7 +24,7 @@ def results_table(cells: Sequence[Cell], title: str = "") -> Table:
     """
     sources = [source for source in SOURCE_TITLES if any(cell.source == source for cell in cells)]
     columns = [(setting, source) for setting in SETTINGS for source in sources]
-    header = ["data set", "task", "metric", "majority"]
+    header = ["data set", "task", "metric", "faces", "majority"]
     for setting, source in columns:
         header += [f"{setting}, {SOURCE_TITLES[source]}", "group gap"]
     rows: dict[tuple[str, str, str], dict[tuple[str, str], Cell]] = {}
@@ -34,7 +34,7 @@ def results_table(cells: Sequence[Cell], title: str = "") -> Table:
     for (dataset, task, metric), found in rows.items():
         stated = next((cell for cell in found.values() if cell.baseline is not None), None)
         majority = None if stated is None else format_value(metric, stated.baseline) + _mark(stated)
-        line = [dataset_title(dataset), task_title(task), metric_title(metric), majority]
+        line = [dataset_title(dataset), task_title(task), metric_title(metric), faces_of(found.values()), majority]
         for column in columns:
             line += _value_and_gaps(found.get(column))
         lines.append(line)
@@ -47,6 +47,11 @@ def results_table(cells: Sequence[Cell], title: str = "") -> Table:
         bold={i for i, cell in enumerate(first) if cell.headline},
         tags=[{"dataset": cell.dataset, "task": cell.task} for cell in first],
     )
+
+
+def faces_of(cells: Iterable[Cell | None]) -> str:
+    """The number of faces behind the cells of a row; several numbers where they differ."""
+    return " / ".join(dict.fromkeys(f"{cell.faces:,}" for cell in cells if cell is not None))
 
 
 def _mark(cell: Cell) -> str:
@@ -83,7 +88,8 @@ def flat_table(cells: Sequence[Cell]) -> Table:
 
 def notes_below(summary: Mapping[str, Any]) -> list[str]:
     """Returns what must be said below the table: who filled which cells, what could not be read, what rules cost."""
-    return [*_filled(summary["meta"].get("cells", ())), *_unreadable(summary), *_consistent(summary)]
+    cells = summary["meta"].get("cells", ())
+    return [*_filled(cells), *_left_out(cells), *_unreadable(summary), *_consistent(summary)]
 
 
 def _filled(cells: Iterable[Mapping]) -> list[str]:
@@ -100,6 +106,17 @@ def _filled(cells: Iterable[Mapping]) -> list[str]:
         else:
             learnt = ", ".join(map(dataset_title, trained_on)) or "none of these sets, as far as is known"
             lines.append(f"{', '.join(filled)}: {model}, trained on {learnt}.")
+    return lines
+
+
+def _left_out(cells: Iterable[Mapping]) -> list[str]:
+    lines = []
+    for cell in cells:
+        names = list(cell.get("unreadable", ()))
+        if names:
+            more = f" and {len(names) - 3} more (in metrics.json)" if len(names) > 3 else ""
+            where = f"{dataset_title(cell['dataset'])} ({cell['setting']})"
+            lines.append(f"{where}: {len(names)} faces left out, unreadable pictures: {', '.join(names[:3])}{more}.")
     return lines
 
 

@@ -119,10 +119,10 @@ def test_an_ablation_says_what_was_changed_and_what_it_did(evaluations):
     assert changes({"a": [{"b": 1}]}, {"a": [{"b": 1, "c": "x"}]}) == ["a.0.c: unset → x"]
     found, _ = read_inputs([evaluations / "before", evaluations / "after", evaluations / "before"], most=1)
     table = ablation_table(found)
-    assert table.header[4:] == ["before", "after", "before (2)"]
+    assert table.header[4:] == ["faces", "before", "after", "before (2)"]
     gender = next(row for row in table.rows if row[1] == "gender")
-    before, after, again = (float(text.split()[0]) for text in gender[4:])
-    assert gender[5].endswith(f"(+{after - before:.1f})") and gender[6].endswith("(+0.0)") and again == before
+    before, after, again = (float(text.split()[0]) for text in gender[5:])
+    assert gender[6].endswith(f"(+{after - before:.1f})") and gender[7].endswith("(+0.0)") and again == before
     assert table.notes[2] == "before (2) against before: no field of the config differs."
 
 

@@ -1,6 +1,7 @@
 """Protocols end to end: predictions with known right and wrong answers give the numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,6 +209,13 @@ def test_blocks_keep_sets_sources_and_settings_apart():
     }  # fmt: skip
 
 
+def test_splits_are_judged_together():
+    """`--split all`: one entry over all faces, not one a split of which the table shows the last."""
+    faces = [*utk(40, split="train"), *(replace(p, image=f"t{p.image}") for p in utk(8, split="test"))]
+    (entry,) = summarise(faces, resamples=10)["entries"]
+    assert entry["split"] == "train+test" and entry["faces"] == entry["tasks"]["gender"]["faces"] == 48
+
+
 def test_an_answer_given_twice_or_a_foreign_option_is_refused():
     one = predict("a", "expw", "expression", "happy", "happy")
     with pytest.raises(UserError, match="answered twice"):
@@ -234,8 +242,8 @@ def test_table_has_both_settings_gaps_and_majority(tmp_path):
     table = results_table(cells)
     assert 0 in table.bold and 1 not in table.bold
     assert [h for h in table.header if "," in h] == ["training-free, LLM", "fine-tuned, LLM"]
-    assert table.rows[0][:4] == ["UTKFace", "gender", "accuracy", "50.0*"]
-    assert table.rows[0][4].startswith("87.5 [") and table.rows[0][5] == "gender 25.0"
+    assert table.rows[0][:5] == ["UTKFace", "gender", "accuracy", "120 / 60", "50.0*"]
+    assert table.rows[0][5].startswith("87.5 [") and table.rows[0][6] == "gender 25.0"
     assert table.to_markdown().count("\n| UTKFace") == len(table.rows)
     flat = flat_table(cells)
     assert flat.records()[0]["value"] == 0.875 and flat.records()[0]["gap_gender"] == 0.25

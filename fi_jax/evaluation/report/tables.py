@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fi_jax.data.datasets import dataset_title
 from fi_jax.evaluation.report.gather import Evaluation, Flips
 from fi_jax.evaluation.results import Cell, cells_of
+from fi_jax.evaluation.results_tables import faces_of
 from fi_jax.evaluation.table import Table
 from fi_jax.evaluation.titles import (
     format_difference,
@@ -34,32 +35,32 @@ def _cells_by_place(
         yield next(iter(found.values())), [found.get(e.name) for e in evaluations]
 
 
-def _comparison(name: str, columns: Sequence[str], rows: Sequence[tuple[Cell, list]], notes, bold: bool) -> Table:
+def _comparison(name: str, columns: Sequence[str], rows: Sequence[tuple[Cell, str, list]], notes, bold: bool) -> Table:
     """A table whose rows start with what they are about and who answered."""
     return Table(
-        ["data set", "task", "metric", "who", *columns],
+        ["data set", "task", "metric", "who", "faces", *columns],
         [
-            [dataset_title(c.dataset), task_title(c.task), metric_title(c.metric), who(c.source, c.setting), *texts]
-            for c, texts in rows
+            [dataset_title(c.dataset), task_title(c.task), metric_title(c.metric), who(c.source, c.setting), n, *texts]
+            for c, n, texts in rows
         ],
         notes,
         name,
-        bold={i for i, (cell, _) in enumerate(rows) if bold and cell.headline},
-        tags=[{"dataset": cell.dataset, "task": cell.task} for cell, _ in rows],
+        bold={i for i, (cell, *_) in enumerate(rows) if bold and cell.headline},
+        tags=[{"dataset": cell.dataset, "task": cell.task} for cell, *_ in rows],
     )
 
 
 def comparison_table(evaluations: Sequence[Evaluation]) -> Table:
     """One row a metric, setting and source; one column an evaluation; of two, their difference too."""
     columns = [e.name for e in evaluations] + (["difference"] if len(evaluations) == 2 else [])
-    rows: list[tuple[Cell, list]] = []
+    rows: list[tuple[Cell, str, list]] = []
     for first, cells in _cells_by_place(evaluations):
         metric = first.metric
         texts = [format_interval(metric, c.value, c.low, c.high) if c else None for c in cells]
         if len(cells) == 2:
             before, after = cells
             texts.append(format_difference(metric, after.value - before.value) if before and after else None)
-        rows.append((first, texts))
+        rows.append((first, faces_of(cells), texts))
     return _comparison("Comparison", columns, rows, ["Percent unless said otherwise."], bold=True)
 
 
@@ -69,15 +70,16 @@ def ablation_table(evaluations: Sequence[Evaluation]) -> Table:
     The notes say how each evaluation's config differs from the first one's.
     """
     name = evaluations[0].name
-    rows: list[tuple[Cell, list]] = []
-    for first, (base, *others) in _cells_by_place(evaluations, headlines_only=True):
+    rows: list[tuple[Cell, str, list]] = []
+    for first, cells in _cells_by_place(evaluations, headlines_only=True):
+        base, *others = cells
         texts = [format_value(first.metric, base.value if base else None)]
         for cell in others:
             text = format_value(first.metric, cell.value if cell else None)
             if cell and base:
                 text += f" ({format_difference(first.metric, cell.value - base.value)})"
             texts.append(text)
-        rows.append((first, texts))
+        rows.append((first, faces_of(cells), texts))
     notes = [f"Headline metrics in percent unless said otherwise; in brackets the difference to {name}."]
     configs = [e.summary["meta"].get("config") for e in evaluations]
     for evaluation, config in zip(evaluations[1:], configs[1:], strict=True):
