@@ -21,7 +21,7 @@ from fi_jax.labels.tasks import YEAR_CENTRES
 from fi_jax.labels.vocabulary import Vocabulary
 
 Array = np.ndarray
-RATE = Metric("violation_rate", mean_error, higher_is_better=False)
+RATE = Metric("violation_rate", mean_error, higher_is_better=False, faces=lambda sums: sums[1])
 MOST_EXAMPLES = 100
 # Every face whose answers break a rule is an integer program of some milliseconds: beyond this many faces, an even
 # sample of them is decoded.

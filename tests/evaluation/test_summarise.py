@@ -132,22 +132,34 @@ def test_expression_macro_f1_and_unreadable_free_form():
     assert sum(result["confusion"]["unreadable"]) == 1
 
 
+def celeba_men(first_goatee: str, count: int):
+    """Men without a beard; the first one's goatee as given."""
+    for i in range(count):
+        yield predict(f"{i}", "celeba", "No_Beard", "Yes", "Yes")
+        yield predict(f"{i}", "celeba", "Goatee", "No", first_goatee if i == 0 else "No")
+        yield predict(f"{i}", "celeba", "Mustache", "No", "No")
+        yield predict(f"{i}", "celeba", "Male", "Yes", "Yes")
+
+
 def test_broken_rules_are_counted_named_and_shown():
-    faces = []
-    for i in range(4):
-        said = "Yes" if i == 0 else "No"
-        faces += [
-            predict(f"{i}", "celeba", "No_Beard", "Yes", "Yes"),
-            predict(f"{i}", "celeba", "Goatee", "No", said),
-            predict(f"{i}", "celeba", "Mustache", "No", "No"),
-            predict(f"{i}", "celeba", "Male", "Yes", "Yes"),
-        ]
-    rules = summarise(faces, resamples=50)["entries"][0]["rules"]
+    rules = summarise(celeba_men("Yes", 4), resamples=50)["entries"][0]["rules"]
     assert rules["metrics"]["violation_rate"]["value"] == pytest.approx(0.25)
     assert rules["metrics"]["violation_rate"]["baseline"] == 0 and rules["annotations"] == 0
     assert [e["image"] for e in rules["examples"]] == ["0"]
     assert any("No_Beard excludes" in rule for rule in rules["examples"][0]["rules"])
     assert not any("Bald" in rule for rule in rules["by_rule"]), "rules about labels nobody asked are out of scope"
+
+
+def test_a_share_of_none_or_all_has_the_exact_interval():
+    """Every resample of 60 faces without a broken rule says 0; the truth may still be 1 in 17."""
+    right = [p for p in utk(120) if p.answer == p.label][:60]
+    entry = summarise([*right, *celeba_men("No", 60)], resamples=20)["entries"]
+    accuracy = entry[0]["tasks"]["gender"]["metrics"]["accuracy"]
+    assert (accuracy["value"], accuracy["high"]) == (1, 1) and accuracy["low"] == pytest.approx(
+        0.025 ** (1 / 60), abs=1e-6
+    )
+    rate = entry[1]["rules"]["metrics"]["violation_rate"]
+    assert (rate["value"], rate["low"]) == (0, 0) and rate["high"] == pytest.approx(1 - 0.025 ** (1 / 60), abs=1e-6)
 
 
 def test_consistent_decoding_breaks_nothing_and_states_its_price():

@@ -31,10 +31,11 @@ from fi_jax.evaluation.protocols.scoring import (
 )
 
 Array = np.ndarray
-ACCURACY = Metric("accuracy", lambda sums: metrics.accuracy(metrics.as_confusion(sums)))
+_FACES = partial(np.sum, axis=-1)
+ACCURACY = Metric("accuracy", lambda sums: metrics.accuracy(metrics.as_confusion(sums)), faces=_FACES)
 BALANCED_ACCURACY = Metric("balanced_accuracy", lambda sums: metrics.balanced_accuracy(metrics.as_confusion(sums)))
 MACRO_F1 = Metric("macro_f1", lambda sums: metrics.macro_f1(metrics.as_confusion(sums)))
-WITHIN_ONE = Metric("within_one_group", lambda sums: metrics.within_one(metrics.as_confusion(sums)))
+WITHIN_ONE = Metric("within_one_group", lambda sums: metrics.within_one(metrics.as_confusion(sums)), faces=_FACES)
 
 # Task -> its metrics, the headline first. A further single-choice task is a line here.
 CHOICES: Mapping[str, tuple[Metric, ...]] = {

@@ -20,6 +20,8 @@ class Metric:
     name: str
     of: Callable[[Array], Array]
     higher_is_better: bool = True
+    # Of a metric that is a share of faces: how many, from the same sums.
+    faces: Callable[[Array], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,18 @@ def number(value: float | Array | None) -> float | None:
 
 
 def score(stats: Float[Array, "f s"], metric: Metric, bootstrap: Bootstrap, samples: Array | None = None) -> dict:
-    """Returns `{"value", "low", "high"}`: the metric over all faces and its bootstrap interval over faces."""
+    """Returns `{"value", "low", "high"}`: the metric over all faces and its bootstrap interval over faces.
+
+    Where a share is 0 or 1 every resample says the same, so its interval is the exact one (Clopper & Pearson 1934).
+    """
     if samples is None:
         samples = metrics.bootstrap_sums(stats, bootstrap.resamples, bootstrap.seed)
-    value = metric.of(stats.sum(0, dtype=np.float64))
-    low, high = metrics.interval(metric.of(samples), bootstrap.level)
+    sums = stats.sum(0, dtype=np.float64)
+    value = metric.of(sums)
+    if metric.faces is not None and value in (0, 1):
+        low, high = metrics.exact_interval(float(value), int(metric.faces(sums)), bootstrap.level)
+    else:
+        low, high = metrics.interval(metric.of(samples), bootstrap.level)
     return {"value": number(value), "low": number(low), "high": number(high)}
 
 
