@@ -5,7 +5,12 @@ fi-jax ask photo.jpg --all --figure answers.png
 """
 
 import argparse
+import contextlib
 import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,47 +36,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", metavar="F.png", help="save photo, segmentation map and answers as a picture")
 
 
+@contextlib.contextmanager
+def _step(words: str) -> Iterator[None]:
+    """Says on stderr what is being done when it takes more than two seconds."""
+    timer = threading.Timer(2.0, lambda: print(f"{words} …", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def run(args: argparse.Namespace) -> int:
     """Finds the face, parses it, answers."""
-    from pathlib import Path
-
+    from fi_jax.files import refuse_overwrite
     from fi_jax.pictures.decode import decode
+    from fi_jax.prompting.refusals import checked_question
     from fi_jax.weights.bundle import load_model
 
-    image = decode(Path(args.image))
-    model = load_model(args.checkpoint)
-    from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
+    question = None if args.question is None else checked_question(args.question)
+    if args.figure:
+        refuse_overwrite([Path(args.figure)], [Path(args.image)])
+    with _step("reading the picture and the model"):
+        image = decode(Path(args.image))
+        model = load_model(args.checkpoint)
+        from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
 
-    box = parse_box(args.box, *image.shape[:2]) if args.box else None
-    from fi_jax.cli.runtime import start
+        box = parse_box(args.box, *image.shape[:2]) if args.box else None
+    with _step("starting JAX"):
+        from fi_jax.cli.runtime import start
 
-    start()
-    from fi_jax.inference.answerer import load_answerer
-    from fi_jax.inference.answers import Request
-    from fi_jax.inference.conversation import respond
+        start()
+        from fi_jax.inference.answerer import load_answerer
+        from fi_jax.inference.answers import Request
+        from fi_jax.inference.conversation import respond
 
     faces = []
     if box is None:
-        from fi_jax.faces.parser import load_parser
-        from fi_jax.faces.picture_map import faces_in
+        with _step("finding faces"):
+            from fi_jax.faces.parser import load_parser
+            from fi_jax.faces.picture_map import faces_in
 
-        faces = faces_in(load_parser(model.config.weights.parser), image)
-        box = crop_for_model(choose_face(faces, args.face, args.image))
-    answerer = load_answerer(model)
+            faces = faces_in(load_parser(model.config.weights.parser), image)
+            box = crop_for_model(choose_face(faces, args.face, args.image))
+    with _step("loading the model"):
+        answerer = load_answerer(model)
     request = Request(
-        args.question,
+        question,
         everything=args.all or bool(args.figure),
         race=args.race,
         by_llm=not args.head,
         consistent=args.consistent,
     )
-    response = respond(answerer, image, box, request)
+    with _step("answering (a first run compiles programs, which are kept)"):
+        response = respond(answerer, image, box, request)
     if args.figure:
         from fi_jax.evaluation.figures.ask import save_answer_card
 
         save_answer_card(args.figure, response)
     if args.json:
-        print(json.dumps(response.to_json(args.image), ensure_ascii=False, indent=1))
+        # With --box no faces were looked for.
+        found = response.to_json(args.image) | ({"faces": len(faces)} if faces else {})
+        print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         if len(faces) > 1 and not args.face:
             print(f"{len(faces)} faces; answering about the largest (choose with --face N: {list_faces(faces)})")

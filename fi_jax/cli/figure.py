@@ -194,9 +194,10 @@ def _attribution(args):
     size = model.config.data.image_size
     crop = crop_square(image, box, size)
     mask = None if args.mask is None else crop_square_mask(_mask_like(args.mask, image), box, size)
-    question = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
-    if question is None:
+    match = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
+    if match is None:
         raise UserError(f"'{args.question}' is no closed question; ask about one attribute, age, gender or expression")
+    question = match.question
     if args.answer is not None:
         require_choice("answer", args.answer, question.options)
     option = None if args.answer is None else question.options.index(args.answer)

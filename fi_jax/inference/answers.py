@@ -31,6 +31,9 @@ class Answer:
     chosen: int
     # Years, by the model's estimator, of a question about the age.
     years: float | None = None
+    # What a person asked of it in other words (`prompting.question_matching.Match`): does `claim` hold?
+    claim: str = ""
+    weights: tuple[float, ...] | None = None
 
     @property
     def option(self) -> str:
@@ -48,8 +51,27 @@ class Answer:
             return f"about {self.years:.0f} years ({self.option}: {100 * self.probability:.0f} %)"
         return f"{self.option} ({100 * self.probability:.0f} %)"
 
+    @property
+    def claim_probability(self) -> float | None:
+        """Probability that `claim` holds, where one was asked."""
+        return None if self.weights is None else float(np.dot(self.weights, self.probabilities))
+
+    def reply(self) -> str:
+        """The answer to the person's own question: "No (98 %)" where they asked whether a claim holds."""
+        p = self.claim_probability
+        return self.to_text() if p is None else f"{'Yes' if p >= 0.5 else 'No'} ({100 * max(p, 1 - p):.0f} %)"
+
+    def note(self) -> str:
+        """Which closed question was answered, and with which polarity."""
+        note = f"answered: {self.question.stem}"
+        if self.claim_probability is not None:
+            note += f" {self.to_text()}; {self.claim}: {100 * self.claim_probability:.0f} %"
+        if self.question.family == "race":
+            note += f" (as annotators label it: {', '.join(self.question.options)})"
+        return note
+
     def to_json(self) -> dict:
-        """The same as plain values."""
+        """The closed answer as plain values."""
         options = zip(self.question.options, self.probabilities, strict=True)
         found = {
             "question": self.question.name,
@@ -70,7 +92,11 @@ class Response:
     box: Box
     question: str
     answers: tuple[Answer, ...] = ()
+    # The reply to the person's question, and what it rests on.
     text: str = ""
+    note: str = ""
+    # The closed answer that `text` was read from; None for a sentence.
+    asked: Answer | None = None
     source: str = "llm"
     # Questions whose answer was changed so that no rule is broken.
     changed: tuple[str, ...] = ()
@@ -82,10 +108,8 @@ class Response:
 
     def to_text(self) -> str:
         """Lines for a terminal."""
-        lines = [self.text] if self.text else []
-        if len(self.answers) == 1:
-            lines.append(self.answers[0].to_text())
-        elif self.answers:
+        lines = [line for line in (self.text, self.note) if line]
+        if self.answers and self.answers != (self.asked,):
             width = max((len(a.question.text) for a in self.answers if a.question.is_binary), default=40)
             lines += [f"{a.question.stem:<{width}}  {a.to_text()}" for a in self.answers]
         if self.changed:
@@ -101,4 +125,9 @@ class Response:
             "source": self.source,
             "answers": [answer.to_json() for answer in self.answers],
         }
-        return found | {"text": self.text} if self.text else found
+        if self.asked is not None:
+            p = self.asked.claim_probability
+            found["answered"] = {"question": self.asked.question.name, "text": self.asked.question.stem}
+            if p is not None:
+                found["answered"] |= {"claim": self.asked.claim, "claim_probability": round(p, 4)}
+        return found | ({"text": self.text, "note": self.note} if self.text else {})

@@ -22,19 +22,24 @@ from fi_jax.pictures.crop import Box, crop_square
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, describe_answers
 from fi_jax.prompting.probabilities import label_probabilities
 from fi_jax.prompting.question_matching import is_description, match_question
+from fi_jax.prompting.refusals import UNSURE, checked_question, is_withheld, refusal
 from fi_jax.prompting.statements import agrees
+
+FREE_TEXT = "free text of the language model: no probability, not calibrated"
+FROM_CLOSED = "put together from the closed answers"
 
 
 def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, request: Request) -> Response:
     """Crops, parses and answers. Race is answered when asked for, never volunteered.
 
     Raises:
-      UserError: an open question to a model of stage 1, whose LLM was not taught to read faces.
+      UserError: a question that is empty or too long, or an open one where no LLM answers: a model of stage 1, whose
+        LLM was not taught to read faces, or a request to the alignment head.
     """
+    text = DESCRIBE_QUESTIONS[0] if request.text is None else checked_question(request.text)
     by_llm = request.by_llm and answerer.is_instruction_tuned
     crop = crop_square(image, box, answerer.config.data.image_size)
     mask = map_of(crop, answerer.config.weights.parser)
-    text = request.text or DESCRIBE_QUESTIONS[0]
     response = Response(crop, mask, box, text, source="llm" if by_llm else "head")
     bank = questions_for(answerer.vocabulary)
     if request.everything:
@@ -43,32 +48,40 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
         response = replace(response, answers=answers, changed=changed)
         if request.text is None:
             return response
-    question = match_question(text, bank)
-    if question is not None:
-        answers, changed = closed_answers(answerer, crop, mask, [question], by_llm, request.consistent)
-        if response.answers:
-            return replace(response, text=answers[0].to_text())
-        return replace(response, answers=answers, changed=changed)
-    if answerer.is_instruction_tuned:
-        written = generate(answerer, crop, mask, text, request.max_new_tokens)
-        return replace(response, text=checked(answerer, crop, mask, text, written))
+    match = match_question(text, bank)
+    if match is not None:
+        answers, changed = closed_answers(answerer, crop, mask, [match.question], by_llm, request.consistent)
+        asked = replace(answers[0], claim=match.claim, weights=match.weights)
+        response = replace(response, text=asked.reply(), note=asked.note(), asked=asked)
+        return response if response.answers else replace(response, answers=(asked,), changed=changed)
+    if (declined := refusal(text)) is not None:
+        return replace(response, text=declined)
+    if by_llm:
+        generated = generate(answerer, crop, mask, text, request.max_new_tokens)
+        sentence, note = checked_text(answerer, crop, mask, text, generated)
+        return replace(response, text=sentence, note=note)
     # The alignment head's closed answers make a description; other open questions need the LLM.
-    if not is_description(text):
-        raise UserError(
-            "this model was trained for stage 1 only and answers closed questions (fi-jax ask IMAGE --all shows them); "
-            "open questions need a model of stage 2"
-        )
-    return replace(response, text=describe_answers(_all_but_race(answerer, crop, mask, by_llm=False)))
+    if is_description(text):
+        return replace(response, text=describe_answers(_all_but_race(answerer, crop, mask, by_llm)), note=FROM_CLOSED)
+    if answerer.is_instruction_tuned:
+        raise UserError(f"the alignment head has no answer to '{text}'; let the language model answer (without --head)")
+    raise UserError(
+        "this model was trained for stage 1 only and answers closed questions (fi-jax ask IMAGE --all shows them); "
+        "open questions need a model of stage 2"
+    )
 
 
-def checked(
+def checked_text(
     answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], question: str, text: str
-) -> str:
-    """The LLM's `text`; where its closed answers contradict a description, one that is made of those."""
-    if not is_description(question):
-        return text
+) -> tuple[str, str]:
+    """The LLM's `text` and a note that it is free text, unless its closed answers contradict it or it says too much.
+
+    A description is then put together from the closed answers; other questions are declined.
+    """
     closed = _all_but_race(answerer, image, mask, by_llm=True)
-    return text if agrees(text, closed) else describe_answers(closed)
+    if agrees(text, closed) and not is_withheld(text):
+        return text, FREE_TEXT
+    return (describe_answers(closed), FROM_CLOSED) if is_description(question) else (UNSURE, "")
 
 
 def _all_but_race(answerer: Answerer, image: np.ndarray, mask: np.ndarray, by_llm: bool) -> dict[str, Sequence[float]]:

@@ -4,38 +4,16 @@ import re
 
 from fi_jax.labels import tasks
 from fi_jax.labels.questions import Question
+from fi_jax.prompting.question_matching import load_phrases
 
 _YES = ("yes", "yeah", "yep", "true", "correct")
 _NO = ("no", "nope", "false", "incorrect", "not")
 
 # Other words for an option (in lower case).
-_SYNONYMS: dict[str, tuple[str, ...]] = {
-    "male": ("man", "boy", "masculine", "gentleman"),
-    "female": ("woman", "girl", "feminine", "lady"),
-    "white": ("caucasian",),
-    "black": ("african american", "african-american", "african"),
-    "indian": ("south asian",),
-    "middle eastern": ("arab",),
-    "latino or hispanic": ("latino", "latina", "hispanic", "latino hispanic"),
-    "others": ("other",),
-    "angry": ("anger",),
-    "disgust": ("disgusted",),
-    "fear": ("fearful", "afraid", "scared", "frightened"),
-    "happy": ("happiness", "joyful", "joy", "smiling"),
-    "sad": ("sadness", "unhappy"),
-    "surprise": ("surprised",),
-    "neutral": ("calm", "expressionless"),
+_SYNONYMS: dict[str, list[str]] = {
+    option: words.split("|") for option, words in load_phrases()["option_synonyms"].items()
 }
-_DECADES = {
-    "twenties": 20,
-    "thirties": 30,
-    "forties": 40,
-    "fifties": 50,
-    "sixties": 60,
-    "seventies": 70,
-    "eighties": 80,
-    "nineties": 90,
-}
+_DECADES = {word: 10 * n for n, word in enumerate(load_phrases()["words"]["decades"].split("|"), 2)}
 _NEGATION = r"(?:\bnot|\bno|\bnever|\bwithout|n't|\bneither|\bnor)\s+(?:(?:a|an|the|very|really)\s+)?"
 
 

@@ -1,6 +1,6 @@
 """Words about a face: descriptions made of labels, and open questions with their answers for training.
 
-What is said is what the labels state and a stranger would mind least: age, gender word, hair, beard, what is
+A description holds what the labels state and a stranger would mind least: age, gender word, hair, beard, what is
 worn, expression. Race, body weight, skin and attractiveness are never put into a description, and nobody is named.
 """
 
@@ -10,50 +10,16 @@ from typing import TypeVar
 import numpy as np
 
 from fi_jax.labels import tasks
-from fi_jax.labels.question_bank import question
-from fi_jax.prompting.statements import SURE, SURE_CHOICE
+from fi_jax.prompting.question_matching import load_phrases
+from fi_jax.prompting.refusals import IDENTITY_REFUSAL, cannot_tell
+from fi_jax.prompting.statements import decided
 
-NO_FACE = "There is no face in this picture."
-IDENTITY_REFUSAL = "I do not identify people. I can describe the face instead."
-
-DESCRIBE_QUESTIONS = (
-    "Describe this face.",
-    "What does this person look like?",
-    "Describe the person in this picture.",
-    "What can you say about this face?",
-    "Tell me about this person's face.",
-)
-EXPRESSION_QUESTIONS = (
-    "What is the person's expression?",
-    "How does this person look to be feeling?",
-    "What emotion does this face show?",
-)
-AGE_QUESTIONS = ("How old is this person?", "What age does this person look?", "About how old is this face?")
-HAIR_QUESTIONS = ("What is this person's hair like?", "Describe the hair.", "What hair does this person have?")
-WEARING_QUESTIONS = (
-    "What is this person wearing?",
-    "Does this person wear any accessories?",
-    "What accessories can be seen?",
-)
-IDENTITY_QUESTIONS = (
-    "What is this person's name?",
-    "Who is this?",
-    "Who is the person in this picture?",
-    "Do you know this person?",
+_QUESTIONS = load_phrases()["open_questions"]
+DESCRIBE_QUESTIONS, EXPRESSION_QUESTIONS, AGE_QUESTIONS, HAIR_QUESTIONS, WEARING_QUESTIONS, IDENTITY_QUESTIONS = (
+    tuple(_QUESTIONS[name]) for name in ("describe", "expression", "age", "hair", "wearing", "identity")
 )
 # What no face shows, with the reason that the answer gives.
-UNSEEN_QUESTIONS: tuple[tuple[str, str], ...] = (
-    ("What is this person's job?", "a face does not show a job"),
-    ("Where was this picture taken?", "only the face can be seen"),
-    ("Is this person married?", "a face does not show that"),
-    ("What is this person thinking?", "a face does not show thoughts"),
-    ("Is this person honest?", "a face does not show character"),
-    ("Which religion does this person have?", "a face does not show beliefs"),
-    ("What shoes is this person wearing?", "only the face can be seen"),
-    ("How tall is this person?", "only the face can be seen"),
-    ("Is this person healthy?", "a picture of a face is no medical examination"),
-    ("What does this person's voice sound like?", "a picture has no sound"),
-)
+UNSEEN_QUESTIONS: tuple[tuple[str, str], ...] = tuple((text, reason) for text, reason in _QUESTIONS["unseen"])
 
 _WORN = {
     "Eyeglasses": "eyeglasses",
@@ -210,31 +176,10 @@ def describe(labels: Mapping[str, bool], age: float | None = None, rng: np.rando
 def describe_answers(probabilities: Mapping[str, Sequence[float]]) -> str:
     """Returns a description made of closed answers: question name -> probabilities of its options.
 
-    A yes/no answer counts from `SURE` on (no: from 1 - `SURE` down), a choice when its best option has at least
-    `SURE_CHOICE`; what lies between is left unsaid. The age is the mean of "age_years" where it was asked.
+    What they are not sure of (`statements.decided`) is left unsaid. The age is the mean of "age_years" where it was asked.
     """
-    labels: dict[str, bool] = {}
-    undecided: set[str | None] = set()
-    age = None
-    for name, given in probabilities.items():
-        asked, p = question(name), np.asarray(given, float)
-        if asked.is_binary:
-            if max(p[0], 1 - p[0]) >= SURE:
-                # A choice ("gender") overrules the yes/no question about one of its labels ("Male").
-                labels.setdefault(name, bool(p[0] > 0.5))
-        elif asked.family == "age_years":
-            age = float(tasks.expected_age(p))
-        elif asked.family != "race" and p.max() >= SURE_CHOICE:
-            best = int(np.argmax(p))
-            labels |= {label: i == best for i, label in enumerate(asked.labels) if label}
-        else:
-            undecided |= set(asked.labels)
-    return describe({label: value for label, value in labels.items() if label not in undecided}, age)
-
-
-def cannot_tell(reason: str) -> str:
-    """Returns the answer to a question about what no face shows."""
-    return f"I cannot tell that from this picture: {reason}."
+    age = float(tasks.expected_age(np.asarray(probabilities["age_years"]))) if "age_years" in probabilities else None
+    return describe({label: value for label, value in decided(probabilities).items() if value is not None}, age)
 
 
 def open_examples(
@@ -267,7 +212,7 @@ def open_examples(
         worn = _true(labels, _WORN)
         answer = says(f"wears {_join(worn)}") if worn else "No glasses, no hat and nothing else that I can name."
         pairs.append((_pick(rng, WEARING_QUESTIONS), answer))
-    unseen = [(asked, cannot_tell(reason)) for asked, reason in UNSEEN_QUESTIONS]
-    who = [(asked, IDENTITY_REFUSAL) for asked in IDENTITY_QUESTIONS]
+    unseen = [(text, cannot_tell(reason)) for text, reason in UNSEEN_QUESTIONS]
+    who = [(text, IDENTITY_REFUSAL) for text in IDENTITY_QUESTIONS]
     pairs.append(_pick(rng, _pick(rng, (who, unseen))))
     return pairs

@@ -252,5 +252,6 @@ def ask_figure(
 
 def save_answer_card(path: Path | str, reply) -> Path:
     """Draws what the model replied (`inference.answers.Response`) and writes it as PNG, SVG or PDF."""
-    drawn = ask_figure(reply.image, reply.mask, reply.answers, reply.question, reply.text, reply.age)
+    text = f"{reply.text} {f'({reply.note})' if reply.note else ''}".strip()
+    drawn = ask_figure(reply.image, reply.mask, reply.answers, reply.question, text, reply.age)
     return style.save(drawn, path)
