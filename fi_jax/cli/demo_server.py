@@ -27,9 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.errors import UserError
 
     try:
-        import uvicorn
-
         from fi_jax.demo.app import make_app
+        from fi_jax.demo.guard import make_server
     except ImportError as error:
         raise UserError(f"the demo server needs {error.name}; pip install 'fi_jax[demo]'") from error
     from fi_jax.demo.service import Service
@@ -44,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"cannot listen on {args.host}, port {args.port} ({error}); choose another --port or --host"
         ) from error
+    port = listener.getsockname()[1]
     model = load_model(args.checkpoint)
     from fi_jax.cli.runtime import start
 
@@ -53,13 +53,18 @@ def run(args: argparse.Namespace) -> int:
     service = Service(load_answerer(model))
     print("compiling …", flush=True)
     service.warm_up()
-    name = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
+    everywhere = args.host in ("0.0.0.0", "::")
+    names = {"localhost", "127.0.0.1", "::1", args.host, *args.allow_host}
+    if everywhere:
+        names = names - {args.host} | {socket.gethostname()}
+    shown = "localhost" if everywhere else f"[{args.host}]" if ":" in args.host else args.host
+    print(f"http://{shown}:{port}/ (Ctrl-C stops)", flush=True)
     if args.host not in ("127.0.0.1", "localhost", "::1"):
-        print("Others can reach this page. It is a research demo: no login, no encryption.", flush=True)
-    hosts = (
-        ("localhost", "127.0.0.1", "[::1]", name, *args.allow_host) if args.host not in ("0.0.0.0", "::") else ("*",)
-    )
-    server = uvicorn.Server(uvicorn.Config(make_app(service, hosts), log_level="warning", access_log=False))
-    server.run(sockets=[listener])
+        reach = f"any address of this machine and the names {', '.join(sorted(names))}" if everywhere else args.host
+        print(
+            f"Others can reach this page by {reach}, port {port}. It is a research demo: no login, no encryption; "
+            "whoever reaches it can use it, and pictures cross the network in the clear.",
+            flush=True,
+        )
+    make_server(make_app(service, names, any_address=everywhere)).run(sockets=[listener])
     return 0

@@ -3,32 +3,37 @@
 import asyncio
 import contextlib
 import json
-import queue
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fi_jax import __version__
+from fi_jax.demo.guard import Guard
 from fi_jax.demo.service import Service, Switches
 from fi_jax.errors import UserError
 
 LARGEST_UPLOAD = 128 * 2**20
 LARGEST_CROP = 2 * 2**20
-# Whole pictures are received and decoded this many at a time: 50 megapixels take 150 MB.
-UPLOADS_AT_ONCE = 2
+# Bodies held at a time, of all requests together.
+MOST_HELD = 4 * LARGEST_UPLOAD
+# Whole pictures are decoded this many at a time: 50 megapixels take 150 MB.
+PICTURES_AT_ONCE = 2
 # Requests that may wait for the model; more are told to come back.
 MOST_WAITING = 200
+# For a whole upload, and for its next piece.
 UPLOAD_SECONDS = 120
+PIECE_SECONDS = 10
+# How often a request that waits looks whether its visitor is still there.
+LOOK_SECONDS = 0.5
 
 
 class _Busy(Exception):
@@ -60,20 +65,40 @@ class Demo:
         self.service = service
         self.page = page(service.answerer.is_instruction_tuned)
         self.model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.picture_threads = ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="picture")
-        self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self.picture_threads = ThreadPoolExecutor(PICTURES_AT_ONCE, thread_name_prefix="picture")
         self.waiting = 0
+        self.held = 0
 
-    @contextlib.contextmanager
-    def place(self):
-        """Counts a request that waits; raises `_Busy` when there are too many."""
+    @contextlib.asynccontextmanager
+    async def body(self, request: Request, most: int) -> AsyncIterator[bytes]:
+        """Receives a request's body, and counts the request among those that wait until the block ends.
+
+        A slow upload keeps nobody else waiting: no thread and no part of the model is taken before it is complete.
+        """
         if self.waiting >= MOST_WAITING:
             raise _Busy
         self.waiting += 1
+        parts, size = [], 0
         try:
-            yield
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                stream = request.stream()
+                while part := await asyncio.wait_for(anext(stream, b""), PIECE_SECONDS):
+                    size += len(part)
+                    self.held += len(part)
+                    if size > most:
+                        raise _TooLarge
+                    if self.held > MOST_HELD:
+                        raise _Busy
+                    parts.append(part)
+            yield b"".join(parts)
         finally:
             self.waiting -= 1
+            self.held -= size
+
+    async def run(self, request: Request, pool: ThreadPoolExecutor, work: Callable, *arguments):
+        """Runs `work` in a thread; what has not begun when the visitor leaves is dropped."""
+        submitted = pool.submit(work, *arguments)
+        return await _attended(request, asyncio.wrap_future(submitted), submitted.cancel)
 
     async def home(self, request: Request) -> Response:
         """The page. Its only script is its own, allowed by a nonce made for this visit."""
@@ -87,89 +112,74 @@ class Demo:
 
     async def faces(self, request: Request) -> Response:
         """Picture in, face crops out."""
-        with self.place():
-            async with self.uploads:
-                data = await _body(request, LARGEST_UPLOAD)
-                whole = request.query_params.get("whole") == "1"
-                found = await _in(self.picture_threads, self.service.faces, data, whole)
-        return _json(found)
+        async with self.body(request, LARGEST_UPLOAD) as data:
+            whole = request.query_params.get("whole") == "1"
+            return _json(await self.run(request, self.picture_threads, self.service.faces, data, whole))
 
     async def answers(self, request: Request) -> Response:
         """Face crop in, every answer out."""
-        with self.place():
-            data = await _body(request, LARGEST_CROP)
-            return _json(await _in(self.model_thread, self.service.answers, data, _switches(request)))
+        async with self.body(request, LARGEST_CROP) as data:
+            return _json(await self.run(request, self.model_thread, self.service.answers, data, _switches(request)))
 
     async def card(self, request: Request) -> Response:
         """Face crop in, answer card out (PNG)."""
-        with self.place():
-            data = await _body(request, LARGEST_CROP)
-            drawn = await _in(self.model_thread, self.service.card, data, _switches(request))
+        async with self.body(request, LARGEST_CROP) as data:
+            drawn = await self.run(request, self.model_thread, self.service.card, data, _switches(request))
         return Response(drawn, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     async def ask(self, request: Request) -> Response:
         """Face crop and question in; lines of JSON out, as the answer grows."""
-        with self.place():
-            data = await _body(request, LARGEST_CROP)
-            question, switches = request.query_params.get("question", ""), _switches(request)
-            lines: queue.SimpleQueue = queue.SimpleQueue()
-            gone = threading.Event()
-            loop = asyncio.get_running_loop()
-            ready = asyncio.Event()
+        loop, items, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
-            def work() -> None:
-                try:
-                    for item in self.service.ask(data, question, switches):
-                        if gone.is_set():
-                            break
-                        lines.put(item)
-                        loop.call_soon_threadsafe(ready.set)
-                except Exception as error:
-                    lines.put(error)
-                lines.put(None)
-                loop.call_soon_threadsafe(ready.set)
+        def put(item) -> None:
+            # After the loop has stopped nobody waits for it.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(items.put_nowait, item)
 
-            async def next_line():
-                while lines.empty():
-                    ready.clear()
-                    if lines.empty():
-                        await ready.wait()
-                return lines.get()
+        def work(data: bytes) -> None:
+            try:
+                for item in self.service.ask(data, request.query_params.get("question", ""), _switches(request)):
+                    put(item)
+                    if gone.is_set():
+                        return
+            except Exception as error:
+                put(error)
+            finally:
+                put(None)
 
-            task = loop.run_in_executor(self.model_thread, work)
+        async with self.body(request, LARGEST_CROP) as data:
+            task = self.model_thread.submit(work, data)
+
+            def leave() -> bool:
+                gone.set()
+                return task.cancel() or True
+
             # The first item is waited for here, so that a mistake still gets a status of its own.
-            first = await next_line()
+            first = await _attended(request, asyncio.create_task(items.get()), leave)
         if isinstance(first, Exception):
             raise first
 
-        async def body():
+        async def lines():
             item = first
             try:
                 while item is not None:
                     if isinstance(item, Exception):
                         item = {"error": _message(item), "done": True}
                     yield json.dumps(item, ensure_ascii=False) + "\n"
-                    item = await next_line()
+                    item = await items.get()
             finally:
                 gone.set()
-                await task
 
-        return StreamingResponse(body(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
-
-
-async def _in(pool: ThreadPoolExecutor, work: Callable, *arguments):
-    return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+        return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
 
 
-async def _body(request: Request, most: int) -> bytes:
-    parts, size = [], 0
-    async with asyncio.timeout(UPLOAD_SECONDS):
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise _TooLarge
-            parts.append(part)
-    return b"".join(parts)
+async def _attended(request: Request, future: asyncio.Future, leave: Callable[[], bool]):
+    """Waits for a result while the visitor is there; afterwards until `leave` says that it was given up."""
+    while not (await asyncio.wait({future}, timeout=LOOK_SECONDS))[0]:
+        if await request.is_disconnected() and leave():
+            future.cancel()
+            raise ClientDisconnect
+    return future.result()
 
 
 def _switches(request: Request) -> Switches:
@@ -192,8 +202,10 @@ def _fault(status: int, message: str | None = None, headers: dict | None = None)
     return handle
 
 
-def make_app(service: Service, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")) -> Starlette:
-    """Returns the ASGI application. `hosts` are the names under which it answers; others are refused (DNS rebinding)."""
+def make_app(
+    service: Service, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1"), any_address: bool = False
+) -> Starlette:
+    """Returns the ASGI application. It answers under the names `hosts`, and at any address with `any_address`."""
     demo = Demo(service)
     too_large = f"The picture has more than {LARGEST_UPLOAD >> 20} MB; scale it down."
 
@@ -211,7 +223,7 @@ def make_app(service: Service, hosts: tuple[str, ...] = ("localhost", "127.0.0.1
             Route("/api/card", demo.card, methods=["POST"]),
             Route("/api/ask", demo.ask, methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[Middleware(Guard, hosts=hosts, any_address=any_address)],
         exception_handlers={
             UserError: _fault(422),
             _Busy: _fault(503, "Many people are asking just now; try again in a moment.", {"Retry-After": "5"}),

@@ -21,10 +21,10 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.pictures.crop import Box, crop_square
 from fi_jax.pictures.decode import decode
 from fi_jax.prompting.question_matching import match_question
+from fi_jax.prompting.refusals import checked_question, refusal
 
 Array = np.ndarray
 MOST_FACES = 8
-LONGEST_QUESTION = 300
 NO_FACE = "No face was found. Use the whole picture if it is already a close crop of a face, or try a frontal photo."
 
 
@@ -89,6 +89,9 @@ class Service:
         height, width = image.shape[:2]
         found: list[Box]
         if whole:
+            # Cropping pads to a square: what is asked for must not be many times what was sent.
+            if max(height, width) > 4 * min(height, width):
+                raise UserError(f"a picture of {width}x{height} is too long to be one face; crop it first")
             found = [(0.0, 0.0, float(width), float(height))]
         else:
             found = [crop_for_model(box) for box in faces_in(self.parser, image)][:MOST_FACES]
@@ -154,26 +157,25 @@ class Service:
         }
 
     def ask(self, data: bytes, question: str, switches: Switches) -> Iterator[dict]:
-        """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`."""
+        """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`.
+
+        Items have `text`; the last has a `note` too: which closed question was answered, or that it is free text.
+        """
         from fi_jax.faces.map_cache import map_of
-        from fi_jax.inference.conversation import checked
+        from fi_jax.inference.conversation import checked_text
         from fi_jax.inference.generation import stream
 
-        question = " ".join(question.split())
-        if not question:
-            raise UserError("write a question first")
-        if len(question) > LONGEST_QUESTION:
-            raise UserError(f"the question has {len(question)} letters; ask in at most {LONGEST_QUESTION}")
-        crop = self._crop(data)
-        answerer = self._switched(switches)
-        # A model of stage 1 puts a description together from its head's answers and refuses other open questions.
-        if match_question(question, questions_for(answerer.vocabulary)) or not answerer.is_instruction_tuned:
-            yield {"text": self.respond(crop, question, switches).to_text(), "done": True}
+        question, crop, answerer = checked_question(question), self._crop(data), self._switched(switches)
+        by_llm = switches.llm and answerer.is_instruction_tuned
+        if not by_llm or match_question(question, questions_for(answerer.vocabulary)) or refusal(question):
+            response = self.respond(crop, question, switches)
+            yield {"text": response.text, "note": response.note, "done": True}
             return
         text, mask = "", map_of(crop, answerer.config.weights.parser)
         for text in stream(answerer, crop, mask, question, max_new_tokens=64):
             yield {"text": text}
-        yield {"text": checked(answerer, crop, mask, question, text), "done": True}
+        text, note = checked_text(answerer, crop, mask, question, text)
+        yield {"text": text, "note": note, "done": True}
 
     def card(self, data: bytes, switches: Switches) -> bytes:
         """The answer card of a face crop, as PNG."""

@@ -1,8 +1,5 @@
 """What the demo's tests share: one tiny real model and one running server a worker."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from running import Server
@@ -11,16 +8,13 @@ from running import Server
 @pytest.fixture(scope="session")
 def service():
     """The demo's service around a model of `fi_jax/configs/tiny.py` with random weights, and the bundled parser."""
+    from fi_jax.cli.configs import load_config
     from fi_jax.demo.service import Service
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.labels.registry import vocabulary
     from fi_jax.weights.bundle import TrainedModel
 
-    place = Path(__file__).parents[2] / "configs" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny_config", place)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    config = tiny.config()
+    config = load_config("tiny")
     size = len(vocabulary(config.data.vocabulary))
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(size, config.model.knowledge.prompt_size)).astype(np.float32)

@@ -22,14 +22,13 @@ class Server:
     """A running server and a way to call it."""
 
     def __init__(self, service):
-        import uvicorn
-
         from fi_jax.demo.app import make_app
+        from fi_jax.demo.guard import make_server
 
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical", access_log=False))
+        self.server = make_server(make_app(service))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
         deadline = time.monotonic() + 30

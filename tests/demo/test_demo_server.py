@@ -7,6 +7,8 @@ import io
 import json
 import socket
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -142,11 +144,12 @@ def test_questions_in_words_stream_or_answer_at_once(server, crop):
 
     status, said = lines("Is this person smiling?")
     assert status == 200 and len(said) == 1 and said[0]["done"] and said[0]["text"].split()[0] in ("Yes", "No")
+    assert said[0]["note"] == "answered: Is this person smiling?"
     status, said = lines("Describe this face.")
     assert status == 200 and said[-1]["done"]
     grown = [item["text"] for item in said]
     assert all(len(b) >= len(a) or "\ufffd" in a for a, b in zip(grown, grown[1:]))
-    assert lines(" ")[0] == 422 and lines("x" * 301)[0] == 422
+    assert lines(" ")[0] == 422 and lines("x" * 1001)[0] == 422
 
 
 def test_the_card_is_a_picture(server, crop):
@@ -196,8 +199,137 @@ def test_a_model_of_stage_1_answers_by_its_head_and_says_so(service):
     (said,) = first.ask(crop, "Describe this face.", Switches())
     assert said["done"] and said["text"]
     with pytest.raises(UserError, match="stage 2"):
-        list(first.ask(crop, "What is this person's job?", Switches()))
+        list(first.ask(crop, "What is the hair like?", Switches()))
     assert 'value="1" disabled' in page(answerer.is_instruction_tuned) and 'value="1" checked' in page(
         service.answerer.is_instruction_tuned
     )
     assert "{{llm}}" not in page(True) and "{{head}}" not in page(False)
+
+
+def test_pages_of_others_must_not_send_pictures(server):
+    own = f"http://127.0.0.1:{server.port}"
+    photo = file_of(ASTRONAUT)
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"http://127.0.0.1:{server.port + 1}"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        status, text, _ = server.call("/api/faces", photo, headers)
+        assert status == 403 and b"Another page" in text, headers
+    assert server.call("/api/faces", photo, {"Origin": own, "Sec-Fetch-Site": "same-origin"})[0] == 200
+
+
+def test_every_answer_forbids_guessing_and_referrers(server):
+    for path, headers in (("/", {}), ("/nowhere", {}), ("/", {"Host": "evil.example"})):
+        got = server.call(path, headers=headers)[2]
+        assert got["x-content-type-options"] == "nosniff" and got["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "everywhere", "name", "known"),
+    [
+        (("localhost",), False, "localhost:7860", True),
+        (("::1",), False, "[::1]:7860", True),
+        (("localhost",), False, "192.168.1.5:7860", False),
+        (("localhost",), True, "192.168.1.5:7860", True),
+        (("localhost",), True, "[fe80::1]:7860", True),
+        (("localhost",), True, "evil.example", False),
+        (("localhost",), True, "", False),
+    ],
+)
+def test_with_every_address_open_names_are_still_checked(hosts, everywhere, name, known):
+    from starlette.datastructures import Headers
+
+    from fi_jax.demo.guard import Guard
+
+    refused = Guard(None, hosts, everywhere)._refusal("GET", Headers({"host": name}))
+    assert (refused is None) == known
+
+
+def _slow_upload(server, length: int = 100_000) -> socket.socket:
+    link = socket.create_connection(("127.0.0.1", server.port))
+    link.sendall(
+        f"POST /api/faces HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n".encode() + b"x" * 10
+    )
+    return link
+
+
+def test_slow_uploads_keep_nobody_waiting_and_are_ended(server, monkeypatch):
+    monkeypatch.setattr(app_module, "PIECE_SECONDS", 1)
+    links = [_slow_upload(server) for _ in range(5)]
+    assert server.json("/api/faces", file_of(ASTRONAUT))[0] == 200
+    for link in links:
+        link.settimeout(20)
+        assert b" 408 " in link.recv(1000)
+        link.close()
+
+
+def test_half_sent_heads_are_closed_and_one_address_is_bounded(server, monkeypatch):
+    from fi_jax.demo import guard
+
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.5)
+    links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    for link in links:
+        link.sendall(b"POST /api/faces HTTP/1.1\r\nHost: 127")
+        link.settimeout(20)
+    assert [link.recv(10) for link in links] == [b""] * 6
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 10.0)
+    monkeypatch.setattr(guard, "MOST_CONNECTIONS", 2)
+    kept = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+    more = socket.create_connection(("127.0.0.1", server.port))
+    more.settimeout(20)
+    assert more.recv(10) == b""
+    for link in (*kept, *links, more):
+        link.close()
+    monkeypatch.undo()
+    assert server.call("/")[0] == 200
+
+
+def test_answers_that_nobody_waits_for_are_dropped(server, service, crop, monkeypatch):
+    """The first is being computed when its visitor leaves; those behind it never begin."""
+    begun, free = [], threading.Event()
+
+    def slow(data, switches):
+        begun.append(1)
+        free.wait(30)
+        return {}
+
+    monkeypatch.setattr(service, "answers", slow)
+    links = []
+    for _ in range(4):
+        link = socket.create_connection(("127.0.0.1", server.port))
+        head = f"POST /api/answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(crop)}\r\n\r\n"
+        link.sendall(head.encode() + crop)
+        links.append(link)
+    deadline = time.monotonic() + 20
+    while not begun:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for link in links:
+        link.close()
+    time.sleep(3 * app_module.LOOK_SECONDS)
+    free.set()
+    monkeypatch.undo()
+    assert server.call("/")[0] == 200 and server.json("/api/answers", crop)[0] == 200
+    assert len(begun) == 1
+
+
+def test_it_stops_within_seconds_with_an_open_upload(service):
+    from running import Server
+
+    running = Server(service)
+    link = _slow_upload(running)
+    time.sleep(0.3)
+    start = time.monotonic()
+    running.stop()
+    assert not running.thread.is_alive() and time.monotonic() - start < 5
+    link.close()
+
+
+def test_thin_pictures_are_not_padded_to_squares(server):
+    thin = file_of(np.zeros((1, 28000, 3), np.uint8))
+    status, answer = server.json("/api/faces?whole=1", thin)
+    assert status == 422 and "28000x1" in answer["error"]
+    assert server.json("/api/faces", thin)[0] == 422
