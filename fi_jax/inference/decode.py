@@ -34,101 +34,75 @@ class _State(flax.struct.PyTreeNode):
     token: Int[Array, "b q"]
     position: Int[Array, "b q"]
     done: Bool[Array, "b q"]
-    key: Array | None
 
 
 def generate(
     model: Llama,
     params: Any,
     prefix: Float[Array, "b p d"],
-    question_tokens: Int[Array, "b q s"] | None = None,
+    question_tokens: Int[Array, "b q s"],
     question_valid: Bool[Array, "b q s"] | None = None,
     *,
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
-    temperature: float = 1.0,
-    key: Array | None = None,
 ) -> Generated:
-    """Continues each question about each prefix until an id of `eos_ids` or `max_new_tokens`.
+    """Continues each question about each prefix greedily, until an id of `eos_ids` or `max_new_tokens`.
 
     Args:
       model: the language model, `params` its parameters.
-      prefix: embeddings (text, image and knowledge tokens).
-      question_tokens: `q` questions a prefix, padding on the right; None continues the prefix itself (`q` = 1).
-        The prefix's keys are stored and read once for all `q`.
-      key: draws from the softmax at `temperature`; None is greedy decoding.
+      prefix: embeddings (text, image and knowledge tokens); their keys are stored and read once for all `q`.
+      question_tokens: `q` questions a prefix, padding on the right as `question_valid` says (None: there is none).
     """
-    state = _prefill(model, max_new_tokens, eos_ids, params, prefix, question_tokens, question_valid, temperature, key)
-    tokens, lengths, _ = _loop(model, max_new_tokens, eos_ids, params, *_split(state), temperature)
+    state = _prefill(model, max_new_tokens, eos_ids, params, prefix, question_tokens, question_valid)
+    tokens, lengths, _ = _loop(model, max_new_tokens, eos_ids, params, *_split(state))
     return Generated(np.asarray(tokens), np.asarray(lengths))
 
 
 def stream(
-    model: Llama,
-    params: Any,
-    prefix: Float[Array, "b p d"],
-    question_tokens: Int[Array, "b q s"] | None = None,
-    question_valid: Bool[Array, "b q s"] | None = None,
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    temperature: float = 1.0,
-    key: Array | None = None,
+    model: Llama, params: Any, *inputs: Array, max_new_tokens: int, eos_ids: tuple[int, ...]
 ) -> Iterator[Int[np.ndarray, "b q"]]:
-    """Yields what `generate` writes, one token of every answer at a time; ended answers yield zeros."""
-    state = _prefill(model, max_new_tokens, eos_ids, params, prefix, question_tokens, question_valid, temperature, key)
+    """Yields what `generate` returns for the same arguments, one token of every answer at a time; zeros after its end."""
+    state = _prefill(model, max_new_tokens, eos_ids, params, *inputs)
     ended = np.zeros(state.token.shape, bool)
     for i in range(max_new_tokens):
         yield np.where(ended, PAD, np.asarray(state.token))
         ended = np.asarray(state.done)
         if ended.all() or i + 1 == max_new_tokens:
             return
-        state = _one_step(model, eos_ids, params, *_split(state), temperature)
+        # The prefix goes by hand: a program's result would be a copy of it.
+        prefix = {"prefix_k": state.cache.prefix_k, "prefix_v": state.cache.prefix_v}
+        state = _step(model, eos_ids, params, *_split(state))
+        state = state.replace(cache=state.cache.replace(**prefix))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model, max_new_tokens, eos_ids, params, prefix, tokens, valid, temperature, key) -> _State:
-    """Runs prefix and questions; the first token is drawn here, so that the loop runs `max_new_tokens - 1` times."""
+def _prefill(model, max_new_tokens, eos_ids, params, prefix, tokens, valid=None) -> _State:
+    """Runs prefix and questions; the first token is chosen here, so that the loop runs `max_new_tokens - 1` times."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if tokens is not None and valid is None:
+    if valid is None:
         valid = jnp.ones(tokens.shape, bool)
 
     def run(model: Llama):
-        b, p = prefix.shape[:2]
-        position = jnp.full((b, 1), p, jnp.int32)
-        if tokens is None:
-            hidden, cache = model.prefill(prefix, max_new_tokens - 1)
-            hidden, lengths = hidden[:, None], position
-        else:
-            _, q, s = tokens.shape
-            _, cache = model.prefill(prefix, s + max_new_tokens - 1, q)
-            own = position[:, :, None] + jnp.arange(s, dtype=jnp.int32)
-            embedded = model.embed(tokens.reshape(b, q * s)).reshape(b, q, s, -1)
-            hidden, cache = model.extend(embedded, jnp.broadcast_to(own, (b, q, s)), valid, cache)
-            lengths = valid.sum(axis=2, dtype=jnp.int32)
-            position = position + lengths
+        (b, q, s), p = tokens.shape, prefix.shape[1]
+        _, cache = model.prefill(prefix, s + max_new_tokens - 1, q)
+        own = jnp.broadcast_to(p + jnp.arange(s, dtype=jnp.int32), (b, q, s))
+        hidden, cache = model.extend(model.embed(tokens.reshape(b, q * s)).reshape(b, q, s, -1), own, valid, cache)
+        lengths = valid.sum(axis=2, dtype=jnp.int32)
         last = jnp.maximum(lengths - 1, 0)[:, :, None, None]
-        return model.logits(jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]), cache, position
+        return model.logits(jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]), cache, p + lengths
 
     result: Any = model.apply({"params": params}, method=run)
     logits, cache, position = result
-    token, key = _choose(logits, temperature, key)
-    return _State(cache, token, position, _is_end(token, eos_ids), key)
-
-
-def _choose(logits: Float[Array, "b q v"], temperature, key) -> tuple[Int[Array, "b q"], Array | None]:
-    if key is None:
-        return logits.argmax(-1).astype(jnp.int32), None
-    key, now = jax.random.split(key)
-    return jax.random.categorical(now, logits / temperature).astype(jnp.int32), key
+    token = logits.argmax(-1).astype(jnp.int32)
+    return _State(cache, token, position, _is_end(token, eos_ids))
 
 
 def _is_end(token, eos_ids: tuple[int, ...]):
     return jnp.isin(token, jnp.array(eos_ids, jnp.int32))
 
 
-def _advance(model: Llama, eos_ids, params, state: _State, temperature) -> _State:
+def _advance(model: Llama, eos_ids, params, state: _State) -> _State:
     def run(model: Llama):
         hidden, cache = model.extend(
             model.embed(state.token)[:, :, None],
@@ -140,8 +114,8 @@ def _advance(model: Llama, eos_ids, params, state: _State, temperature) -> _Stat
 
     result: Any = model.apply({"params": params}, method=run)
     logits, cache = result
-    token, key = _choose(logits, temperature, state.key)
-    return _State(cache, token, state.position + 1, state.done | _is_end(token, eos_ids), key)
+    token = logits.argmax(-1).astype(jnp.int32)
+    return _State(cache, token, state.position + 1, state.done | _is_end(token, eos_ids))
 
 
 def _split(state: _State) -> tuple[_State, _Tails]:
@@ -154,7 +128,7 @@ def _join(state: _State, tails: _Tails) -> _State:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-def _loop(model, max_new_tokens, eos_ids, params, state: _State, tails, temperature):
+def _loop(model, max_new_tokens, eos_ids, params, state: _State, tails):
     """Returns tokens `b q m`, lengths `b q`, and the new tails (so that the donated ones are reused)."""
     prefix = {"prefix_k": state.cache.prefix_k, "prefix_v": state.cache.prefix_v}
     nothing = dict.fromkeys(prefix)
@@ -165,7 +139,7 @@ def _loop(model, max_new_tokens, eos_ids, params, state: _State, tails, temperat
         before = state.done
         # The prefix is read from outside the loop: what is carried is what changes.
         state = state.replace(cache=state.cache.replace(**prefix))
-        state = _advance(model, eos_ids, params, state, temperature)
+        state = _advance(model, eos_ids, params, state)
         state = state.replace(cache=state.cache.replace(**nothing))
         tokens = tokens.at[:, :, i].set(jnp.where(before, PAD, state.token))
         return i + 1, tokens, lengths + ~before, state
@@ -178,12 +152,6 @@ def _loop(model, max_new_tokens, eos_ids, params, state: _State, tails, temperat
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _step(model, eos_ids, params, state: _State, tails, temperature):
-    state = _advance(model, eos_ids, params, _join(state, tails), temperature)
-    # The prefix goes back to the caller by hand: a program's result would be a copy of it.
+def _step(model, eos_ids, params, state: _State, tails):
+    state = _advance(model, eos_ids, params, _join(state, tails))
     return state.replace(cache=state.cache.replace(prefix_k=None, prefix_v=None))
-
-
-def _one_step(model, eos_ids, params, state: _State, tails, temperature) -> _State:
-    new = _step(model, eos_ids, params, state, tails, temperature)
-    return new.replace(cache=new.cache.replace(prefix_k=state.cache.prefix_k, prefix_v=state.cache.prefix_v))

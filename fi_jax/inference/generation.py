@@ -29,7 +29,7 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: 
         valid[row, : len(question)] = True
     config = answerer.config.model
     llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
-    ends = (builder.ids(builder.template.end)[0],)
+    ends = (builder.end_id,)
     arguments = (
         llm,
         answerer.params["llm"],

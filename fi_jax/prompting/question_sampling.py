@@ -1,5 +1,7 @@
 """Which questions a training step asks about each face: a draw of those with a known answer."""
 
+from itertools import islice
+
 import numpy as np
 
 from fi_jax.labels.tasks import YEAR_CENTRES, YEAR_LABELS
@@ -37,7 +39,8 @@ def training_sequences(
         known = np.flatnonzero(batch["known"][at])
         labels = {vocabulary.names[i]: bool(batch["labels"][at, i] >= 0.5) for i in known}
         pairs = open_examples(labels, ages[at], rng) if open_per_face else []
-        open_questions.append([OpenQuestion(*pairs[i]) for i in rng.permutation(len(pairs))[:open_per_face]])
+        drawn = (OpenQuestion(*pairs[i]) for i in rng.permutation(len(pairs)))
+        open_questions.append(list(islice((item for item in drawn if builder.open_tokens(item)), open_per_face)))
     return batch | builder.build(chosen, targets, open_questions, closed_in_lm)
 
 

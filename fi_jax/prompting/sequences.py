@@ -62,8 +62,11 @@ class SequenceBuilder:
         segment_length: int = 0,
         lm_length: int = 0,
     ):
-        """Raises `UserError` for an answer that is not one token or a question longer than a segment."""
+        """Raises `UserError` for a template that the tokenizer lacks tokens of, for an answer that is not one token, or for
+        a question longer than a segment.
+        """
         self.tokenizer, self.template, self.vocabulary = tokenizer, template, vocabulary
+        self.end_id = self._end_id()
         self.questions = tuple(questions)
         self.num_segments, self.lm_length = num_segments, lm_length
         self.num_options = max((len(q.options) for q in self.questions), default=1)
@@ -94,6 +97,41 @@ class SequenceBuilder:
         """Tokens of one question, up to where its answer is due."""
         return self.ids(self.template.before + text + self.template.after)
 
+    def _after_question(self, text: str) -> list[int]:
+        """Tokens of an answer in its place; alone, a SentencePiece tokenizer would put another word start before it."""
+        before = self.ids(self.template.after)
+        ids = self.ids(self.template.after + self.template.answer_prefix + text)
+        return ids[len(before) :] if ids[: len(before)] == before else self.ids(self.template.answer_prefix + text)
+
+    def _end_id(self) -> int:
+        """The token that ends an answer."""
+        for marker in self.template.markers:
+            if self.ids(marker) != [self.tokenizer.token_to_id(marker)]:
+                raise UserError(
+                    f"the chat template needs '{marker}', which is no token of this tokenizer; set data.template to the one "
+                    "that the LLM was trained with, or to plain"
+                )
+        answer, ended = self._after_question("Yes"), self._after_question("Yes" + self.template.end)
+        if ended[:-1] != answer:
+            raise UserError(
+                f"the end of an answer, {self.template.end!r}, is not one token with this tokenizer; set another data.template"
+            )
+        return ended[-1]
+
+    def open_tokens(self, item: OpenQuestion) -> tuple[list[int], list[int]] | None:
+        """Tokens of a free-form question and of its answer, end token included; None where they do not fit a segment.
+
+        An answer that is too long loses whole sentences at its end.
+        """
+        question, answer = self.question_ids(item.question), item.answer
+        while answer:
+            tokens = self._after_question(answer + self.template.end)
+            if len(question) + len(tokens) <= self.segment_length:
+                return question, tokens
+            answer = answer.rstrip(".").rpartition(". ")[0]
+            answer += "." if answer else ""
+        return (question, []) if not item.answer and len(question) <= self.segment_length else None
+
     def _encode_closed(self, question: Question) -> _ClosedTokens:
         options = np.full(self.num_options, -1, np.int32)
         labels = np.full(self.num_options, -1, np.int32)
@@ -103,15 +141,12 @@ class SequenceBuilder:
         return _ClosedTokens(np.array(self.question_ids(question.text), np.int32), options, labels)
 
     def _answer_id(self, question: Question, answer: str) -> int:
-        # In its place after the template: alone, a SentencePiece tokenizer would put another word start before it.
-        before = self.ids(self.template.after)
-        ids = self.ids(self.template.after + self.template.answer_prefix + answer)
-        if ids[: len(before)] != before or len(ids) != len(before) + 1:
-            count = len(ids) - len(before)
+        ids = self._after_question(answer)
+        if len(ids) != 1:
             raise UserError(
-                f"answer '{answer}' of question '{question.name}' is {count} tokens with this tokenizer; it must be one"
+                f"answer '{answer}' of question '{question.name}' is {len(ids)} tokens with this tokenizer; it must be one"
             )
-        return ids[-1]
+        return ids[0]
 
     def targets(
         self, labels: Float[np.ndarray, "b n"], known: Bool[np.ndarray, "b n"]
@@ -185,12 +220,16 @@ class SequenceBuilder:
                     if at < closed_in_lm and targets[row, index, best] > 0:
                         loss_tokens.append((at * s + length - 1, int(closed.option_tokens[best])))
             for at, item in enumerate(free, start=len(indices)):
-                question = self.question_ids(item.question)
-                answer = self.ids(self.template.answer_prefix + item.answer + self.template.end) if item.answer else []
-                tokens = (question + answer)[:s]
+                fitted = self.open_tokens(item)
+                if fitted is None:
+                    raise UserError(
+                        f"'{item.question}' and the first sentence of its answer take more than {s} tokens; "
+                        "raise data.segment_length"
+                    )
+                question, tokens = fitted[0], fitted[0] + fitted[1]
                 batch["segment_tokens"][row, at, : len(tokens)] = tokens
                 batch["segment_valid"][row, at, : len(tokens)] = True
-                batch["answer_position"][row, at] = min(len(question), s) - 1
+                batch["answer_position"][row, at] = len(question) - 1
                 loss_tokens += [(at * s + i - 1, tokens[i]) for i in range(len(question), len(tokens))]
             for i, (position, token) in enumerate(loss_tokens[:m]):
                 batch["lm_positions"][row, i] = position

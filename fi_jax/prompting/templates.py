@@ -19,6 +19,8 @@ class Template:
     before: str
     after: str
     end: str
+    # Parts of it that must be tokens of their own: without them the tokenizer spells them out in letters.
+    markers: tuple[str, ...] = ()
     # What stands before an answer inside its token ("▁Yes"): a space where the tokenizer marks word starts.
     answer_prefix: str = ""
 
@@ -32,6 +34,7 @@ TEMPLATES = {
         before="",
         after="<|im_end|>\n<|im_start|>assistant\n",
         end="<|im_end|>",
+        markers=("<|im_start|>", "<|im_end|>"),
     ),
     # LLaVA-1.5's Vicuna format.
     "vicuna": Template(
@@ -41,6 +44,7 @@ TEMPLATES = {
         before="",
         after=" ASSISTANT:",
         end="</s>",
+        markers=("<s>", "</s>"),
         answer_prefix=" ",
     ),
     # Plain text, for tiny models and base models without a chat format.

@@ -70,13 +70,6 @@ def test_shared_prefix_greedy_equals_recomputing_everything(params, case, expect
     assert (got.lengths == STEPS).all()
 
 
-def test_prefix_alone_is_continued(params, case):
-    prefix = case[0]
-    got = decode.generate(MODEL, params, prefix, max_new_tokens=STEPS, eos_ids=())
-    for i in range(2):
-        assert got.tokens[i, 0].tolist() == _naive(params, prefix[i], [])
-
-
 def test_stops_at_the_end_token_and_pads(params, case, expected):
     eos = expected[0][0][2]
     got = decode.generate(MODEL, params, *case, max_new_tokens=STEPS, eos_ids=(eos, 999))
@@ -99,8 +92,8 @@ def test_stream_yields_what_generate_writes(params, case, expected):
 
 def test_loop_stops_when_every_answer_has_ended(params, case):
     everything = tuple(range(31))
-    state, tails = decode._split(decode._prefill(MODEL, STEPS, everything, params, *case, 1.0, None))
-    tokens, lengths, tails = decode._loop(MODEL, STEPS, everything, params, state, tails, 1.0)
+    state, tails = decode._split(decode._prefill(MODEL, STEPS, everything, params, *case))
+    tokens, lengths, tails = decode._loop(MODEL, STEPS, everything, params, state, tails)
     assert (lengths == 1).all() and (tokens[..., 1:] == 0).all()
     # Slots after the questions' four were never written.
     for keys_or_values in tails:
@@ -108,43 +101,10 @@ def test_loop_stops_when_every_answer_has_ended(params, case):
         assert written[:4].all() and not written[4:].any()
 
 
-def test_sampling_follows_the_softmax(params, case):
-    prefix, tokens, valid = (np.repeat(a[:1], 400, axis=0) for a in case)
-    got = decode.generate(
-        MODEL,
-        params,
-        prefix,
-        tokens,
-        valid,
-        max_new_tokens=1,
-        eos_ids=(),
-        temperature=2.0,
-        key=jax.random.key(0),
-    )
-    for j in range(3):
-        logits = MODEL.apply({"params": params}, prefix[:1], tokens[:1, j, valid[0, j]], method=_next_token_logits)
-        want = jax.nn.softmax(logits / 2.0)
-        frequency = np.bincount(got.tokens[:, j, 0], minlength=31) / 400
-        # Four standard errors of a share of 400 draws.
-        assert np.all(np.abs(frequency - want) <= 4 * np.sqrt(want * (1 - want) / 400) + 1 / 400)
-    again = decode.generate(
-        MODEL,
-        params,
-        prefix,
-        tokens,
-        valid,
-        max_new_tokens=1,
-        eos_ids=(),
-        temperature=2.0,
-        key=jax.random.key(0),
-    )
-    np.testing.assert_array_equal(got.tokens, again.tokens)
-
-
 def test_tails_are_updated_in_place(params, case):
-    state = decode._prefill(MODEL, STEPS, (), params, *case, 1.0, None)
+    state = decode._prefill(MODEL, STEPS, (), params, *case)
     rest, tails = decode._split(state)
-    compiled = decode._loop.lower(MODEL, STEPS, (), params, rest, tails, 1.0).compile()
+    compiled = decode._loop.lower(MODEL, STEPS, (), params, rest, tails).compile()
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(tail.nbytes for tail in tails)
 
 

@@ -1,17 +1,21 @@
 """Token arrays of the batch contract: prefix slots, segments, targets, token loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.tasks import age_labels
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
+from fi_jax.prompting.descriptions import open_examples
 from fi_jax.prompting.sequences import OpenQuestion, SequenceBuilder, Slots
-from fi_jax.prompting.templates import TEMPLATES, template
+from fi_jax.prompting.templates import template
 from fi_jax.weights.tokenizers import byte_tokenizer
 
 VOCABULARY = find_vocabulary("faces")
@@ -33,7 +37,7 @@ def text_of(ids) -> str:
     return TOKENIZER.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
-@pytest.mark.parametrize("style", TEMPLATES)
+@pytest.mark.parametrize("style", ["chatml", "plain"])
 def test_prefix_has_every_slot_in_order(style):
     style_of = template(style)
     prefix = build(style=style).prefix
@@ -142,11 +146,76 @@ def test_an_unknown_closed_answer_is_not_in_the_token_loss():
     assert batch["lm_weights"].sum() == 0
 
 
-def test_a_free_answer_longer_than_its_segment_is_cut_inside_it():
-    batch = build(lm_length=1000).build([[]], None, [[OpenQuestion("Who?", "x" * 500)]])
-    s = batch["segment_tokens"].shape[2]
-    assert batch["segment_valid"][0, 0].all() and not batch["segment_valid"][0, 1:].any()
-    assert batch["lm_positions"].max() == s - 2
+def test_a_free_answer_longer_than_its_segment_keeps_whole_sentences_and_its_end():
+    builder = build(lm_length=1000)
+    short = "She smiles. " + "x" * 20 + ". " + "y" * 500 + "."
+    batch = builder.build([[]], None, [[OpenQuestion("Who?", short)]])
+    valid = batch["segment_valid"][0, 0]
+    assert text_of(batch["segment_tokens"][0, 0][valid]) == f"Q: Who?\nA: She smiles. {'x' * 20}.\n"
+    real = batch["lm_weights"][0] > 0
+    assert batch["lm_targets"][0][real][-1] == builder.end_id
+    with pytest.raises(UserError, match="raise data.segment_length"):
+        builder.build([[]], None, [[OpenQuestion("Who?", "x" * 500)]])
+    assert builder.open_tokens(OpenQuestion("Who?", "x" * 500)) is None
+
+
+@pytest.mark.parametrize("length", [40, 60])
+def test_no_training_answer_loses_its_end(length):
+    """At 40 tokens 2 % of the open answers did (with a tokenizer of words, as here)."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "\n": 1, "Yes": 2, "No": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), "isolated")
+    style = replace(template("plain"), answer_prefix="")
+    builder = SequenceBuilder(
+        words, style, VOCABULARY, QUESTIONS[:3], Slots(1, 0, 1), num_segments=2, segment_length=length, lm_length=length
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        labels = {name: bool(rng.random() < 0.7) for name in VOCABULARY.names}
+        for pair in open_examples(labels, 34.0, rng):
+            tokens = builder.open_tokens(OpenQuestion(*pair))
+            assert tokens is None or (tokens[1][-1] == builder.end_id and sum(map(len, tokens)) <= length)
+
+
+def llama_tokenizer() -> Tokenizer:
+    """As Llama-2's: a word start before every text, a new line as a byte."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        *"YesNoQA:",
+        "▁Y",
+        "▁Ye",
+        "▁Yes",
+        "▁N",
+        "▁No",
+    ]
+    merges = [("▁", "Y"), ("▁Y", "e"), ("▁Ye", "s"), ("▁", "N"), ("▁N", "o")]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    made = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.add_special_tokens(["<s>", "</s>"])
+    return made
+
+
+def test_answers_stop_on_the_token_that_ends_them():
+    """`plain` on Llama-2 ended answers with the word start that every answer begins with."""
+    llama = llama_tokenizer()
+    builder = SequenceBuilder(
+        llama, template("plain"), VOCABULARY, QUESTIONS[:1], Slots(1, 0, 1), num_segments=1, segment_length=400
+    )
+    assert builder.end_id == llama.token_to_id("<0x0A>")
+    question, answer = builder.open_tokens(OpenQuestion("Who?", "No"))
+    assert answer == [llama.token_to_id("▁No"), builder.end_id] and question[-1] == llama.token_to_id(":")
+    builder = SequenceBuilder(llama, template("vicuna"), VOCABULARY, QUESTIONS[:1], Slots(1, 0, 1), num_segments=1)
+    assert builder.end_id == llama.token_to_id("</s>")
+
+
+@pytest.mark.parametrize(("style", "tokenizer"), [("chatml", llama_tokenizer()), ("vicuna", TOKENIZER)])
+def test_a_template_whose_markers_are_no_tokens_is_refused(style, tokenizer):
+    with pytest.raises(UserError, match="which is no token of this tokenizer; set data.template"):
+        SequenceBuilder(tokenizer, template(style), VOCABULARY, QUESTIONS[:1], Slots(1, 0, 1), num_segments=1)
 
 
 def test_what_does_not_fit_is_one_line():
@@ -155,7 +224,14 @@ def test_what_does_not_fit_is_one_line():
     with pytest.raises(UserError, match="7 questions about one face, but sequences hold 6"):
         BUILDER.build([range(7)])
     with pytest.raises(UserError, match="is 3 tokens with this tokenizer; it must be one"):
-        SequenceBuilder(_Bytes(), template("chatml"), VOCABULARY, QUESTIONS[:1], Slots(1, 0, 1), num_segments=1)
+        SequenceBuilder(
+            _Bytes(),
+            replace(template("plain"), answer_prefix=""),
+            VOCABULARY,
+            QUESTIONS[:1],
+            Slots(1, 0, 1),
+            num_segments=1,
+        )
 
 
 class _Bytes:
