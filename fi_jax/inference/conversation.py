@@ -22,8 +22,8 @@ from fi_jax.pictures.crop import Box, crop_square
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, describe_answers
 from fi_jax.prompting.probabilities import label_probabilities
 from fi_jax.prompting.question_matching import is_description, match_question
-from fi_jax.prompting.refusals import UNSURE, checked_question, is_withheld, refusal
-from fi_jax.prompting.statements import agrees
+from fi_jax.prompting.refusals import UNSURE, checked_question, is_refusal, is_withheld, refusal
+from fi_jax.prompting.statements import agrees, statements
 
 FREE_TEXT = "free text of the language model: no probability, not calibrated"
 FROM_CLOSED = "put together from the closed answers"
@@ -76,10 +76,11 @@ def checked_text(
 ) -> tuple[str, str]:
     """The LLM's `text` and a note that it is free text, unless its closed answers contradict it or it says too much.
 
-    A description is then put together from the closed answers; other questions are declined.
+    A text that states nothing that could be held against them is no answer either. A description is then put together
+    from the closed answers; other questions are declined.
     """
     closed = _all_but_race(answerer, image, mask, by_llm=True)
-    if agrees(text, closed) and not is_withheld(text):
+    if (statements(text) or is_refusal(text)) and agrees(text, closed) and not is_withheld(text):
         return text, FREE_TEXT
     return (describe_answers(closed), FROM_CLOSED) if is_description(question) else (UNSURE, "")
 

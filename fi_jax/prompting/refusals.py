@@ -60,6 +60,11 @@ def _is_foreign(text: str, words: str) -> bool:
     return beyond_latin > len(letters) / 2 or foreign > english or (accented and not english)
 
 
+def is_refusal(answer: str) -> bool:
+    """Whether a generated answer declines, in the words of training."""
+    return answer.startswith(cannot_tell("").removesuffix(": ."))
+
+
 def is_withheld(answer: str) -> bool:
     """Whether a generated answer speaks of who somebody is, or of their race, though the question did not ask that."""
     return answer == IDENTITY_REFUSAL or bool(_words("races").search(plain_words(answer)))

@@ -157,6 +157,13 @@ def test_questions_are_answered_and_open_answers_stream_in(page):
     field.press("Enter")
     expect(said).to_have_text(re.compile("^(Yes|No) "))
     assert "%" in said.inner_text()
+    assert page.locator("#note").inner_text() == "answered: Is this person smiling?"
+    yes = said.inner_text()
+    field.fill("Isn't this person smiling?")
+    field.press("Enter")
+    expect(page.locator("#note")).to_contain_text("not smiling: ")
+    assert said.inner_text().split()[0] != yes.split()[0], "the opposite question has the opposite answer"
+    keep(page, "opposite")
     page.evaluate("window.seen.length = 0")
     field.fill("Describe this face.")
     page.get_by_role("button", name="Ask", exact=True).click()

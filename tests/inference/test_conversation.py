@@ -177,7 +177,14 @@ def test_free_text_is_marked_and_withheld_where_closed_answers_contradict_it(ans
     gender = respond(answerer, PICTURE, BOX, Request("gender")).answers[0].option
     right, wrong = ("man", "woman") if gender == "male" else ("woman", "man")
     ask = Request("Describe the hair of this person.")
-    for text, kept in ((f"The {right} has hair.", True), (f"The {wrong} has hair.", False), ("Asian hair.", False)):
+    for text, kept in (
+        (f"The {right} has hair.", True),
+        ("I cannot tell that from this picture: only the face can be seen.", True),
+        (f"The {wrong} has hair.", False),
+        ("Asian hair.", False),
+        ("Aussie Australians.", False),
+        ("It is sunny.", False),
+    ):
         monkeypatch.setattr(conversation, "generate", lambda *_, text=text: text)
         reply = respond(answerer, PICTURE, BOX, Request("What is the hair like?"))
         assert (reply.text == text) == kept and ("not calibrated" in reply.note) == kept
