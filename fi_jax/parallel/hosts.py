@@ -8,6 +8,8 @@ Environment variables, for launchers that are neither SLURM nor a TPU pod (they 
     FI_JAX_CLUSTER            "tpu" (a TPU pod), "none" (stay alone); default: detect
     FI_JAX_HEARTBEAT_SECONDS  silence after which a process counts as dead (default 60)
     FI_JAX_CONNECT_SECONDS    how long to wait for all processes at the start (default 300)
+
+Several TPU slices are one job through MEGASCALE_NUM_SLICES, MEGASCALE_SLICE_ID and MEGASCALE_COORDINATOR_ADDRESS.
 """
 
 import contextlib
@@ -72,7 +74,8 @@ def detect(env: Mapping[str, str]) -> Cluster | None:
     # SLURM_STEP_*: only `srun` sets them. In the batch script itself a plain `python` is alone and must not wait.
     if _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return _from_slurm(env)
-    if choice == "tpu" or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+    if choice == "tpu" or "," in env.get("TPU_WORKER_HOSTNAMES", "") or _integer(env, "MEGASCALE_NUM_SLICES", 1) > 1:
+        _check_slices(env)
         return Cluster("tpu")
     return None
 
@@ -130,6 +133,18 @@ def _announce(cluster: Cluster, coordinator: str, seconds: int) -> None:
             time.sleep(0.5)
 
 
+def _check_slices(env: Mapping[str, str]) -> None:
+    """Several TPU slices as one: JAX reads these variables, and waits for ever when one of them is wrong."""
+    slices = _integer(env, "MEGASCALE_NUM_SLICES", 1)
+    missing = [n for n in ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_SLICE_ID") if not env.get(n)]
+    if slices > 1 and missing:
+        raise UserError(f"MEGASCALE_NUM_SLICES is {slices} but {missing[0]} is not set; every slice needs it")
+    if not 0 <= _integer(env, "MEGASCALE_SLICE_ID", 0) < slices:
+        raise UserError(
+            f"MEGASCALE_SLICE_ID is {env['MEGASCALE_SLICE_ID']}; with {slices} slices it must lie below that"
+        )
+
+
 def _from_variables(env: Mapping[str, str]) -> Cluster:
     coordinator = env["FI_JAX_COORDINATOR"]
     if not re.fullmatch(r".+:\d+", coordinator):
@@ -168,19 +183,27 @@ def first_node(node_list: str) -> str:
 
 
 def _slurm_gpus(env: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs of this task. JAX's own SLURM detection gives a task that owns a whole node its first GPU only."""
-    if "CUDA_VISIBLE_DEVICES" in env:
-        gpus = len([name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name])
-    else:
-        gpus = _integer(env, "SLURM_GPUS_ON_NODE", 0)
+    """The GPUs of this task; None for all that it sees. JAX's own detection gives a task with a whole node its first."""
     tasks = tasks_on_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"), _integer(env, "SLURM_NODEID", 0))
-    if tasks == 1 or gpus <= 1:
-        # One task a node sees every GPU; a task that was given a GPU of its own sees just that one.
+    on_node = _integer(env, "SLURM_GPUS_ON_NODE", 0)
+    visible = on_node
+    if "CUDA_VISIBLE_DEVICES" in env:
+        visible = len([name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name])
+    # --gpus-per-task and --gpu-bind let a task see its own GPUs alone, numbered from 0.
+    per_task = re.search(
+        r"(?:^|gpu:)(?:\w+:)?(\d+)$", env.get("SLURM_GPUS_PER_TASK") or env.get("SLURM_TRES_PER_TASK", "")
+    )
+    own = visible * tasks == on_node or per_task is not None and int(per_task[1]) == visible
+    if tasks == 1 or not visible or own or visible == 1 and not on_node:
         return None
-    if gpus % tasks:
-        raise UserError(f"{tasks} tasks on a node with {gpus} GPUs; use one task a GPU or one task a node")
-    share = gpus // tasks
+    if visible % tasks:
+        raise UserError(
+            f"{tasks} tasks on a node with {visible} GPUs; use one task a GPU or one task a node (or --gpus-per-task)"
+        )
     local = _integer(env, "SLURM_LOCALID", 0)
+    if local >= tasks:
+        raise UserError(f"SLURM_LOCALID is {local} but this node has {tasks} tasks; start fi-jax by srun alone")
+    share = visible // tasks
     return tuple(range(local * share, (local + 1) * share))
 
 

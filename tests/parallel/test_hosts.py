@@ -51,6 +51,36 @@ def test_slurm():
         detect({**SLURM, "SLURM_GPUS_ON_NODE": "3"})
 
 
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
+        # --gpus-per-task=2 on a node of four: each task sees its own two.
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_TASK": "2"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "h100:2"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=8,gres/gpu:2"}, None),
+        # The same without binding (--gpu-bind=none): all see all four, and share them.
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_TASK": "2"}, (2, 3)),
+        # --gpu-bind=single:1 or per_task without a count.
+        ({"CUDA_VISIBLE_DEVICES": "2,3", "SLURM_GPUS_ON_NODE": "4"}, None),
+        ({"CUDA_VISIBLE_DEVICES": ""}, None),
+    ],
+)
+def test_slurm_tasks_that_see_their_own_gpus(variables, gpus):
+    assert detect({**SLURM, **variables}).local_device_ids == gpus
+
+
+def test_four_tasks_with_two_gpus_each():
+    four = {**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}
+    own = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "8", "SLURM_GPUS_PER_TASK": "2", "SLURM_LOCALID": "3"}
+    assert detect({**four, **own}).local_device_ids is None
+    with pytest.raises(UserError, match="4 tasks on a node with 2 GPUs"):
+        detect({**four, "CUDA_VISIBLE_DEVICES": "0,1"})
+    with pytest.raises(UserError, match="2 tasks on a node with 1 GPUs"):
+        detect({**SLURM, "CUDA_VISIBLE_DEVICES": "0", "SLURM_GPUS_ON_NODE": "1"})
+    with pytest.raises(UserError, match="SLURM_LOCALID is 2 but this node has 2 tasks"):
+        detect({**SLURM, "CUDA_VISIBLE_DEVICES": "0,1", "SLURM_LOCALID": "2"})
+
+
 def test_steps_of_a_job_have_their_own_port():
     assert detect(SLURM).coordinator != detect({**SLURM, "SLURM_STEP_ID": "1"}).coordinator
 
@@ -82,6 +112,10 @@ def test_kubernetes_and_tpu():
     assert detect({"TPU_WORKER_HOSTNAMES": "a,b"}) == Cluster("tpu")
     assert detect({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
     assert detect({"FI_JAX_CLUSTER": "tpu"}) == Cluster("tpu")
+    # Two slices of one host each are two processes.
+    slices = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "a:8080"}
+    assert detect({"TPU_WORKER_HOSTNAMES": "localhost", **slices}) == Cluster("tpu")
+    assert detect({"MEGASCALE_NUM_SLICES": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -93,6 +127,12 @@ def test_kubernetes_and_tpu():
         ({"FI_JAX_COORDINATOR": "host:1", "FI_JAX_NUM_PROCESSES": "2", "FI_JAX_PROCESS_ID": "2"}, "0..1"),
         ({"FI_JAX_COORDINATOR": "host:1", "FI_JAX_NUM_PROCESSES": "two"}, "whole number"),
         ({"FI_JAX_CLUSTER": "tpus"}, "did you mean 'tpu'"),
+        ({"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "0"}, "MEGASCALE_COORDINATOR_ADDRESS is not set"),
+        (
+            {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "2", "MEGASCALE_COORDINATOR_ADDRESS": "a"},
+            "MEGASCALE_SLICE_ID is 2",
+        ),
+        ({"MEGASCALE_NUM_SLICES": "two"}, "whole number"),
     ],
 )
 def test_incomplete_environment(env, says):
