@@ -10,10 +10,47 @@ action=run
 target=
 dry_run=
 words=()
+pairs=()
 
 die() {
   echo "error: $*" >&2
   exit 2
+}
+
+# require NAME VALUE PATTERN WHAT: a value that does not match is refused by name.
+require() {
+  [[ $2 =~ ^($3)$ ]] || die "$1 is ${2@Q}; it must be $4"
+}
+
+# Values that stand in a script, a manifest or a path: what is not of this form could mean something else there.
+whole_number='[0-9]+'
+# No folder but its own, no option, no pattern.
+plain_name='[A-Za-z0-9][A-Za-z0-9._-]*'
+one_word='[A-Za-z0-9_][A-Za-z0-9_.:,/@%+=-]*'
+
+# Reads --env, NAME=value ..., into the array `pairs`.
+read_env() {
+  local pair
+  read -ra pairs <<<"${opt[env]}"
+  for pair in "${pairs[@]}"; do
+    [[ $pair =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "env: ${pair@Q} is not NAME=value"
+  done
+}
+
+# check_mesh DEVICES WHERE: the --mesh.AXIS flags among `words` must fit the devices (an axis of -1 takes what is left).
+check_mesh() {
+  local i flag value product=1 named=0
+  for ((i = 0; i < ${#words[@]}; i++)); do
+    flag=${words[i]%%=*}
+    [[ $flag =~ ^--mesh\.(data|fsdp|tensor)$ ]] || continue
+    if [[ ${words[i]} == *=* ]]; then value=${words[i]#*=}; else value=${words[i + 1]-}; fi
+    [ "$value" != -1 ] || continue
+    require "$flag" "$value" '[1-9][0-9]*' "-1 or a positive whole number"
+    product=$((product * value)) named=$((named + 1))
+  done
+  if [ $(($1 % product)) -ne 0 ] || { [ "$named" -eq 3 ] && [ "$product" -ne "$1" ]; }; then
+    die "the mesh multiplies to $product but $2 has $1 devices"
+  fi
 }
 
 # Runs a command, or prints it when this is a dry run.
@@ -49,8 +86,10 @@ Actions instead of starting:
 EOF
 }
 
-known_option() {
+set_option() {
   [ -n "${opt[$1]+set}" ] || die "unknown option '$1'; known: $(printf '%s\n' "${!opt[@]}" | sort | tr '\n' ' ')"
+  [[ $2 != *[[:cntrl:]]* ]] || die "--$1 is ${2@Q}; line breaks and control characters have no place in it"
+  opt["$1"]=$2
 }
 
 read_settings() {
@@ -63,8 +102,7 @@ read_settings() {
       die "settings file '$1': '$line' is not 'name = value'"
     name=${BASH_REMATCH[1]}
     value=${BASH_REMATCH[2]}
-    known_option "$name"
-    opt["$name"]=$value
+    set_option "$name" "$value"
   done <"$1"
 }
 
@@ -102,7 +140,7 @@ parse() {
       --settings) ;;
       --logs) action=logs target=$value ;;
       --delete) action=delete target=$value ;;
-      *) known_option "${flag#--}" && opt["${flag#--}"]=$value ;;
+      *) set_option "${flag#--}" "$value" ;;
     esac
   done
 }

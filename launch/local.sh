@@ -24,12 +24,14 @@ declare -A opt=(
   [python]="python"
 )
 parse "$@"
+require "--${action/run/job}" "${target:-${opt[job]}}" "$plain_name" "letters, digits, '.', '_' and '-' (--list shows the jobs)"
 
 # The folder of one job: `pid` (the supervisor; its process group is the job) and `log`.
 job_dir=${opt[state-dir]}/${target:-${opt[job]}}
 
+# The number may belong to another program by now.
 alive() {
-  [ -f "$1/pid" ] && kill -0 "$(cat "$1/pid")" 2>/dev/null
+  [ -f "$1/pid" ] && ps -o args= -p "$(cat "$1/pid")" 2>/dev/null | grep -q 'local\.sh'
 }
 
 case $action in
@@ -63,7 +65,9 @@ case $action in
 esac
 
 [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax's arguments after '--', as in: $0 --processes 2 -- train tiny"
-[[ ${opt[processes]} =~ ^[1-9][0-9]*$ ]] || die "--processes is '${opt[processes]}'; it must be a positive number"
+require --processes "${opt[processes]}" '[1-9][0-9]*' "a positive number"
+for name in restarts heartbeat background; do require "--$name" "${opt[$name]}" "$whole_number" "a whole number"; done
+[ -z "${opt[devices]}" ] || require --devices "${opt[devices]}" '[1-9][0-9]*' "a positive number"
 
 if [ "${opt[background]}" != 0 ] && [ -z "${FI_JAX_LOCAL_CHILD-}" ]; then
   if [ -n "$dry_run" ]; then
@@ -143,19 +147,19 @@ once() {
   for ((i = 0; i < opt[processes]; i++)); do
     # shellcheck disable=SC2046
     env $(variables "$port" "$i") PYTHONUNBUFFERED=1 "${opt[python]}" -m fi_jax "${words[@]}" \
-      > >(sed -u "s/^/[$i] /") 2>&1 &
+      > >(trap '' TERM INT && exec sed -u "s/^/[$i] /") 2>&1 &
     pids+=($!)
   done
   while [ ${#pids[@]} -gt 0 ]; do
     status=0 pid=
     wait -n -p pid "${pids[@]}" || status=$?
-    # No process ended: a signal woke us.
-    [ -n "$pid" ] || continue
+    # No process ended: a signal woke us, which `wait` says by leaving the variable unset.
+    [ -n "${pid-}" ] || continue
     drop "$pid"
     if [ "$status" -ne 0 ] && [ "$worst" -eq 0 ]; then
       worst=$status
-      # One that stopped in order (75) has agreed on it with the others.
-      if [ "$status" -ne 75 ]; then end_others; fi
+      # One that stopped in order (75) has agreed on it with the others; and after a signal to us the others save.
+      if [ "$status" -ne 75 ] && [ -z "$stopping" ]; then end_others; fi
     fi
   done
   return "$worst"
@@ -169,5 +173,7 @@ for ((try = 0; ; try++)); do
   if [ -n "$stopping" ] || [ "$try" -ge "${opt[restarts]}" ]; then break; fi
   echo "status $status; start $((try + 1)) of ${opt[restarts]}" >&2
 done
+# A process that had not begun to listen for SIGTERM (143) lost nothing: the last checkpoint stands.
+if [ -n "$stopping" ] && [ "$status" -eq 143 ]; then status=75; fi
 if [ -n "${FI_JAX_LOCAL_CHILD-}" ]; then echo "$status" >"$job_dir/status"; fi
 exit "$status"

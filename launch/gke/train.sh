@@ -38,6 +38,11 @@ parse "$@"
 label=app.kubernetes.io/managed-by=fi-jax-launch
 kube=(kubectl --namespace "${opt[namespace]}")
 
+k8s_name='[a-z]([-a-z0-9]{0,38}[a-z0-9])?'
+k8s_says="a Kubernetes name: small letters, digits and '-', 40 at most"
+require --namespace "${opt[namespace]}" "$k8s_name" "$k8s_says"
+case $action in logs | delete) require "--$action" "$target" "$plain_name" "the name of a job" ;; esac
+
 case $action in
   list)
     run "${kube[@]}" get jobsets --selector "$label"
@@ -57,19 +62,34 @@ esac
 
 [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax train's arguments after '--', as in: $0 --image IMAGE -- nano"
 [ -n "${opt[image]}" ] || die "give the container image: --image IMAGE"
-[[ ${opt[job]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-  die "--job is '${opt[job]}'; a Kubernetes name has small letters, digits and '-', 40 at most"
+require --job "${opt[job]}" "$k8s_name" "$k8s_says"
 for name in nodes slices gpus-per-node chips-per-node max-restarts notice; do
-  [[ ${opt[$name]} =~ ^[0-9]+$ ]] || die "--$name is '${opt[$name]}'; it must be a whole number"
+  require "--$name" "${opt[$name]}" "$whole_number" "a whole number"
 done
+read_env
 [ -z "${opt[tpu-type]}" ] || [ -n "${opt[tpu-topology]}" ] || die "--tpu-type needs --tpu-topology, as in 4x4"
 [ -z "${opt[tpu-type]}" ] || [ "${opt[gpus-per-node]}" = 0 ] || die "choose GPUs or TPUs, not both"
 [ -n "${opt[tpu-type]}" ] || [ "${opt[slices]}" = 1 ] || die "--slices is for TPUs; use --nodes for GPUs"
+if [ -n "${opt[tpu-type]}" ]; then
+  require --tpu-topology "${opt[tpu-topology]}" '[1-9][0-9]*(x[1-9][0-9]*)+' "sizes, as in 4x4 or 2x2x4"
+  chips=$((${opt[tpu-topology]//x/*}))
+  [ "$chips" -eq $((opt[nodes] * opt[chips-per-node])) ] ||
+    die "topology ${opt[tpu-topology]} has $chips chips, but --nodes ${opt[nodes]} of --chips-per-node ${opt[chips-per-node]} are $((opt[nodes] * opt[chips-per-node]))"
+  check_mesh $((chips * opt[slices])) "${opt[slices]} x ${opt[tpu-topology]}"
+elif [ "${opt[gpus-per-node]}" != 0 ]; then
+  check_mesh $((opt[nodes] * opt[gpus-per-node])) "--nodes ${opt[nodes]} of --gpus-per-node ${opt[gpus-per-node]}"
+fi
+for word in "${words[@]}"; do
+  word=${word//[$'\n\t']/}
+  [[ $word != *[[:cntrl:]]* ]] || die "the argument ${word@Q} has control characters"
+done
 
 # A JSON string, which is a YAML string.
 text() {
   local value=${1//\\/\\\\}
-  printf '"%s"' "${value//\"/\\\"}"
+  value=${value//\"/\\\"}
+  value=${value//$'\t'/\\t}
+  printf '"%s"' "${value//$'\n'/\\n}"
 }
 
 variable() {
@@ -88,10 +108,7 @@ env_block() {
     variable FI_JAX_NUM_PROCESSES "${opt[nodes]}"
   fi
   [ -z "${opt[volume]}" ] || variable FI_JAX_CACHE "${opt[mount]}/cache"
-  for pair in ${opt[env]}; do
-    [[ $pair == *=* ]] || die "env: '$pair' is not NAME=value"
-    variable "${pair%%=*}" "${pair#*=}"
-  done
+  for pair in "${pairs[@]}"; do variable "${pair%%=*}" "${pair#*=}"; done
 }
 
 node_selector() {

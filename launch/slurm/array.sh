@@ -22,7 +22,9 @@ slurm_action && exit
 [ -f "${opt[commands]}" ] || die "no file '${opt[commands]}'"
 mapfile -t lines < <(grep -vE '^[[:space:]]*(#|$)' "${opt[commands]}" || true)
 [ ${#lines[@]} -gt 0 ] || die "file '${opt[commands]}' has no commands"
+check_options
 limit=
+require --parallel "${opt[parallel]}" "$whole_number" "a whole number"
 [ "${opt[parallel]}" = 0 ] || limit=%${opt[parallel]}
 
 cases=()

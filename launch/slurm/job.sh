@@ -29,6 +29,19 @@ declare -A opt=(
 # Jobs started from here carry this comment, so that --list and --delete leave others alone.
 mark=fi-jax-launch
 
+# Before anything is written: a script that ends in the middle must not be submitted.
+check_options() {
+  local name
+  require --name "${opt[name]}" "$plain_name" "letters, digits, '.', '_' and '-'"
+  for name in tasks-per-node notice max-restarts; do
+    require "--$name" "${opt[$name]}" "$whole_number" "a whole number"
+  done
+  for name in nodes gpus-per-node cpus-per-task mem time partition account; do
+    [ -z "${opt[$name]}" ] || require "--$name" "${opt[$name]}" "$one_word" "one word, as sbatch takes it"
+  done
+  read_env
+}
+
 header() {
   local line
   echo '#!/bin/bash'
@@ -51,10 +64,7 @@ environment() {
   local pair
   echo 'set -u'
   echo 'export PYTHONUNBUFFERED=1'
-  for pair in ${opt[env]}; do
-    [[ $pair == *=* ]] || die "env: '$pair' is not NAME=value"
-    printf 'export %s=%q\n' "${pair%%=*}" "${pair#*=}"
-  done
+  for pair in "${pairs[@]}"; do printf 'export %s=%q\n' "${pair%%=*}" "${pair#*=}"; done
   [ -z "${opt[setup]}" ] || echo "${opt[setup]}"
 }
 
@@ -66,7 +76,8 @@ echo "start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIS
 # A signal to this shell must not end it before the tasks have saved.
 trap : TERM USR1
 EOF
-  echo "srun --kill-on-bad-exit=1 ${opt[python]} -m fi_jax \"\${words[@]}\" &"
+  # shellcheck disable=SC2016
+  printf 'srun --kill-on-bad-exit=1 %q -m fi_jax "${words[@]}" &\n' "${opt[python]}"
   echo "step=\$! max_restarts=${opt[max-restarts]}"
   cat <<'EOF'
 wait $step
@@ -106,6 +117,7 @@ submit() {
 }
 
 slurm_action() {
+  case $action in logs | delete) require "--$action" "$target" '[0-9]+(_[0-9]+)?' "the number of a job" ;; esac
   case $action in
     list)
       need squeue "run this on the cluster's login node"
@@ -141,6 +153,7 @@ start() {
   parse "$@"
   slurm_action && return
   [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax's arguments after '--', as in: $0 --nodes 1 -- nano --name mine"
+  check_options
   {
     header
     environment

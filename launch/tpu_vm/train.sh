@@ -27,6 +27,7 @@ declare -A opt=(
 )
 parse "$@"
 [ -n "${opt[zone]}" ] || die "give the zone: --zone us-west4-a"
+case $action in logs | delete) require "--$action" "$target" "$plain_name" "the name of a job" ;; esac
 tpu=(gcloud compute tpus tpu-vm)
 where=(--zone "${opt[zone]}")
 [ -z "${opt[project]}" ] || where+=(--project "${opt[project]}")
@@ -53,13 +54,17 @@ case $action in
 esac
 
 [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax train's arguments after '--', as in: $0 --zone ZONE -- nano"
-[[ ${opt[job]} =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "--job is '${opt[job]}'; use small letters, digits and '-'"
+require --job "${opt[job]}" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' "small letters, digits and '-'"
+require --max-restarts "${opt[max-restarts]}" "$whole_number" "a whole number"
+require --type "${opt[type]}" 'v[0-9]+[a-z]*-[1-9][0-9]*' "a TPU type, as in v5litepod-16"
+read_env
+# The number in a type counts cores; of v4 and v5p, JAX sees one device a chip of two cores.
+devices=${opt[type]##*-}
+case ${opt[type]} in v4-* | v5p-*) devices=$((devices / 2)) ;; esac
+check_mesh "$devices" "${opt[type]}"
 
 assignments="FI_JAX_CLUSTER=tpu PYTHONUNBUFFERED=1"
-for pair in ${opt[env]}; do
-  [[ $pair == *=* ]] || die "env: '$pair' is not NAME=value"
-  assignments+=" ${pair%%=*}=$(printf '%q' "${pair#*=}")"
-done
+for pair in "${pairs[@]}"; do assignments+=" ${pair%%=*}=$(printf '%q' "${pair#*=}")"; done
 
 if [ "${opt[create]}" != 0 ]; then
   spot=()
@@ -76,7 +81,7 @@ on_all "${opt[job]}" "cd fi_jax && ${opt[install]}"
 # Runs on: it outlives this connection, and one worker that stops is started again with the others. 0 is done, 2 is
 # the user's mistake, everything else is worth another start from the last checkpoint.
 loop="for try in \$(seq 0 ${opt[max-restarts]}); do
-  env $assignments ${opt[python]} -m fi_jax train $(quoted "${words[@]}")
+  env $assignments $(printf '%q' "${opt[python]}") -m fi_jax train $(quoted "${words[@]}")
   status=\$?; echo \"start \$try ended with status \$status\"
   case \$status in 0|2) exit \$status;; esac
   sleep 10

@@ -1,5 +1,6 @@
 """Every launcher: what a dry run prints, settings, mistakes, and the published schema of what Kubernetes gets."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -179,3 +180,117 @@ def test_local_runs_and_passes_the_status_on():
             [LAUNCH / "local.sh", "--restarts", "3", "--", "trian"], capture_output=True, text=True, cwd=ROOT
         ).stdout
     )
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "says"),
+    [
+        ("slurm/train.sh", ["--name", "a b"], "--name is 'a b'"),
+        ("slurm/train.sh", ["--name", "a\n#SBATCH --uid=0"], "line breaks"),
+        ("slurm/train.sh", ["--time", "1\nrm -rf x"], "line breaks"),
+        ("slurm/train.sh", ["--time", "1 --uid=0"], "--time is '1 --uid=0'"),
+        ("slurm/train.sh", ["--max-restarts", "1; rm x"], "whole number"),
+        ("slurm/train.sh", ["--env", "A=1\nrm -rf x"], "line breaks"),
+        ("slurm/train.sh", ["--env", "A;rm=1"], "NAME=value"),
+        ("gke/train.sh", ["--image", "i", "--env", "A=1\nB=2"], "line breaks"),
+        ("gke/train.sh", ["--image", "i", "--memory", "1\n  x: y"], "line breaks"),
+        ("gke/train.sh", ["--image", "i", "--namespace", "a/b"], "Kubernetes name"),
+        ("tpu_vm/train.sh", ["--zone", "z", "--env", "A-B=1"], "NAME=value"),
+        ("tpu_vm/train.sh", ["--zone", "z", "--max-restarts", "1); rm x"], "whole number"),
+        ("local.sh", ["--job", "../victim"], "--job is '../victim'"),
+        ("local.sh", ["--processes", "2", "--heartbeat", "1 X=2"], "whole number"),
+    ],
+)
+def test_values_cannot_mean_something_else(launcher, arguments, says):
+    assert says in launch(launcher, *arguments, "--dry-run", "--", "7b", status=2)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [
+        ("local.sh", "../victim"),
+        ("local.sh", "."),
+        ("slurm/train.sh", "*"),
+        ("gke/train.sh", "x,y"),
+        ("tpu_vm/train.sh", "-x"),
+    ],
+)
+@pytest.mark.parametrize("action", ["--delete", "--logs"])
+def test_names_of_jobs_are_names(tmp_path, launcher, name, action):
+    victim, state = tmp_path / "victim", tmp_path / "state"
+    for folder in (victim, state):
+        folder.mkdir()
+        (folder / "log").write_text("precious")
+    options = ["--state-dir", str(state)] if launcher == "local.sh" else []
+    options += ["--zone", "z"] if launcher == "tpu_vm/train.sh" else []
+    assert f"{action} is '{name}'" in launch(launcher, *options, f"{action}={name}", status=2)
+    assert (victim / "log").read_text() == (state / "log").read_text() == "precious"
+
+
+def test_nothing_is_submitted_when_an_option_is_wrong(tmp_path):
+    """A script that ends in the middle would be a job that does nothing, or half of something."""
+    (tmp_path / "sbatch").write_text(f"#!/bin/bash\ntouch {tmp_path}/submitted\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [LAUNCH / "slurm/train.sh", "--log-dir", tmp_path, "--env", "wrong", "--", "nano"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and not (tmp_path / "submitted").exists()
+
+
+def test_line_breaks_in_arguments_survive():
+    manifest = yaml.safe_load(launch("gke/train.sh", *GPU, "--dry-run", "--", "7b", "--name", "a\nb\tc"))
+    container = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"][-1] == "a\nb\tc"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "mesh", "says"),
+    [
+        ("tpu_vm/train.sh", ["--zone", "z", "--type", "v5litepod-16"], ["--mesh.fsdp", "16"], ""),
+        (
+            "tpu_vm/train.sh",
+            ["--zone", "z", "--type", "v5litepod-16"],
+            ["--mesh.data=8", "--mesh.fsdp=4"],
+            "v5litepod-16 has 16",
+        ),
+        # The number of a v5p counts cores, two a chip.
+        ("tpu_vm/train.sh", ["--zone", "z", "--type", "v5p-16"], ["--mesh.data", "16"], "v5p-16 has 8"),
+        ("gke/train.sh", TPU, ["--mesh.data", "-1", "--mesh.fsdp", "8"], ""),
+        ("gke/train.sh", TPU, ["--mesh.data=1", "--mesh.fsdp=4", "--mesh.tensor=2"], "multiplies to 8"),
+        ("gke/train.sh", [*TPU, "--slices", "2"], ["--mesh.data=2", "--mesh.fsdp=16"], ""),
+        ("gke/train.sh", GPU, ["--mesh.data", "3"], "multiplies to 3"),
+    ],
+)
+def test_the_mesh_must_fit_the_devices(launcher, options, mesh, says):
+    assert says in launch(launcher, *options, "--dry-run", "--", "7b", *mesh, status=2 if says else 0)
+
+
+def test_topology_must_be_that_of_the_nodes():
+    assert "has 16 chips" in launch("gke/train.sh", *TPU, "--nodes", "2", "--dry-run", "--", "7b", status=2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [
+        # Both save, one slower than the grace of a failure.
+        ("exit 75", "sleep 7; echo saved; exit 75", 75),
+        # One had not begun to listen; the other still saves.
+        ("kill -9 $$", "sleep 7; echo saved; exit 75", None),
+    ],
+)
+def test_local_waits_for_processes_that_save(tmp_path, first, second, status):
+    """SIGTERM to the launcher: it waits for all, and passes on the status that asks for another start."""
+    program = tmp_path / "program"
+    program.write_text(
+        '#!/bin/bash\n[ $1 != -c ] || exec python3 "$@"\n'
+        f'if [ "$FI_JAX_PROCESS_ID" = 0 ]; then trap "{first}" TERM; else trap "{second}" TERM; fi\n'
+        "echo up\nwhile :; do sleep 0.1; done\n"
+    )
+    program.chmod(0o755)
+    command = [LAUNCH / "local.sh", "--processes", "2", "--python", str(program), "--", "train", "tiny"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert job.stdout is not None and {job.stdout.readline(), job.stdout.readline()} == {"[0] up\n", "[1] up\n"}
+    job.terminate()
+    out, error = job.communicate(timeout=60)
+    assert "[1] saved" in out and "unbound" not in error, (out, error)
+    assert job.returncode == (137 if status is None else status)
