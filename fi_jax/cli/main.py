@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "ablate": "ablate",
     "ask": "ask",
+    "predict": "predict",
     "segment": "segment",
     "prepare": "prepare",
     "export": "export",

@@ -110,7 +110,7 @@ def with_maps(faces: Sequence[Face], data: DataConfig, parser: str) -> DataConfi
     missing = list(_without_map(lacking, cache))
     if missing:
         log.info(f"parsing {len(missing)} faces into {cache}")
-        fill_cache(_parser(parser), missing, cache)
+        fill_cache(parser_of(parser), missing, cache)
     return replace(data, mask_cache=str(cache))
 
 
@@ -158,7 +158,7 @@ def map_of(crop: UInt8[np.ndarray, "s s 3"], parser: str) -> UInt8[np.ndarray, "
     """Returns the parser's map of one square crop."""
     from fi_jax.faces.parser import parse_crop
 
-    return parse_crop(_parser(parser), crop)
+    return parse_crop(parser_of(parser), crop)
 
 
 def _without_map(faces: Sequence[Face], cache: Path) -> Iterator[Face]:
@@ -190,7 +190,8 @@ def _writable(folder: Path) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _parser(name: str) -> "FaceParser":
+def parser_of(name: str) -> "FaceParser":
+    """Returns the face parser `name`, loaded once a process."""
     from fi_jax.faces.parser import load_parser
 
     return load_parser(name)

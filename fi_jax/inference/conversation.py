@@ -101,6 +101,16 @@ def closed_answers(
 ) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
     """Answers closed questions about a crop; also names the questions that `consistent` decoding answers otherwise."""
     probabilities = answerer.answer(image[None], mask[None], questions, by_llm=by_llm).of(by_llm)[0]
+    return answers_from(answerer, questions, probabilities, consistent)
+
+
+def answers_from(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    probabilities: Float[np.ndarray, "q k"],
+    consistent: bool = False,
+) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
+    """The answers that the probabilities of one face mean, and the questions that `consistent` decoding changes."""
     rows = [probabilities[i, : len(q.options)] for i, q in enumerate(questions)]
     likeliest = [int(row.argmax()) for row in rows]
     chosen = consistent_options(answerer, questions, probabilities) if consistent else likeliest

@@ -1,0 +1,201 @@
+"""The Python door: `fi_jax.load("nano")` gives a model to ask, to describe with, and to label many pictures.
+
+Everything here is public and stable: names, arguments and results change only with a note in CHANGELOG.md.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL.Image import Image
+
+from fi_jax.errors import UserError, require_choice
+from fi_jax.faces.face_detector import choose_face, crop_for_model
+from fi_jax.faces.map_cache import parser_of
+from fi_jax.faces.picture_map import faces_in
+from fi_jax.files import sha256
+from fi_jax.inference.answerer import Answerer, load_answerer
+from fi_jax.inference.answers import Request, Response
+from fi_jax.inference.batch_prediction import FacePrediction, Picture, predict_faces
+from fi_jax.inference.conversation import respond
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.questions import Question
+from fi_jax.pictures.crop import Box
+from fi_jax.pictures.decode import decode
+from fi_jax.weights.bundle import TrainedModel, load_model
+
+# A picture: a path, the bytes of a file, a PIL picture, or RGB pixels (`y x 3` uint8).
+PictureLike = str | Path | bytes | Image | np.ndarray
+By = Literal["llm", "head"]
+
+
+class Model:
+    """A trained model. Safe to use from several threads: they take turns at the device.
+
+    Attributes:
+      questions: names of all closed questions that the model answers, in the order of tables.
+    """
+
+    def __init__(self, model: TrainedModel):
+        """Prefer `load`."""
+        self._answerer: Answerer = load_answerer(model)
+        self._turn = threading.Lock()
+        self._bank = {question.name: question for question in questions_for(self._answerer.vocabulary)}
+        self.questions: tuple[str, ...] = tuple(self._bank)
+        # Changes whenever the model's answers may.
+        leaves = ((path, np.asarray(leaf).tobytes()) for path, leaf in sorted(model.leaves.items()))
+        self.fingerprint: str = sha256("".join(sha256(path.encode() + content) for path, content in leaves))[:16]
+
+    def ask(
+        self,
+        image: PictureLike,
+        question: str,
+        *,
+        face: int = 0,
+        box: Box | None = None,
+        by: By = "llm",
+    ) -> Response:
+        """Answers one question in words about a face.
+
+        Args:
+          image: a path, bytes of a file, a PIL picture, or RGB pixels (`y x 3` uint8).
+          question: e.g. "Is this person smiling?" or "How old is she?".
+          face: which face, 1 for the largest; 0 takes the largest.
+          box: left, top, right, bottom of the face in pixels; no face is searched for then.
+          by: the LLM, or the alignment head alone (faster; closed questions only).
+
+        Returns:
+          The response; `.to_text()` and `.to_json(name)` give lines and plain values.
+
+        Raises:
+          UserError: the picture cannot be read or holds no face, or the question cannot be answered.
+        """
+        return self._respond(image, Request(question, by_llm=self._by(by)), face, box)
+
+    def describe(self, image: PictureLike, *, face: int = 0, box: Box | None = None) -> str:
+        """Describes a face in a few sentences. Arguments and errors are those of `ask`."""
+        return self._respond(image, Request(), face, box).to_text()
+
+    def answers(
+        self,
+        image: PictureLike,
+        *,
+        consistent: bool = False,
+        race: bool = False,
+        face: int = 0,
+        box: Box | None = None,
+        by: By = "llm",
+    ) -> Response:
+        """Answers every closed question about a face, race only when asked for.
+
+        With `consistent`, the answers are the most probable ones that break no rule. Other arguments and errors are
+        those of `ask`.
+        """
+        request = Request(everything=True, race=race, consistent=consistent, by_llm=self._by(by))
+        return self._respond(image, request, face, box)
+
+    def predict(
+        self,
+        images: Iterable[PictureLike | Picture],
+        *,
+        questions: Sequence[str] | None = None,
+        race: bool = False,
+        by: By = "llm",
+        every_face: bool = False,
+        whole: bool = False,
+        batch_size: int = 8,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[list[FacePrediction]]:
+        """Answers about many pictures, in batches; yields each picture's faces, in order, as they are done.
+
+        Args:
+          images: pictures as `ask` takes them; read while the model works.
+          questions: names out of `Model.questions`; all but race by default.
+          every_face: all faces, largest first; by default the largest alone.
+          whole: the pictures are face crops already.
+          batch_size: faces at once on the device.
+          progress: told after each batch how many pictures are done.
+
+        Yields:
+          One list a picture. What cannot be read is a `FacePrediction` with `face` 0 and the reason in `error`.
+        """
+        chosen = self.choose_questions(questions, race=race)
+        pictures = (_picture(image, number) for number, image in enumerate(images))
+        stream = predict_faces(
+            self._answerer,
+            pictures,
+            chosen,
+            by_llm=self._by(by),
+            every_face=every_face,
+            whole=whole,
+            batch_size=batch_size,
+            advance=progress,
+        )
+        while True:
+            with self._turn:
+                found = next(stream, None)
+            if found is None:
+                return
+            yield found
+
+    def choose_questions(self, names: Sequence[str] | None, *, race: bool = False) -> list[Question]:
+        """The questions of these names; all of the model's by default, those about race only with `race`.
+
+        Raises:
+          UserError: an unknown name, with a guess.
+        """
+        if names is None:
+            return [question for question in self._bank.values() if race or question.family != "race"]
+        for name in names:
+            require_choice("question", name, self._bank)
+        return [self._bank[name] for name in dict.fromkeys(names)]
+
+    def _by(self, by: By) -> bool:
+        require_choice("by", by, ("llm", "head"))
+        return by == "llm"
+
+    def _respond(self, image: PictureLike, request: Request, face: int, box: Box | None) -> Response:
+        source = _picture(image, 0)
+        pixels = source.source if isinstance(source.source, np.ndarray) else decode(source.source, source.name)
+        with self._turn:
+            if box is None:
+                faces = faces_in(parser_of(self._answerer.config.weights.parser), pixels)
+                box = crop_for_model(choose_face(faces, face, source.name))
+            return respond(self._answerer, pixels, box, request)
+
+
+def load(name_or_folder: str | Path = "nano") -> Model:
+    """Loads a bundled model by name, or a run folder, with its base LLM.
+
+    Raises:
+      UserError: there is no such model, or its base is not installed.
+    """
+    return Model(load_model(str(name_or_folder)))
+
+
+def _picture(image: PictureLike | Picture, number: int) -> Picture:
+    """Names a picture and checks its type; pixels of a PIL picture are brought to 8-bit RGB."""
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, str | Path):
+        return Picture(str(image), Path(image))
+    if isinstance(image, bytes):
+        return Picture(f"picture {number}", image)
+    if isinstance(image, Image):
+        return Picture(f"picture {number}", _pil_pixels(image))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
+        return Picture(f"picture {number}", image)
+    shape = f" of shape {image.shape} and type {image.dtype}" if isinstance(image, np.ndarray) else ""
+    raise UserError(
+        f"picture {number} is {type(image).__name__}{shape}; give a path, bytes, a PIL picture, or RGB pixels (y x 3 uint8)"
+    )
+
+
+def _pil_pixels(image: Image) -> np.ndarray:
+    from PIL import ImageOps
+
+    from fi_jax.pictures.colour import to_srgb
+
+    return to_srgb(ImageOps.exif_transpose(image), "the picture")

@@ -1,0 +1,85 @@
+"""Answer about every picture of a folder, a list or a table: one row a face, in CSV, Parquet or JSON lines.
+
+fi-jax predict photos/ --out answers.csv
+fi-jax predict faces.csv --column picture --questions Smiling gender age_years --whole --out answers.parquet
+
+An interrupted run goes on where it stopped when the same command is given again.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="pictures, folders, globs, lists (.txt) or tables with a picture column",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .csv, .parquet or .jsonl")
+    parser.add_argument(
+        "--checkpoint", default="nano", metavar="RUN", help="a run folder or a bundled model (default: nano)"
+    )
+    parser.add_argument("--column", default="", help="the column of a table that names the pictures")
+    parser.add_argument(
+        "--questions", nargs="+", default=(), metavar="NAME", help="which questions (default: all but race)"
+    )
+    parser.add_argument("--race", action="store_true", help="also what annotators would call the person's race")
+    parser.add_argument("--head", action="store_true", help="answer by the alignment head instead of the LLM (faster)")
+    parser.add_argument("--every-face", action="store_true", help="a row for every face, not for the largest alone")
+    parser.add_argument("--whole", action="store_true", help="the pictures are face crops already: search for no face")
+    parser.add_argument("--batch-size", type=int, default=8, help="faces that the model answers about at once")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts; what could not be read is a row with its reason, and is listed at the end."""
+    import time
+
+    from fi_jax.cli.runtime import start
+    from fi_jax.errors import UserError
+
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size is {args.batch_size}; it must be at least 1")
+    from fi_jax.api import load
+    from fi_jax.inference.prediction_files import PredictionFile, find_pictures
+
+    pictures = find_pictures(args.paths, args.column)
+    start()
+    model = load(args.checkpoint)
+    questions = model.choose_questions(args.questions or None, race=args.race)
+    made_with = {
+        "model": model.fingerprint,
+        "head": args.head,
+        "every_face": args.every_face,
+        "whole": args.whole,
+    }
+    file = PredictionFile(args.out, questions, made_with)
+    left = [picture for picture in pictures if picture.name not in file.done]
+    if file.done:
+        print(f"{len(pictures) - len(left)} of {len(pictures)} pictures were done before", flush=True)
+    from fi_jax.progress import progress_bar
+
+    began, faces, failed = time.monotonic(), 0, []
+    with progress_bar("answering", len(left)) as advance:
+        predictions = model.predict(
+            left,
+            questions=[question.name for question in questions],
+            by="head" if args.head else "llm",
+            every_face=args.every_face,
+            whole=args.whole,
+            batch_size=args.batch_size,
+            progress=advance,
+        )
+        for found in file.write(predictions):
+            faces += sum(one.face > 0 for one in found)
+            failed += [one for one in found if one.error]
+    rows = file.finish()
+    for one in failed[:20]:
+        print(f"{one.image}: {one.error}")
+    if len(failed) > 20:
+        print(f"… and {len(failed) - 20} more; column 'error' has them all")
+    rate = faces / max(time.monotonic() - began, 1e-9)
+    print(f"{args.out}: {rows} rows; {faces} faces in this run, {rate:.1f} a second; {len(failed)} pictures without")
+    return 0

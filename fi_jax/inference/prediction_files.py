@@ -1,0 +1,180 @@
+"""Pictures named on a command line, and the file of predictions about them: CSV, Parquet or JSON lines, resumable."""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fi_jax.errors import UserError, require_choice
+from fi_jax.files import atomic_path
+from fi_jax.inference.batch_prediction import ROW_COLUMNS, FacePrediction, Picture
+from fi_jax.labels.questions import Question
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".pgm")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+OUTPUT_SUFFIXES = (".csv", ".parquet", ".jsonl")
+# Names of the column that holds pictures, first match first.
+PICTURE_COLUMNS = ("image", "picture", "path", "file", "filename", "image_path", "file_name", "name")
+_ROWS_AT_ONCE = 1000
+
+
+def find_pictures(paths: Sequence[str], column: str = "") -> list[Picture]:
+    """Lists the pictures that paths name, each once: files, folders (searched through), globs, lists and tables.
+
+    A list (`.txt`) has a path a line; a table (CSV, TSV, Parquet, JSON lines) has them in `column`. Relative paths in
+    either start at its own folder.
+
+    Raises:
+      UserError: a path that names nothing, or a table without such a column.
+    """
+    found: dict[str, Picture] = {}
+    for text in paths:
+        for path in _named_by(text, column):
+            found.setdefault(str(path), Picture(str(path), path))
+    return list(found.values())
+
+
+def _named_by(text: str, column: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+        if not files:
+            raise UserError(f"folder '{path}' holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+        return files
+    if path.is_file():
+        suffix = path.suffix.lower()
+        if suffix == ".txt":
+            return [path.parent / line.strip() for line in _lines(path) if line.strip()]
+        return [path.parent / name for name in _column(path, column)] if suffix in TABLE_SUFFIXES else [path]
+    matches = sorted(Path().glob(text)) if not path.is_absolute() else sorted(Path("/").glob(text.lstrip("/")))
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise UserError(f"'{text}' is neither a file nor a folder, and no file matches it")
+    return files
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"'{path}' is not UTF-8 text; save it as UTF-8") from None
+
+
+def _column(path: Path, column: str) -> list[str]:
+    import pandas as pd
+
+    readers = {
+        ".csv": lambda: pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig"),
+        ".tsv": lambda: pd.read_csv(path, dtype=str, sep="\t", encoding="utf-8-sig"),
+        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
+        ".parquet": lambda: pd.read_parquet(path),
+    }
+    try:
+        table = readers[path.suffix.lower()]()
+    except (ValueError, OSError, csv.Error) as error:
+        raise UserError(f"table '{path}' cannot be read ({str(error).splitlines()[0]})") from None
+    if column:
+        require_choice(f"column of '{path.name}'", column, [str(name) for name in table.columns])
+    names = {str(name).strip().lower(): name for name in table.columns}
+    chosen = column or next((names[name] for name in PICTURE_COLUMNS if name in names), None)
+    if chosen is None:
+        raise UserError(
+            f"table '{path}' has none of the columns {', '.join(PICTURE_COLUMNS)}; name the pictures' with --column"
+        )
+    return [str(name) for name in table[chosen].dropna()]
+
+
+class PredictionFile:
+    """What `predict` leaves at `path`; what is done already is kept in `path`.partial until the end."""
+
+    def __init__(self, path: Path, questions: Sequence[Question], made_with: dict[str, Any]):
+        """`made_with`: what the predictions depend on; a partial file of something else is refused.
+
+        Raises:
+          UserError: `path` is there already or has another suffix, or its partial file was made otherwise.
+        """
+        if path.suffix.lower() not in OUTPUT_SUFFIXES:
+            raise UserError(f"--out '{path}' must end in {', '.join(OUTPUT_SUFFIXES)}")
+        if path.exists():
+            raise UserError(f"'{path}' is there already; choose another --out, or delete it")
+        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
+        answers = [column for question in questions for column in (question.name, f"{question.name}_probability")]
+        self.columns = [*ROW_COLUMNS, *answers]
+        # Columns of Parquet that hold text; all others are numbers.
+        self._texts = {"image", "error", *(q.name for q in questions if q.family != "age_years")}
+        self._header = {"made_with": json.loads(json.dumps(made_with)), "columns": self.columns}
+        self.done = self._read_done()
+
+    def _read_done(self) -> set[str]:
+        if not self.partial.exists():
+            return set()
+        done, whole = set(), 0
+        with self.partial.open("rb") as lines:
+            for number, line in enumerate(lines):
+                try:
+                    entry = json.loads(line)
+                    done |= set() if number == 0 else {entry["image"]}
+                except (ValueError, KeyError, TypeError):
+                    break  # The line that an interruption cut short.
+                if number == 0 and entry != self._header:
+                    raise UserError(
+                        f"'{self.partial}' holds predictions of another model or other options; finish those, or delete it"
+                    )
+                whole += len(line)
+        with self.partial.open("r+b") as lines:
+            lines.truncate(whole)
+        return done
+
+    def write(self, predictions: Iterable[Sequence[FacePrediction]]) -> Iterator[Sequence[FacePrediction]]:
+        """Appends each picture's predictions as they come, and passes them on."""
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        with self.partial.open("a", encoding="utf-8", errors="backslashreplace") as lines:
+            if not lines.tell():
+                lines.write(json.dumps(self._header) + "\n")
+            for faces in predictions:
+                entry = {"image": faces[0].image, "rows": [face.to_row() for face in faces]}
+                lines.write(json.dumps(entry) + "\n")
+                lines.flush()
+                yield faces
+
+    def finish(self) -> int:
+        """Writes `path` from the partial file, which goes; returns the number of rows."""
+        write = {".csv": self._write_csv, ".jsonl": self._write_jsonl, ".parquet": self._write_parquet}
+        with atomic_path(self.path) as temporary:
+            write[self.path.suffix.lower()](temporary)
+        count = sum(1 for _ in self._rows())
+        self.partial.unlink()
+        return count
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        with self.partial.open(encoding="utf-8") as lines:
+            next(lines, None)
+            for line in lines:
+                yield from json.loads(line)["rows"]
+
+    def _write_csv(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.DictWriter(opened, self.columns)
+            writer.writeheader()
+            writer.writerows(self._rows())
+
+    def _write_jsonl(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8") as opened:
+            opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows())
+
+    def _write_parquet(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([(name, self._type_of(name, pa)) for name in self.columns])
+        rows = self._rows()
+        with pq.ParquetWriter(path, schema) as writer:
+            while chunk := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pa.Table.from_pylist(chunk, schema))
+
+    def _type_of(self, name: str, pa):
+        if name in self._texts:
+            return pa.string()
+        return pa.int64() if name in ("face", "faces") else pa.float64()

@@ -1,0 +1,165 @@
+"""The Python door and `fi-jax predict`, on the bundled model: every kind of picture, batches, files that resume."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from skimage import data
+
+import fi_jax
+from fi_jax.cli.main import main
+from fi_jax.data.synthetic.face import draw_face
+from fi_jax.inference.prediction_files import PredictionFile, find_pictures
+
+SOME = ["Smiling", "gender", "age_years"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fi_jax.load("nano")
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    return data.astronaut()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, portrait) -> Path:
+    """Three drawn faces, a photograph, a picture without a face and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "drawn").mkdir()
+    for i in range(3):
+        Image.fromarray(draw_face(0, i, 96).image).save(folder / "drawn" / f"{i}.PNG")
+    Image.fromarray(portrait).save(folder / "portrait.png")
+    Image.fromarray(np.full((200, 300, 3), 90, np.uint8)).save(folder / "grey.jpg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def test_every_kind_of_picture_gives_the_same_answers(model, folder, portrait):
+    path = folder / "portrait.png"
+    kinds = [str(path), path, path.read_bytes(), Image.open(path), portrait]
+    given = [model.answers(kind, by="head").to_json("p") for kind in kinds]
+    assert all(one == given[0] for one in given)
+    assert len(given[0]["answers"]) == sum(not name.startswith("race") for name in model.questions)
+
+
+def test_race_is_answered_when_asked_and_never_volunteered(model, portrait):
+    asked = model.answers(portrait, race=True, by="head").answers
+    assert any(a.question.family == "race" for a in asked)
+    assert not any(a.question.family == "race" for a in model.answers(portrait, by="head").answers)
+    (face,) = next(model.predict([portrait], by="head"))
+    assert not any(name.startswith("race") for name in face.to_row())
+
+
+def test_predictions_are_the_answers_of_ask_in_any_batch(model, folder):
+    pictures = [folder / "portrait.png", *sorted((folder / "drawn").iterdir())]
+    box = {"whole": True}
+    alone = [next(model.predict([p], by="head", batch_size=1, **box)) for p in pictures]
+    together = list(model.predict(pictures, by="head", batch_size=3, **box))
+    for one, other in zip(alone, together, strict=True):
+        a, b = (np.array([x.probability for x in found[0].answers]) for found in (one, other))
+        np.testing.assert_allclose(a, b, atol=2e-3)
+    (found,) = next(model.predict([pictures[0]], by="head"))
+    said = model.answers(pictures[0], by="head")
+    assert [a.option for a in found.answers] == [a.option for a in said.answers]
+    np.testing.assert_allclose([a.probability for a in found.answers], [a.probability for a in said.answers], atol=2e-3)
+
+
+def test_what_cannot_be_read_says_why_and_stops_nothing(model, folder):
+    names = ["broken.jpg", "portrait.png", "grey.jpg", "missing.jpg"]
+    found = list(model.predict([folder / name for name in names], questions=SOME, by="head"))
+    assert [faces[0].face for faces in found] == [0, 1, 0, 0]
+    assert (
+        "not an image" in found[0][0].error and "no face" in found[2][0].error and "does not exist" in found[3][0].error
+    )
+    row = found[1][0].to_row()
+    assert row["image"].endswith("portrait.png") and row["Smiling"] in ("Yes", "No") and 0 < row["age_years"] < 100
+
+
+def test_mistakes_are_exceptions_that_name_them(model, portrait, folder):
+    with pytest.raises(fi_jax.UserError, match="did you mean 'Smiling'"):
+        list(model.predict([portrait], questions=["Smilling"]))
+    with pytest.raises(fi_jax.UserError, match="no face"):
+        model.ask(folder / "grey.jpg", "Is this person smiling?")
+    with pytest.raises(fi_jax.UserError, match="float64"):
+        model.ask(np.zeros((4, 4, 3)), "Is this person smiling?")
+    with pytest.raises(fi_jax.UserError, match="by"):
+        model.answers(portrait, by="heart")
+    with pytest.raises(fi_jax.UserError, match="no model"):
+        fi_jax.load("nanno")
+
+
+def test_threads_take_turns(model, portrait):
+    alone = model.answers(portrait, by="head").to_json("p")
+    with ThreadPoolExecutor(4) as pool:
+        given = list(pool.map(lambda _: model.answers(portrait, by="head").to_json("p"), range(8)))
+    assert all(one == alone for one in given)
+
+
+def test_predict_writes_the_same_rows_in_every_format(folder, tmp_path):
+    rows = {}
+    for suffix in ("csv", "jsonl", "parquet"):
+        out = tmp_path / f"out.{suffix}"
+        command = ["predict", str(folder), "--out", str(out), "--head", "--questions", *SOME]
+        assert main(command) == 0
+        read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[suffix]
+        rows[suffix] = read(out)
+        assert not list(tmp_path.glob("*.partial"))
+    assert len(rows["csv"]) == 6
+    for suffix in ("jsonl", "parquet"):
+        assert list(rows[suffix]["image"]) == list(rows["csv"]["image"])
+        numbers = [name for name in rows["csv"] if name.endswith("_probability") or name in ("face", "age_years")]
+        pd.testing.assert_frame_equal(rows[suffix][numbers], rows["csv"][numbers], check_dtype=False)
+
+
+def test_an_interrupted_prediction_goes_on_where_it_stopped(model, folder, tmp_path, capsys):
+    out, names = tmp_path / "out.csv", [str(p) for p in sorted((folder / "drawn").iterdir())]
+    questions = model.choose_questions(SOME)
+    made_with = {"model": model.fingerprint, "head": True, "every_face": False, "whole": True}
+    file = PredictionFile(out, questions, made_with)
+    stream = file.write(model.predict(names, questions=SOME, by="head", whole=True, batch_size=1))
+    next(stream), next(stream)
+    stream.close()
+    with file.partial.open("a") as lines:
+        lines.write('{"image": "cut sho')  # As a kill leaves it.
+    command = ["predict", *names, "--out", str(out), "--head", "--whole", "--questions", *SOME]
+    assert main([*command[:-1]]) == 2, "other questions, other columns"
+    assert "other options" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "2 of 3 pictures were done before" in capsys.readouterr().out
+    assert list(pd.read_csv(out)["image"]) == names
+    assert main(command) == 2 and "there already" in capsys.readouterr().err
+
+
+def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
+    everything = [picture.name for picture in find_pictures([str(folder)])]
+    assert len(everything) == 6 and str(folder / "drawn" / "0.PNG") in everything
+    assert len(find_pictures([str(folder / "drawn" / "*.PNG"), str(folder / "drawn")])) == 3
+    (folder / "list.txt").write_text("drawn/0.PNG\n\nportrait.png\n")
+    assert [p.source for p in find_pictures([str(folder / "list.txt")])] == [
+        folder / "drawn/0.PNG",
+        folder / "portrait.png",
+    ]
+    (folder / "list.txt").unlink()
+    table = pd.DataFrame({"id": [1, 2], "Path": ["drawn/1.PNG", "portrait.png"]})
+    for write, name in ((table.to_csv, "t.csv"), (table.to_parquet, "t.parquet")):
+        write(tmp_path / name, index=False)
+        assert [p.source.name for p in find_pictures([str(tmp_path / name)])] == ["1.PNG", "portrait.png"]
+    (tmp_path / "semi.csv").write_text("﻿id;picture\n1;a.png\n", encoding="utf-8")
+    assert [p.source.name for p in find_pictures([str(tmp_path / "semi.csv")])] == ["a.png"]
+    with pytest.raises(fi_jax.UserError, match="did you mean 'Path'"):
+        find_pictures([str(tmp_path / "t.csv")], "Pth")
+    with pytest.raises(fi_jax.UserError, match="neither a file nor a folder"):
+        find_pictures([str(tmp_path / "nothing*")])
+
+
+def test_a_response_turns_into_plain_values(model, portrait):
+    response = model.ask(portrait, "Is this person smiling?", by="head")
+    assert "%" in response.to_text()
+    assert json.loads(json.dumps(response.to_json("p")))["answers"][0]["question"] == "Smiling"
