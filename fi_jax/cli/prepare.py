@@ -1,7 +1,13 @@
-"""Check a data set, split it, and write it as ArrayRecord shards with counts and a manifest."""
+"""Check a data set, split it, and write it as ArrayRecord shards with counts and a manifest.
+
+On several hosts with one folder, give each `--part I/N` (SLURM: --part $SLURM_PROCID/$SLURM_NTASKS); the last to finish
+writes the manifest.
+"""
 
 import argparse
 import logging
+import os
+import re
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -15,24 +21,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parser", default="bundled", help="makes maps for sets without: bundled, a folder, a Hub name, or none"
     )
+    parser.add_argument("--no-masks", action="store_true", help="the same as --parser none")
     parser.add_argument("--faces-per-shard", type=int, default=2048, help="faces in one ArrayRecord file")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="write every N-th shard only, from the I-th")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from fi_jax.config import DataConfig
     from fi_jax.data.datasets import open_source
-    from fi_jax.data.prepare import prepare
+    from fi_jax.data.parsing import make_maps
+    from fi_jax.data.prepare import Maps, prepare
     from fi_jax.errors import UserError
-    from fi_jax.faces.map_cache import with_maps
+    from fi_jax.faces.map_cache import map_folder
 
     if args.faces_per_shard < 1:
         raise UserError(f"--faces-per-shard is {args.faces_per_shard}; it must be at least 1")
+    part = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", args.part)
+    if not part or int(part[1]) >= int(part[2]):
+        raise UserError(f"--part is '{args.part}'; it must be I/N with I from 0 to N - 1, 0/4 for the first of four")
+    workers = args.workers if args.workers > 0 else len(os.sched_getaffinity(0))
     source = open_source(args.dataset, args.data_root)
     maps = None
-    if args.parser != "none" and any(face.mask is None for face in source.faces):
-        maps = Path(with_maps(source.faces, DataConfig(), args.parser).mask_cache)
-    manifest, worked = prepare(source, Path(args.out), maps, args.faces_per_shard)
+    if args.parser != "none" and not args.no_masks and any(face.mask is None for face in source.faces):
+        maps = Maps(map_folder(DataConfig(), args.parser), lambda faces: make_maps(faces, args.parser, workers))
+    here = (int(part[1]), int(part[2]))
+    manifest, worked = prepare(source, Path(args.out), maps, args.faces_per_shard, here, workers)
+    if manifest is None:
+        log.info(f"{args.dataset}: part {args.part} is written; the manifest follows when the other parts are")
+        return 0
     splits = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
     shards = len(manifest["shards"])
     state = "written" if worked else "already there, nothing done"
@@ -40,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for note in manifest["notes"]:
         log.info(f"note: {note}")
     for reason, keys in sorted(manifest["rejected"].items(), key=lambda item: -len(item[1]))[:10]:
-        log.info(f"rejected: {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: {reason}")
+        log.info(f"rejected: {keys[0]}{f' and {len(keys) - 1:,} more' if len(keys) > 1 else ''}: {reason}")
     if manifest["num_rejected"]:
         log.info(f"all {manifest['num_rejected']} rejected rows and files are in {args.out}/manifest.json")
     return 0

@@ -7,7 +7,7 @@ reading it. The manifest is written last: a folder without one is unfinished.
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,9 +56,9 @@ def _reader(path: str):
     return ArrayRecordReader(path, "readahead_buffer_size:0")
 
 
-def pack(record: FaceRecord, image: bytes, mask: bytes, mask_is_crop: bool = False) -> bytes:
-    """Returns one face as the bytes of a shard's record."""
-    header = {
+def header_of(record: FaceRecord, image: bytes, mask: bytes, mask_is_crop: bool = False) -> dict:
+    """Returns what a shard says about one face."""
+    return {
         "dataset": record.dataset,
         "key": record.key,
         "split": record.split,
@@ -70,6 +70,10 @@ def pack(record: FaceRecord, image: bytes, mask: bytes, mask_is_crop: bool = Fal
         "mask_bytes": len(mask),
         "mask_is_crop": mask_is_crop,
     }
+
+
+def pack(header: dict, image: bytes, mask: bytes) -> bytes:
+    """Returns one face as the bytes of a shard's record."""
     head = json.dumps(header, ensure_ascii=False).encode()
     return struct.pack("<I", len(head)) + head + image + mask
 
@@ -83,7 +87,7 @@ def unpack(data: bytes) -> tuple[dict, bytes, bytes]:
     return header, data[start:middle], data[middle : middle + header["mask_bytes"]]
 
 
-def write_shard(path: Path, records: Sequence[bytes]) -> None:
+def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Writes an ArrayRecord file; it appears whole or not at all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -106,12 +106,17 @@ def with_maps(faces: Sequence[Face], data: DataConfig, parser: str) -> DataConfi
     lacking = [face for face in faces if face.mask is None]
     if not lacking:
         return data
-    cache = _writable(Path(data.mask_cache or cache_folder() / "masks")) / _fingerprint(parser)
+    cache = map_folder(data, parser)
     missing = list(_without_map(lacking, cache))
     if missing:
         log.info(f"parsing {len(missing)} faces into {cache}")
         fill_cache(parser_of(parser), missing, cache)
     return replace(data, mask_cache=str(cache))
+
+
+def map_folder(data: DataConfig, parser: str) -> Path:
+    """Returns the folder with a parser's maps: below the config's mask cache, named after the parser's weights."""
+    return _writable(Path(data.mask_cache or cache_folder() / "masks")) / _fingerprint(parser)
 
 
 def fill_cache(

@@ -12,6 +12,8 @@ from jaxtyping import Shaped
 from fi_jax.errors import UserError
 from fi_jax.knowledge.correlation import Counts
 
+_OF_ZIP = (zipfile.BadZipFile, zlib.error)
+
 
 def graph_bytes(names: Sequence[str], counts: Counts, **matrices: Shaped[np.ndarray, "n n"]) -> bytes:
     """Returns the npz with `names`, the counts `m`, `n`, `k`, and further matrices (`p`, `c`, `graph`)."""
@@ -33,7 +35,7 @@ def read_graph(path: Path, wanted: Sequence[str] = ("graph",)) -> tuple[list[str
             # The first version wrote graphs with `labels` for `names`.
             names = [str(name) for name in arrays["labels" if "labels" in arrays else "names"]]
             found = {key: arrays[key] for key in wanted if key in arrays}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, RuntimeError, *_OF_ZIP) as error:
         raise UserError(f"'{path}' is not a graph that 'fi-jax graph' wrote ({str(error)[:80]})") from None
     for key in wanted:
         if key not in found or found[key].shape != (len(names), len(names)) or found[key].dtype.kind not in "iuf":

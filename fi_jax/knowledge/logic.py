@@ -342,10 +342,3 @@ def broken(
         holds != 1,
     )
     return breaks & mask, mask
-
-
-def violation_rate(hard: Bool[np.ndarray, "b n"], in_scope: Bool[np.ndarray, "b n"], table: RuleTable) -> float:
-    """Returns the share of faces whose answers break a rule, among faces with a rule in scope (NaN if none)."""
-    breaks, mask = broken(hard, in_scope, table)
-    judged = mask.any(-1)
-    return float(np.mean(breaks[judged].any(-1))) if np.any(judged) else float("nan")

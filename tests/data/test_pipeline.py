@@ -1,4 +1,8 @@
 import itertools
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -149,7 +153,7 @@ def test_unreadable_files_are_skipped_counted_and_listed(releases):
         "celeba/000004.jpg": "a damaged",
         "celeba/000007.jpg": "not an im",
     }
-    # The findings are cached, and a mended file is noticed.
+    # The findings are cached, and a repaired file is noticed.
     assert len(pipeline.load_mixture(DataConfig(sources=source, max_unreadable=0.1)).records) == 18
     with pytest.raises(UserError, match="2 of 20 faces cannot be read.*000004.jpg"):
         pipeline.load_mixture(DataConfig(sources=source, max_unreadable=0.05))
@@ -203,3 +207,65 @@ def test_counts_equal_those_of_the_whole_table(faces):
     assert [len(block) for block, _ in label_blocks(faces, VOCABULARY, 8)] == [8, 8, 4]
     i = VOCABULARY.index("Smiling")
     assert found.m[i, i] == sum(face.labels["Smiling"] for face in faces)
+
+
+class Dying:
+    """What grain's iterator does when a worker process dies."""
+
+    def __init__(self, code):
+        self.code, self.closed = code, False
+
+    def __iter__(self):
+        yield {}
+        raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {self.code}. Search the logs")
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("code,why", [(-7, "/dev/shm is full"), (-9, "exit code -9")])
+def test_a_worker_that_died_is_one_clear_line(code, why):
+    dying = Dying(code)
+    with pytest.raises(UserError, match=why) as error:
+        list(pipeline._watched(dying))
+    assert "data.workers to 0" in str(error.value) and dying.closed
+
+
+KILLED = """
+import sys
+from multiprocessing import shared_memory
+shared_memory._SHM_NAME_PREFIX = sys.argv[2]  # To tell this run's blocks from others'.
+from fi_jax.data import pipeline
+from fi_jax.data.datasets import open_source
+from fi_jax.labels.registry import vocabulary
+if __name__ == "__main__":
+    faces = open_source("celeba", sys.argv[1]).records("all")
+    dataset = pipeline.FaceDataset(faces, vocabulary("celeba"), 112)
+    for batch in pipeline.training_batches(dataset, batch_size=8, seed=0, workers=2):
+        print("ready", flush=True)
+"""
+
+
+def test_workers_end_with_their_parent(releases, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    prefix = f"/k{os.getpid() % 10000}"  # Names have 14 letters at most.
+    command = [sys.executable, str(tmp_path / "killed.py"), str(releases.celeba(count=20)), prefix]
+    environment = os.environ | {"PYTHONPATH": str(Path(pipeline.__file__).parents[2])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "ready\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert list(Path("/dev/shm").glob(f"{prefix[1:]}*"))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (any(map(alive, children)) or list(Path("/dev/shm").glob(f"{prefix[1:]}*"))):
+        time.sleep(0.2)
+    assert children and not any(map(alive, children))
+    assert not list(Path("/dev/shm").glob(f"{prefix[1:]}*"))
+
+
+def alive(child):
+    try:
+        return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

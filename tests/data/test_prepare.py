@@ -9,7 +9,7 @@ from fi_jax.data import prepare as prepare_module
 from fi_jax.data import shards
 from fi_jax.data.datasets import open_source
 from fi_jax.data.examples import make_example
-from fi_jax.data.prepare import prepare
+from fi_jax.data.prepare import Maps, prepare
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import cached_map
 from fi_jax.faces.masks import read_mask, write_mask
@@ -81,6 +81,19 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(releases, tmp_path, mon
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_parts_and_processes_write_the_same(releases, tmp_path):
+    source = open_source("celeba", releases.celeba(count=14))
+    prepare(source, tmp_path / "whole", faces_per_shard=3)
+    assert prepare(source, tmp_path / "out", faces_per_shard=3, part=(1, 3))[0] is None
+    assert prepare(source, tmp_path / "out", faces_per_shard=3, part=(0, 3), workers=2)[0] is None
+    (tmp_path / "out" / "faces-00003.json").write_text("{")  # Damaged meanwhile: written anew.
+    with pytest.raises(UserError, match="not finished"):
+        open_source("celeba", tmp_path / "out")
+    assert prepare(source, tmp_path / "out", faces_per_shard=3, part=(2, 3))[0] is None
+    assert prepare(source, tmp_path / "out", faces_per_shard=3)[0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_manifest_names_what_was_left_out(releases, tmp_path):
     root = releases.celeba()
     (root / "img_align_celeba" / "000002.jpg").unlink()
@@ -128,9 +141,11 @@ def test_parsed_maps_travel_as_crops(releases, tmp_path):
     for folder in ("weights1", "weights2"):
         for face in source.records():
             write_mask(Path(cached_map(tmp_path / folder, face.image.read_bytes(), face.box)), drawn)
-    prepare(source, tmp_path / "out", tmp_path / "weights1")
+    asked = []
+    prepare(source, tmp_path / "out", Maps(tmp_path / "weights1", asked.append))
+    assert [len(faces) for faces in asked] == [8]
     with pytest.raises(UserError, match="other files or with other settings"):
-        prepare(source, tmp_path / "out", tmp_path / "weights2")
+        prepare(source, tmp_path / "out", Maps(tmp_path / "weights2", asked.append))
     for face in open_source("expw", tmp_path / "out").records("all"):
         assert np.array_equal(read_mask(face.mask), drawn)
         assert (make_example(face, vocabulary("expw"), 24)["mask"] == 13).all()
@@ -142,6 +157,9 @@ def test_command(releases, tmp_path, capsys):
     assert "12 faces" in capsys.readouterr().out
     assert main(["prepare", "celeba", "--data-root", root, "--out", out, "--parser", "none"]) == 0
     assert "nothing done" in capsys.readouterr().out
+    for part in ("2/2", "a/2", "1"):
+        assert main(["prepare", "celeba", "--data-root", root, "--out", out, "--part", part]) == 2
+        assert "--part is" in capsys.readouterr().err
     for bad in (["celebaa", "--data-root", root], ["utkface", "--data-root", str(tmp_path / "nowhere")], ["celeba"]):
         assert main(["prepare", *bad, "--out", str(tmp_path / "other")]) == 2
         error = capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_labels_occur_together_as_real_ones_do(annotated):
     assert given("Wearing_Necktie", "Male") > 0.9 and given("age:70+", "Gray_Hair") > given("age:20-29", "Gray_Hair")
 
 
-def test_source_deals_splits_and_draws_on_demand():
+def test_source_splits_and_draws_on_demand():
     source = open_source("synthetic_faces", "count=200,seed=9")
     parts = {split: source.records(split) for split in ("train", "val", "test")}
     assert sum(map(len, parts.values())) == 200 and len(parts["train"]) > 130 and all(parts.values())

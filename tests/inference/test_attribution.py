@@ -12,7 +12,6 @@ from small_model import small_config
 
 from fi_jax.config import VitConfig
 from fi_jax.data.synthetic.face import draw_face, traits_of
-from fi_jax.data.synthetic.traits import labels_of
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import colourise
 from fi_jax.inference.answerer import Answerer
@@ -91,10 +90,10 @@ def trained() -> Answerer:
         replace(config, model=replace(config.model, image_encoder=vit, segmentation_encoder=vit)), noise=0.0
     )
     # Of hats and glasses there are few: half of the faces that are drawn have one.
-    indices = [i for i in range(4000) if any(labels_of(traits_of(1, i)).get(n) for n in DRAWN)][:200]
+    indices = [i for i in range(4000) if any(traits_of(1, i).labels.get(n) for n in DRAWN)][:200]
     indices += range(5000, 5200)
     images, masks = (np.stack(part) for part in zip(*map(painted, indices)))
-    truth = jnp.array([[labels_of(traits_of(1, i))[n] for n in DRAWN] for i in indices], jnp.float32)
+    truth = jnp.array([[traits_of(1, i).labels[n] for n in DRAWN] for i in indices], jnp.float32)
     columns = jnp.array([answerer.vocabulary.index(n) for n in DRAWN])
     pixels, maps = to_pixels(jnp.asarray(images), SIDE), map_to_pixels(jnp.asarray(masks), SIDE)
     nothing = map_to_pixels(jnp.zeros_like(jnp.asarray(masks)[:1]), SIDE)
@@ -148,7 +147,7 @@ def density(evidence: np.ndarray, region: np.ndarray) -> float:
 def test_the_model_looks_at_the_thing_and_not_elsewhere(trained, name):
     """More evidence a token where the thing is than where it is not, and than another question finds there."""
     other = next(n for n in DRAWN if n != name)
-    wearers = [i for i in range(9000, 9600) if labels_of(traits_of(1, i)).get(name)][:8]
+    wearers = [i for i in range(9000, 9600) if traits_of(1, i).labels.get(name)][:8]
     right, at, control, unasked = 0, [], [], []
     for i in wearers:
         image, mask = painted(i)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fi_jax.knowledge.consistency import decode_consistent, likeliest
+from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import broken, compile_rules
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
@@ -70,9 +70,8 @@ def test_consistent_answers_are_left_alone():
     table = compile_rules([excludes("a", "b", "test"), Rule("exactly_one", ("g", "h"), "test")], VOCAB)
     p = np.array([[0.9, 0.1, 0.7, 0.2, 0.5, 0.6, 0.3, 0.2]])
     scope = np.ones(p.shape, bool)
-    np.testing.assert_array_equal(decode_consistent(p, scope, table), likeliest(p, scope, table))
-    # Both below a half, and yet one of them holds.
-    assert likeliest(p, scope, table)[0, 6] and not likeliest(p, scope, table)[0, 7]
+    # The last two are both below a half, and yet one of them holds.
+    np.testing.assert_array_equal(decode_consistent(p, scope, table), [[1, 0, 1, 0, 0, 1, 1, 0]])
 
 
 def test_the_weaker_side_gives_way_and_the_rest_stays():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.knowledge import logic
-from fi_jax.knowledge.logic import LogicPieces, LogProbs, broken, compile_rules, log_probs, violation_rate
+from fi_jax.knowledge.logic import LogicPieces, LogProbs, broken, compile_rules, log_probs
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.rules import Rule, excludes, implies
@@ -332,16 +332,15 @@ def test_one_choice_is_not_asked_to_be_sure():
     assert gradient[0, 4] > gradient[0, 6]  # f is both wanted and unwanted; only e is purely unwanted
 
 
-def test_violation_rate_counts_faces():
+def test_broken_rules_of_faces():
     hard = np.zeros((4, N), bool)
     hard[:, 6] = True  # g: exactly one of e, f, g holds
     hard[0, 0] = True  # a without b or c
     hard[1, [1, 3]] = True  # b with d
     scope = np.ones((4, N), bool)
-    assert violation_rate(hard, scope, TABLE) == 0.5
-    scope[3] = False  # a face that nothing was asked of is not counted
-    assert violation_rate(hard, scope, TABLE) == pytest.approx(2 / 3)
-    assert np.isnan(violation_rate(hard, np.zeros_like(scope), TABLE))
+    scope[3] = False  # a face that nothing was asked of has no rule in scope
+    breaks, mask = broken(hard, scope, TABLE)
+    assert breaks.any(-1).tolist() == [True, True, False, False] and mask.any(-1).tolist() == [True] * 3 + [False]
 
 
 def test_real_vocabularies_compile_and_trace_once():

@@ -68,8 +68,8 @@ def _source(data_dir: str, split: str):
             # Keeps the JPEG file; its other raw form (DESERIALIZE_NO_DECODE) needs TensorFlow.
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-    except (NotImplementedError, ValueError, AssertionError, FileNotFoundError) as error:
+    except (NotImplementedError, ValueError, AssertionError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"TFDS cannot open celeb_a under '{data_dir}' for random access ({str(error).splitlines()[0]}); "
+            f"TFDS cannot open celeb_a under '{data_dir}' for random access ({str(error).partition(chr(10))[0]}); "
             "prepare it with file_format='array_record'"
         ) from None

@@ -266,7 +266,7 @@ def whole_number(cell: str) -> int | None:
 def read_box(cells: Sequence[str]) -> tuple[Box, str]:
     """Returns `(left, top, right, bottom)` of four cells, and what is wrong with them or ""."""
     try:
-        left, top, right, bottom = (float(cell) for cell in cells)
+        left, top, right, bottom = (float(cell if cell.isascii() else "") for cell in cells)
     except ValueError:
         return (0.0, 0.0, 0.0, 0.0), "the box is not four numbers"
     box = (left, top, right, bottom)

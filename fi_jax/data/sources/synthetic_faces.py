@@ -11,7 +11,6 @@ from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Source
 from fi_jax.data.splits import hash_split
 from fi_jax.data.synthetic.face import SyntheticFace, draw_face, traits_of
-from fi_jax.data.synthetic.traits import labels_of
 from fi_jax.errors import UserError
 from fi_jax.labels import celeba
 from fi_jax.labels.question_bank import question
@@ -65,7 +64,7 @@ def read(root: Path | str = "") -> Source:
     for index in range(count):
         traits, key = traits_of(seed, index), f"{seed}-{index:06d}.png"
         image, mask = Drawn(seed, index, "image"), Drawn(seed, index, "mask")
-        faces.append(FaceRecord(NAME, key, hash_split(key, NAME), image, labels_of(traits), age=traits.age, mask=mask))
+        faces.append(FaceRecord(NAME, key, hash_split(key, NAME), image, traits.labels, age=traits.age, mask=mask))
     return Source(NAME, tuple(faces))
 
 

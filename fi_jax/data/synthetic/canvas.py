@@ -90,3 +90,8 @@ def curve(*points: tuple[float, float], count: int = 16) -> Points:
 def mirror(points: Points) -> Points:
     """Reflects points left to right."""
     return points * np.array([-1.0, 1.0])
+
+
+def symmetric(half: Points) -> Float[np.ndarray, "2*n 2"]:
+    """Returns the closed outline whose right half is given, from top to bottom."""
+    return np.concatenate([half, mirror(half)[::-1]])

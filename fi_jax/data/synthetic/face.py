@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from fi_jax.data.synthetic import head, things
 from fi_jax.data.synthetic.canvas import Canvas
-from fi_jax.data.synthetic.traits import Traits, draw_traits, labels_of
+from fi_jax.data.synthetic.traits import Traits, draw_traits
 
 SIZE = 128
 
@@ -58,13 +58,13 @@ def draw_face(seed: int, index: int, size: int = SIZE) -> SyntheticFace:
     things.hat(canvas, traits, look, rng)
     things.earrings(canvas, traits, look, rng)
     image, mask = canvas.finish()
-    return SyntheticFace(_photograph(image, traits, rng), mask, labels_of(traits), traits.age, traits)
+    return SyntheticFace(_photograph(image, traits, rng), mask, traits.labels, traits.age, traits)
 
 
 def _photograph(image: np.ndarray, traits: Traits, rng: np.random.Generator) -> np.ndarray:
     """Light from a side, a colour cast, grain; blurry pictures are blurred."""
     side = image.shape[0]
-    if traits.blurry:
+    if traits["Blurry"]:
         from PIL import Image, ImageFilter
 
         image = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(side / 45)))

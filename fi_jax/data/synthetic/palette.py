@@ -43,7 +43,7 @@ def iris(traits: Traits, rng: np.random.Generator) -> Rgb:
 
 def lips(traits: Traits, rng: np.random.Generator) -> Rgb:
     """Returns a lip colour: a darker, redder skin, or lipstick."""
-    if traits.lipstick:
+    if traits["Wearing_Lipstick"]:
         return np.array([(196, 26, 52), (220, 60, 90), (150, 20, 48), (230, 80, 70)], float)[rng.integers(4)]
     return skin(traits.skin_tone) * (0.84, 0.68, 0.68) + (14, 0, 2)
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from fi_jax.data.synthetic import palette
-from fi_jax.data.synthetic.canvas import Canvas, Points, curve, ellipse, mirror
+from fi_jax.data.synthetic.canvas import Canvas, Points, curve, ellipse, mirror, symmetric
 from fi_jax.data.synthetic.head import Look
+from fi_jax.data.synthetic.palette import darker
 from fi_jax.data.synthetic.traits import Traits
 
 _GOLD, _SILVER = (232, 190, 70), (226, 230, 236)
@@ -34,12 +35,12 @@ def _strands(canvas: Canvas, traits: Traits, look: Look, lines: list[Points]) ->
     for i, line in enumerate(lines):
         if traits.hair_shape == "wavy":
             line = line + np.stack([0.009 * np.sin(np.linspace(0, 11, len(line)) + i), np.zeros(len(line))], 1)
-        canvas.stroke(line, palette.darker(look.hair, 1.22 if i % 2 else 0.78) + (i % 2) * 6, 0.004)
+        canvas.stroke(line, darker(look.hair, 1.22 if i % 2 else 0.78) + (i % 2) * 6, 0.004)
 
 
 def hair_behind(canvas: Canvas, traits: Traits, look: Look) -> None:
     """Long hair falls behind the shoulders; short hair shows as a rim around the skull."""
-    if traits.bald:
+    if traits["Bald"]:
         return
     w = look.width
     if traits.long_hair:
@@ -50,26 +51,24 @@ def hair_behind(canvas: Canvas, traits: Traits, look: Look) -> None:
         half = curve(
             (0, -0.405), (0.15, -0.375), (w + 0.022, -0.22), (w + 0.014, -0.02), (w * 0.8, 0.05), (0, 0.05), count=6
         )
-    canvas.fill(
-        _wavy(np.concatenate([half, mirror(half)[::-1]]), traits, 0.016), palette.darker(look.hair, 0.82), "hair"
-    )
+    canvas.fill(_wavy(symmetric(half), traits, 0.016), darker(look.hair, 0.82), "hair")
 
 
 def body(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) -> None:
     """Neck, clothes, and a necklace or necktie."""
-    neck = 0.115 + 0.02 * traits.male + 0.02 * traits.chubby - 0.02 * (traits.age < 12)
+    neck = 0.115 + 0.02 * traits["Male"] + 0.02 * traits["Chubby"] - 0.02 * (traits.age < 12)
     side = curve((neck, 0.2), (neck, 0.40), (neck + 0.05, 0.47), (neck + 0.12, 0.6), count=4)
-    shadow = palette.darker(look.skin, 0.8)
-    canvas.fill(np.concatenate([side, mirror(side)[::-1]]), palette.darker(look.skin, 0.9), "neck")
-    canvas.shade([(ellipse(0, look.chin - 0.005, 0.16, 0.06), 0.8)], palette.darker(shadow, 0.8), 0.02, ("neck",))
-    cloth = palette.vivid(rng) if not traits.necktie else palette.vivid(rng, 20, 90)
-    depth = 0.47 if traits.necktie else 0.46 + 0.08 * (not traits.male) + 0.01 * look.quirks[7]
+    shadow = darker(look.skin, 0.8)
+    canvas.fill(symmetric(side), darker(look.skin, 0.9), "neck")
+    canvas.shade([(ellipse(0, look.chin - 0.005, 0.16, 0.06), 0.8)], darker(shadow, 0.8), 0.02, ("neck",))
+    cloth = palette.vivid(rng) if not traits["Wearing_Necktie"] else palette.vivid(rng, 20, 90)
+    depth = 0.47 if traits["Wearing_Necktie"] else 0.46 + 0.08 * (not traits["Male"]) + 0.01 * look.quirks[7]
     collar = curve(
         (0.0, depth + 0.02), (neck * 0.7, depth - 0.02), (neck + 0.025, 0.405), (0.30, 0.47), (0.55, 0.56), count=5
     )
     shoulders = np.concatenate([collar, [(0.9, 1.0), (-0.9, 1.0)], mirror(collar)[::-1]])
     canvas.fill(shoulders, cloth, "cloth")
-    if traits.necktie:
+    if traits["Wearing_Necktie"]:
         for s in (1, -1):
             shirt = np.array(
                 [(0.0, depth + 0.2), (0, depth), (neck + 0.02, 0.40), (neck + 0.05, 0.46), (0.1, 0.62)]
@@ -78,27 +77,27 @@ def body(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) -
         tie = palette.vivid(rng, 40, 200)
         canvas.fill(
             np.array([(-0.03, depth), (0.03, depth), (0.02, depth + 0.05), (-0.02, depth + 0.05)]),
-            palette.darker(tie, 0.8),
+            darker(tie, 0.8),
             "cloth",
         )
         canvas.fill(
             np.array([(-0.018, depth + 0.045), (0.018, depth + 0.045), (0.06, 0.9), (-0.06, 0.9)]), tie, "cloth"
         )
     else:
-        canvas.stroke(np.concatenate([mirror(collar)[::-1], collar]), palette.darker(cloth, 0.75), 0.01, "cloth")
-    if traits.necklace:
+        canvas.stroke(np.concatenate([mirror(collar)[::-1], collar]), darker(cloth, 0.75), 0.01, "cloth")
+    if traits["Wearing_Necklace"]:
         metal = _GOLD if look.quirks[0] > 0 else _SILVER
         line = curve(
             (-neck - 0.01, 0.41), (-neck * 0.6, 0.45), (0, 0.475), (neck * 0.6, 0.45), (neck + 0.01, 0.41), count=5
         )
         canvas.stroke(line, metal, 0.012, "neck_l")
-        canvas.fill(ellipse(0, 0.485, 0.014, 0.016, 12), palette.darker(metal, 0.85), "neck_l")
+        canvas.fill(ellipse(0, 0.485, 0.014, 0.016, 12), darker(metal, 0.85), "neck_l")
 
 
 def hair_in_front(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) -> None:
     """The hair over the forehead and at the temples: hairline, bangs, strands."""
     t, w = traits, look.width
-    if t.bald:
+    if t["Bald"]:
         return
     colour, line = look.hair, -0.235 + 0.006 * look.quirks[1]
     if t.age < 2:
@@ -107,10 +106,10 @@ def hair_in_front(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Gen
                 (w + 0.02, -0.10), count=6)  # fmt: skip
     if t.hair_shape == "cropped":
         top = top * (0.965, 0.95)
-    if t.receding:
+    if t["Receding_Hairline"]:
         inner = curve((w * 0.98, -0.10), (w * 0.86, -0.22), (0.13, -0.325), (0.06, -0.30), (0, -0.29), (-0.06, -0.30),
                       (-0.13, -0.325), (-w * 0.86, -0.22), (-w * 0.98, -0.10), count=5)  # fmt: skip
-    elif t.bangs:
+    elif t["Bangs"]:
         low = look.eye_y - 0.105
         inner = curve((w * 0.97, -0.06), (w * 0.84, low - 0.01), (0.09, low), (0, low - 0.008), (-0.09, low),
                       (-w * 0.84, low - 0.01), (-w * 0.97, -0.06), count=5)  # fmt: skip
@@ -135,19 +134,19 @@ def hair_in_front(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Gen
         ]
         _strands(canvas, t, look, [*lines, *(mirror(line) for line in lines)])
     over = [
-        curve((x * 0.35, -0.405), (x * 0.8, -0.37), (x, -0.29 if t.bangs else -0.30), count=6)
+        curve((x * 0.35, -0.405), (x * 0.8, -0.37), (x, -0.29 if t["Bangs"] else -0.30), count=6)
         for x in np.linspace(-0.19, 0.19, 9)
     ]
-    _strands(canvas, t, look, [] if t.receding else over)
+    _strands(canvas, t, look, [] if t["Receding_Hairline"] else over)
     if t.beard == "full":
         burn = np.array([(w * 0.90, -0.1), (w * 1.0, -0.1), (w * 1.0, 0.06), (w * 0.9, 0.06)])
         for side in (burn, mirror(burn)):
-            canvas.fill(side, palette.darker(colour, 0.85))
+            canvas.fill(side, darker(colour, 0.85))
 
 
 def hat(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) -> None:
     """A cap with a peak, a hat with a brim, or a knitted one; it covers the top of the hair."""
-    if not traits.hat:
+    if not traits["Wearing_Hat"]:
         return
     colour, w, kind = palette.vivid(rng), look.width + 0.035, int(rng.integers(3))
     crown = curve(
@@ -158,19 +157,19 @@ def hat(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) ->
     if kind == 0:
         peak = np.concatenate([curve((-w * 0.9, -0.2), (0, -0.25), (w * 0.9, -0.2), count=5),
                                curve((w * 0.98, -0.165), (0, -0.155), (-w * 0.98, -0.165), count=5)])  # fmt: skip
-        canvas.fill(peak, palette.darker(colour, 0.7), "hat")
+        canvas.fill(peak, darker(colour, 0.7), "hat")
     elif kind == 1:
-        canvas.fill(ellipse(0, -0.2, w + 0.13, 0.04), palette.darker(colour, 0.85), "hat")
-        canvas.stroke(curve((-w, -0.235), (0, -0.265), (w, -0.235), count=5), palette.darker(colour, 0.45), 0.03, "hat")
+        canvas.fill(ellipse(0, -0.2, w + 0.13, 0.04), darker(colour, 0.85), "hat")
+        canvas.stroke(curve((-w, -0.235), (0, -0.265), (w, -0.235), count=5), darker(colour, 0.45), 0.03, "hat")
     else:
-        canvas.stroke(base + (0, -0.012), palette.darker(colour, 0.8), 0.055, "hat")
+        canvas.stroke(base + (0, -0.012), darker(colour, 0.8), 0.055, "hat")
         for x in np.linspace(-0.2, 0.2, 7):
-            canvas.stroke(np.array([(x, -0.24), (x * 0.75, -0.44)]), palette.darker(colour, 0.88), 0.008)
+            canvas.stroke(np.array([(x, -0.24), (x * 0.75, -0.44)]), darker(colour, 0.88), 0.008)
 
 
 def eyeglasses(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) -> None:
     """Frames and lenses; all of both is class eye_g, as in CelebAMask-HQ. Few are sunglasses."""
-    if not traits.eyeglasses:
+    if not traits["Eyeglasses"]:
         return
     from PIL import Image
 
@@ -206,7 +205,7 @@ def eyeglasses(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Genera
 
 def earrings(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generator) -> None:
     """Hoops, drops or studs below the ears."""
-    if not traits.earrings:
+    if not traits["Wearing_Earrings"]:
         return
     metal, kind = (_GOLD, _SILVER)[rng.integers(2)], int(rng.integers(2))
     for side in (1, -1):
@@ -216,4 +215,4 @@ def earrings(canvas: Canvas, traits: Traits, look: Look, rng: np.random.Generato
             canvas.stroke(np.concatenate([ring, ring[:2]]), metal, 0.011, "ear_r")
         else:
             canvas.stroke(np.array([(x, y - 0.015), (x, y + 0.03)]), metal, 0.009, "ear_r")
-            canvas.fill(ellipse(x, y + 0.045, 0.016, 0.024, 14), palette.darker(metal, 0.92), "ear_r")
+            canvas.fill(ellipse(x, y + 0.045, 0.016, 0.024, 14), darker(metal, 0.92), "ear_r")

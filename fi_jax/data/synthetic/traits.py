@@ -1,4 +1,4 @@
-"""Says what one procedural face is: a small causal model draws its traits, and labels follow from them.
+"""A small causal model that draws the traits of one procedural face, and its labels.
 
 Traits come about as in real faces (gender and age decide about beards, age about gray hair and baldness,
 makeup brings lipstick), so that labels co-occur and obey every rule. The odds are rough and ours. The five
@@ -43,37 +43,21 @@ _SKIN_TONES = {
 class Traits:
     """Everything about one face that a label or the drawing needs."""
 
-    male: bool
     age: float
     race: str
     # 0 is the lightest skin, 1 the darkest.
     skin_tone: float
     expression: str
-    mouth_open: bool
     hair_colour: HairColour
     hair_shape: HairShape
     long_hair: bool
-    bald: bool
-    bangs: bool
-    receding: bool
     beard: Beard
-    eyeglasses: bool
-    hat: bool
-    lipstick: bool
-    makeup: bool
-    rosy: bool
-    earrings: bool
-    necklace: bool
-    necktie: bool
-    bushy_brows: bool
-    arched_brows: bool
-    big_nose: bool
-    big_lips: bool
-    narrow_eyes: bool
-    chubby: bool
-    double_chin: bool
-    eye_bags: bool
-    blurry: bool
+    # What is known of the face, by label name: 36 of CelebA's attributes, gender, race, expression.
+    # Attractive, High_Cheekbones, Oval_Face and Pointy_Nose are not drawn and stay unknown.
+    labels: Mapping[str, bool]
+
+    def __getitem__(self, label: str) -> bool:
+        return self.labels[label]
 
 
 def draw_traits(rng: np.random.Generator) -> Traits:
@@ -107,84 +91,42 @@ def draw_traits(rng: np.random.Generator) -> Traits:
     makeup = not male and grown and chance(0.42)
     chubby = chance(0.1 if grown else 0.25)
     formal = male and age > 18 and chance(0.24)
-    return Traits(
-        male=male,
-        age=age,
-        race=race,
-        skin_tone=tone,
-        expression=expression,
-        mouth_open=mouth_open,
-        hair_colour=colour,
-        hair_shape=shape,
-        long_hair=long_hair,
-        bald=bald,
-        bangs=bangs,
-        receding=receding,
-        beard=beard,
-        eyeglasses=age > 4 and chance(0.06 + min(age, 70) / 260),
-        hat=hat,
-        lipstick=makeup and chance(0.9) or (not male and grown and chance(0.15)),
-        makeup=makeup,
-        rosy=makeup and chance(0.35) or chance(0.04),
-        earrings=age > 5 and chance(0.03 if male else 0.5 if makeup else 0.2),
-        necklace=age > 5 and not formal and chance(0.04 if male else 0.32 if makeup else 0.14),
-        necktie=formal,
-        bushy_brows=grown and chance(0.28 if male else 0.06),
-        arched_brows=grown and expression != "angry" and chance(0.06 if male else 0.55 if makeup else 0.25),
-        big_nose=grown and chance(0.3 if male else 0.1),
-        big_lips=chance(0.15 if male else 0.28),
-        narrow_eyes=expression not in ("surprise", "fear") and chance(0.13),
-        chubby=chubby,
-        double_chin=chubby and age > 25 and chance(0.55),
-        eye_bags=grown and chance(0.08 + max(age - 35, 0) / 80),
-        blurry=chance(0.05),
-    )
-
-
-def labels_of(traits: Traits) -> Mapping[str, bool]:
-    """Returns what is known of the face, by label name: 36 of CelebA's attributes, gender, race, expression.
-
-    Attractive, High_Cheekbones, Oval_Face and Pointy_Nose are not drawn and stay unknown.
-    """
-    t = traits
-    return {
-        "5_o_Clock_Shadow": t.beard == "stubble",
-        "Arched_Eyebrows": t.arched_brows,
-        "Bags_Under_Eyes": t.eye_bags,
-        "Bald": t.bald,
-        "Bangs": t.bangs,
-        "Big_Lips": t.big_lips,
-        "Big_Nose": t.big_nose,
-        **{
-            name: not t.bald and t.hair_colour == name
-            for name in ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-        },
-        "Blurry": t.blurry,
-        "Bushy_Eyebrows": t.bushy_brows,
-        "Chubby": t.chubby,
-        "Double_Chin": t.double_chin,
-        "Eyeglasses": t.eyeglasses,
-        "Goatee": t.beard in ("goatee", "full"),
-        "Heavy_Makeup": t.makeup,
-        "Male": t.male,
-        "Female": not t.male,
-        "Mouth_Slightly_Open": t.mouth_open,
-        "Mustache": t.beard in ("mustache", "full"),
-        "Narrow_Eyes": t.narrow_eyes,
-        "No_Beard": t.beard == "none",
-        "Pale_Skin": t.skin_tone < 0.07,
-        "Receding_Hairline": t.receding,
-        "Rosy_Cheeks": t.rosy,
-        "Sideburns": t.beard == "full",
-        "Smiling": t.expression == "happy",
-        "Straight_Hair": not t.bald and t.hair_shape == "straight",
-        "Wavy_Hair": not t.bald and t.hair_shape == "wavy",
-        "Wearing_Earrings": t.earrings,
-        "Wearing_Hat": t.hat,
-        "Wearing_Lipstick": t.lipstick,
-        "Wearing_Necklace": t.necklace,
-        "Wearing_Necktie": t.necktie,
-        "Young": t.age < 40,
-        **{f"race:{race}": t.race == race for race in _RACES},
-        **{f"expression:{expression}": t.expression == expression for expression in EXPRESSIONS},
+    labels = {
+        "Male": male,
+        "Female": not male,
+        "Young": age < 40,
+        "Pale_Skin": tone < 0.07,
+        "Mouth_Slightly_Open": mouth_open,
+        "Smiling": expression == "happy",
+        "Bald": bald,
+        "Bangs": bangs,
+        "Receding_Hairline": receding,
+        "Straight_Hair": not bald and shape == "straight",
+        "Wavy_Hair": not bald and shape == "wavy",
+        "5_o_Clock_Shadow": beard == "stubble",
+        "Goatee": beard in ("goatee", "full"),
+        "Mustache": beard in ("mustache", "full"),
+        "No_Beard": beard == "none",
+        "Sideburns": beard == "full",
+        "Eyeglasses": age > 4 and chance(0.06 + min(age, 70) / 260),
+        "Wearing_Hat": hat,
+        "Wearing_Lipstick": makeup and chance(0.9) or (not male and grown and chance(0.15)),
+        "Heavy_Makeup": makeup,
+        "Rosy_Cheeks": makeup and chance(0.35) or chance(0.04),
+        "Wearing_Earrings": age > 5 and chance(0.03 if male else 0.5 if makeup else 0.2),
+        "Wearing_Necklace": age > 5 and not formal and chance(0.04 if male else 0.32 if makeup else 0.14),
+        "Wearing_Necktie": formal,
+        "Bushy_Eyebrows": grown and chance(0.28 if male else 0.06),
+        "Arched_Eyebrows": grown and expression != "angry" and chance(0.06 if male else 0.55 if makeup else 0.25),
+        "Big_Nose": grown and chance(0.3 if male else 0.1),
+        "Big_Lips": chance(0.15 if male else 0.28),
+        "Narrow_Eyes": expression not in ("surprise", "fear") and chance(0.13),
+        "Chubby": chubby,
+        "Double_Chin": chubby and age > 25 and chance(0.55),
+        "Bags_Under_Eyes": grown and chance(0.08 + max(age - 35, 0) / 80),
+        "Blurry": chance(0.05),
     }
+    labels |= {name: not bald and colour == name for name in (*colours[:3], "Gray_Hair")}
+    labels |= {f"race:{name}": name == race for name in _RACES}
+    labels |= {f"expression:{name}": name == expression for name in EXPRESSIONS}
+    return Traits(age, race, tone, expression, colour, shape, long_hair, beard, labels)
