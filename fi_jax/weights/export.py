@@ -108,7 +108,13 @@ def _write(
     write_safetensors(folder / "face_insight.safetensors", state)
     size = sum(value.size for value in state.values()) / 1e6
     log.info(f"face_insight.safetensors: {size:.1f} M parameters beside the language model")
-    shutil.copyfile(Path(__file__).parent / "torch_model.py", folder / "face_insight.py")
+    ours = Path(__file__).parents[1]
+    for source, name in (
+        ("weights/torch_model.py", "face_insight.py"),
+        ("prompting/question_matching.py", "question_matching.py"),
+        ("labels/phrases.json", "phrases.json"),
+    ):
+        shutil.copyfile(ours / source, folder / name)
     described = settings(model, builder, vocabulary, base)
     if parser is not None:
         hf_write.export_segformer(flatten(parser.variables), parser.config, folder / "parser", CLASSES)
@@ -146,6 +152,7 @@ def settings(
         "prefix": rows["prefix_tokens"][0].tolist(),
         "questions": questions,
         "template": asdict(builder.template),
+        "end_id": builder.end_id,
         # After stage 1 the language model has not been taught to read faces: the alignment head answers.
         "answers_by": "llm" if model.config.train.stage == "instruct" else "head",
         "temperatures": model.info.get("temperatures", {}),
@@ -195,7 +202,7 @@ def _write_llama(
     """Writes the LLM (adapters among `leaves` are merged) with its tokenizer, for `from_pretrained`."""
     end = builder.template.end
     # What generation stops at; only a token of its own may also end texts for the tokenizer.
-    end_id = builder.ids(end)[0]
+    end_id = builder.end_id
     named = {"eos_token": end, "pad_token": end} if tokenizer.token_to_id(end) is not None else {}
     extra = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": end_id}
     hf_write.export_llama(leaves, config.model.llm, folder, dtype=config.model.dtype, extra=extra)

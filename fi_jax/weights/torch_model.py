@@ -1,6 +1,7 @@
 """FaceInsight in PyTorch, for a folder that `fi-jax export` wrote. Needs torch, transformers, peft, safetensors, tokenizers.
 
-This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`:
+This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`, beside
+`question_matching.py`, which reads questions in other words than the listed ones:
 
     from face_insight import FaceInsight
     model = FaceInsight.from_folder("exported")
@@ -14,10 +15,13 @@ This file stands alone (it imports nothing of fi_jax) and lies in every exported
 
 import copy
 import hashlib
+import importlib.util
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -268,22 +272,31 @@ class FaceInsight(nn.Module):
         """An empty cache, which the language model fills in place."""
         return {self._cache_argument: transformers.DynamicCache()}
 
-    def question(self, text: str) -> dict:
-        """Finds a closed question by its name or its words."""
-        words = _normal(text)
-        for q in self.settings["questions"]:
-            if words in (_normal(q["name"]), _normal(q["text"]), _normal(q["text"].split("?")[0])):
-                return q
-        raise KeyError(f"no closed question '{text}'; face_insight.json lists them (generate() answers free-form ones)")
+    def match(self, text: str) -> Any:
+        """Finds the closed question that answers `text`, and what `text` claims of it (`question_matching.Match`)."""
+        questions = [SimpleNamespace(**q) for q in self.settings["questions"]]
+        match = _beside("question_matching").match_question(text, questions)
+        if match is None:
+            raise ValueError(
+                f"no closed question '{text}'; face_insight.json lists them (generate() answers free-form ones)"
+            )
+        return match
 
     @torch.inference_mode()
     def answer(self, crop: np.ndarray, mask: np.ndarray, text: str | None = None) -> dict:
-        """Probability of each option of one closed question; without one, `{question name: {option: probability}}`."""
+        """Probability of each option of one closed question; without one, `{question name: {option: probability}}`.
+
+        Of a question in other words that a closed one answers ("Is she older than 40?"), those of "Yes" and "No".
+        """
         ask = self._by_head if self.settings["answers_by"] == "head" else self._by_llm
         if text is None:
             return ask(crop, mask, self.settings["questions"])
-        question = self.question(text)
-        return ask(crop, mask, [question])[question["name"]]
+        match = self.match(text)
+        answers = ask(crop, mask, [vars(match.question)])[match.question.name]
+        if match.weights is None:
+            return answers
+        yes = sum(weight * p for weight, p in zip(match.weights, answers.values(), strict=True))
+        return {"Yes": yes, "No": 1 - yes}
 
     def _by_head(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
         """Yes/no: sigmoid of the label's score ("No" asserts no label and has 0). A choice: softmax of its options'."""
@@ -332,7 +345,7 @@ class FaceInsight(nn.Module):
             raise ValueError("this model was trained for stage 1 only and answers closed questions; see answer()")
         template = self.settings["template"]
         asked = self.tokenizer.encode(template["before"] + text + template["after"], add_special_tokens=False).ids
-        end = self.tokenizer.encode(template["end"], add_special_tokens=False).ids[0]
+        end = self.settings["end_id"]
         prefix, embed = self.encode(crop, mask)["prefix"], self.llm.get_input_embeddings()
         x = torch.cat([prefix, embed(torch.tensor([asked], device=prefix.device))], 1)
         past, ids = self._cache(), list[int]()
@@ -378,10 +391,6 @@ def _plain(key: str) -> str:
     return re.sub(r"\.base_layer(?=\.)|(?<=\.lora_[AB])\.default(?=\.)", "", key)
 
 
-def _normal(text: str) -> str:
-    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower().replace("_", " ")).split())
-
-
 def read_picture(path: str | Path) -> np.ndarray:
     """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white."""
     import io
@@ -408,6 +417,15 @@ def read_picture(path: str | Path) -> np.ndarray:
     return np.asarray(image)
 
 
+def _beside(name: str) -> Any:
+    """The module `name` that lies beside this file, wherever this one was imported from."""
+    if name not in sys.modules:
+        spec = cast(Any, importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py")))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 def main() -> None:
     """Answers one question about a cropped face, or all of them."""
     import argparse
@@ -426,6 +444,9 @@ def main() -> None:
         model = FaceInsight.from_folder(Path(__file__).parent)
         mask = np.array(Image.open(arguments.mask)) if arguments.mask else model.segment(crop)
         answer = model.answer(crop, mask, arguments.question)
+        if arguments.question:
+            match = model.match(arguments.question)
+            print(f"answered: {match.question.text}{f' ({match.claim})' if match.claim else ''}", file=sys.stderr)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(json.dumps(answer, indent=1))

@@ -216,9 +216,15 @@ def test_segmentation_maps_are_the_same(odd):
 @pytest.mark.slow
 def test_the_file_is_a_command(odd, tmp_path):
     Image.fromarray(_face()[0]).save(tmp_path / "crop.png")
-    command = [sys.executable, str(odd.folder / "face_insight.py"), str(tmp_path / "crop.png"), "Smiling"]
+    command = [
+        sys.executable,
+        str(odd.folder / "face_insight.py"),
+        str(tmp_path / "crop.png"),
+        "Isn't this person smiling?",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert set(json.loads(done.stdout)) == {"Yes", "No"}, done.stderr[-1000:]
+    assert "answered: Is this person smiling? (not smiling)" in done.stderr
 
 
 def test_the_folder_explains_itself(odd, without, llava):
@@ -229,6 +235,8 @@ def test_the_folder_explains_itself(odd, without, llava):
         "face_insight.py",
         "face_insight.safetensors",
         "model.json",
+        "phrases.json",
+        "question_matching.py",
         "rules.json",
         "tokenizer.json",
     }
