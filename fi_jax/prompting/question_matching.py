@@ -141,7 +141,8 @@ def _grammar() -> _Grammar:
     frames = {}
     for kind, frame in data["frames"].items():
         found = meanings_of(kind)
-        phrases, parts = ("|".join(dict.fromkeys(m[i].pattern for m in found)) for i in (0, 1))
+        phrases = "|".join(dict.fromkeys(m.phrase.pattern for m in found))
+        parts = "|".join(dict.fromkeys(m.part.pattern for m in found))
         # Nobody says more than a few such words in a row; without a bound a text of them alone would take seconds.
         bounded = fill(frame, phrases=phrases, parts=parts).replace(" )*", " ){0,4}")
         frames[kind] = re.compile(bounded), found
@@ -201,10 +202,10 @@ def _answered(
         fits = [q for q in questions if labels <= set(q.labels)]
         if fits:
             # The yes/no question about a label before the choice that has it.
-            question = min(fits, key=lambda q: len(q.labels))
-            weights = tuple(float((label in labels) == (holds != negated)) for label in question.labels)
-            own = question.labels[-1] is None and weights[0] == 1.0
-            return Match(question) if own else Match(question, claim, weights)
+            first = min(fits, key=lambda q: len(q.labels))
+            weights = tuple(float((label in labels) == (holds != negated)) for label in first.labels)
+            own = first.labels[-1] is None and weights[0] == 1.0
+            return Match(first) if own else Match(first, claim, weights)
     if "labels" in entry and "years" not in entry:
         return None
     question = _of_family(entry.get("family", "age"), questions)
