@@ -96,7 +96,7 @@ class Response:
     text: str = ""
     note: str = ""
     # The closed answer that `text` was read from; None for a sentence.
-    asked: Answer | None = None
+    answer: Answer | None = None
     source: str = "llm"
     # Questions whose answer was changed so that no rule is broken.
     changed: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Response:
     def to_text(self) -> str:
         """Lines for a terminal."""
         lines = [line for line in (self.text, self.note) if line]
-        if self.answers and self.answers != (self.asked,):
+        if self.answers and self.answers != (self.answer,):
             width = max((len(a.question.text) for a in self.answers if a.question.is_binary), default=40)
             lines += [f"{a.question.stem:<{width}}  {a.to_text()}" for a in self.answers]
         if self.changed:
@@ -125,9 +125,9 @@ class Response:
             "source": self.source,
             "answers": [answer.to_json() for answer in self.answers],
         }
-        if self.asked is not None:
-            p = self.asked.claim_probability
-            found["answered"] = {"question": self.asked.question.name, "text": self.asked.question.stem}
+        if self.answer is not None:
+            p = self.answer.claim_probability
+            found["answered"] = {"question": self.answer.question.name, "text": self.answer.question.stem}
             if p is not None:
-                found["answered"] |= {"claim": self.asked.claim, "claim_probability": round(p, 4)}
+                found["answered"] |= {"claim": self.answer.claim, "claim_probability": round(p, 4)}
         return found | ({"text": self.text, "note": self.note} if self.text else {})

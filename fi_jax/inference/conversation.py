@@ -51,9 +51,9 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
     match = match_question(text, bank)
     if match is not None:
         answers, changed = closed_answers(answerer, crop, mask, [match.question], by_llm, request.consistent)
-        asked = replace(answers[0], claim=match.claim, weights=match.weights)
-        response = replace(response, text=asked.reply(), note=asked.note(), asked=asked)
-        return response if response.answers else replace(response, answers=(asked,), changed=changed)
+        answer = replace(answers[0], claim=match.claim, weights=match.weights)
+        response = replace(response, text=answer.reply(), note=answer.note(), answer=answer)
+        return response if response.answers else replace(response, answers=(answer,), changed=changed)
     if (declined := refusal(text)) is not None:
         return replace(response, text=declined)
     if by_llm:

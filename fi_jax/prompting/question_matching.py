@@ -42,7 +42,7 @@ _SPELLINGS = (
     (r"\bcan'?t\b|\bcannot\b", "can not"),
     (r"\bwon'?t\b", "will not"),
     (r"\b(is|are|was|were|do|does|did|has|have|had|could|would)n'?t\b", r"\1 not"),
-    (r"\b(he|she|it|that|this|there|what|who|how|where)'?s\b(?!')", r"\1 is"),
+    (r"\b(he|she|it|that|this|there|what|who|how|where)'s\b|\b(he|she|that|what|how)s\b", r"\1\2 is"),
     (r"\b(they|you|we|these)'re\b", r"\1 are"),
     (r"\bgrey", "gray"),
     (r"\bmoustache", "mustache"),

@@ -148,33 +148,33 @@ def test_paste_and_drop(page):
 def test_questions_are_answered_and_open_answers_stream_in(page):
     upload(page)
     page.evaluate(
-        """() => { window.seen = []; const said = document.querySelector('#said');
-        new MutationObserver(() => window.seen.push(said.textContent)).observe(said, { childList: true }); }"""
+        """() => { window.seen = []; const reply = document.querySelector('#reply');
+        new MutationObserver(() => window.seen.push(reply.textContent)).observe(reply, { childList: true }); }"""
     )
-    field, said = page.get_by_label("Your question"), page.locator("#said")
+    field, reply = page.get_by_label("Your question"), page.locator("#reply")
     field.fill("Is this person smiling?")
     # By keyboard: no mouse is needed to ask.
     field.press("Enter")
-    expect(said).to_have_text(re.compile("^(Yes|No) "))
-    assert "%" in said.inner_text()
+    expect(reply).to_have_text(re.compile("^(Yes|No) "))
+    assert "%" in reply.inner_text()
     assert page.locator("#note").inner_text() == "answered: Is this person smiling?"
-    yes = said.inner_text()
+    yes = reply.inner_text()
     field.fill("Isn't this person smiling?")
     field.press("Enter")
     expect(page.locator("#note")).to_contain_text("not smiling: ")
-    assert said.inner_text().split()[0] != yes.split()[0], "the opposite question has the opposite answer"
+    assert reply.inner_text().split()[0] != yes.split()[0], "the opposite question has the opposite answer"
     keep(page, "opposite")
     page.evaluate("window.seen.length = 0")
     field.fill("Describe this face.")
     page.get_by_role("button", name="Ask", exact=True).click()
-    expect(said).to_have_attribute("aria-busy", "false")
+    expect(reply).to_have_attribute("aria-busy", "false")
     seen = [text for text in page.evaluate("window.seen") if text != "…"]
     assert len(set(seen)) > 2, f"the answer grows while it is made: {seen}"
-    assert said.inner_text().strip() and said.get_attribute("aria-live") == "polite"
+    assert reply.inner_text().strip() and reply.get_attribute("aria-live") == "polite"
     keep(page, "asked")
     field.fill("   ")
     field.press("Enter")
-    assert said.inner_text() == "Write a question first."
+    assert reply.inner_text() == "Write a question first."
 
 
 def test_switches_change_the_answers_and_say_by_how_much(page):

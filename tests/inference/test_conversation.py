@@ -153,7 +153,7 @@ def test_an_age_is_compared_by_its_distribution(answerer):
     years = np.array(respond(answerer, PICTURE, BOX, Request("How old is he?")).answers[0].probabilities)
     reply = respond(answerer, PICTURE, BOX, Request("Is he older than 40?"))
     # Of the five years 40 to 44, four are older.
-    assert reply.asked.claim_probability == pytest.approx(0.8 * years[8] + years[9:].sum(), abs=1e-5)
+    assert reply.answer.claim_probability == pytest.approx(0.8 * years[8] + years[9:].sum(), abs=1e-5)
     assert "older than 40: " in reply.note and "about " in reply.note
 
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
@@ -59,6 +61,35 @@ def test_every_question_finds_itself(name):
             match = match_question(words, bank)
             assert match is not None and match.question.family == question.family and match.weights is None, words
             assert match.question is question or question.name.startswith("race:") and words != question.name
+
+
+# By kind of phrase, a question around it and its opposite.
+AROUND = {
+    "be": ("Is he {phrase}?", "Is he not {phrase}?"),
+    "have": ("Does he have {phrase}?", "Does he have no {phrase}?"),
+    "wear": ("Is he wearing {phrase}?", "Isn't he wearing {phrase}?"),
+    "of": ("Is his {part} {phrase}?", "Is his {part} not {phrase}?"),
+}
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.data())
+def test_every_phrase_means_its_label_in_both_polarities(data):
+    kind = data.draw(st.sampled_from(sorted(AROUND)))
+    meanings = question_matching._grammar().frames[kind][1]
+    # What hypothesis cannot draw from (look-behinds), and what is no label.
+    meaning = data.draw(st.sampled_from([m for m in meanings if "(?<" not in m.phrase.pattern and "labels" in m.entry]))
+    words = {name: data.draw(st.from_regex(getattr(meaning, name), fullmatch=True)) for name in ("phrase", "part")}
+    names = [(set(labels.split("+")), holds) for labels, holds in meaning.entry["labels"]]
+    known = [(labels, holds) for labels, holds in names if any(labels <= set(q.labels) for q in BANK)]
+    for text, asked in zip(AROUND[kind], (True, False), strict=True):
+        match = match_question(text.format(**words), BANK)
+        if not known:
+            assert match is None or "years" in meaning.entry
+            continue
+        (labels, holds), weights = known[0], match.weights or (1.0, 0.0)
+        assert labels <= set(match.question.labels)
+        assert weights == tuple(float((label in labels) == (holds == asked)) for label in match.question.labels)
 
 
 def test_every_phrase_means_a_label_of_some_vocabulary():
