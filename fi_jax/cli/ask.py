@@ -58,21 +58,19 @@ def run(args: argparse.Namespace) -> int:
     question = None if args.question is None else checked_question(args.question)
     if args.figure:
         refuse_overwrite([Path(args.figure)], [Path(args.image)])
-    with _step("reading the picture and the model"):
-        image = decode(Path(args.image))
-        model = load_model(args.checkpoint)
+    image = decode(Path(args.image))
+    model = load_model(args.checkpoint)
+    with _step("loading the model"):
+        from fi_jax.cli.runtime import start
         from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
 
-        box = parse_box(args.box, *image.shape[:2]) if args.box else None
-    with _step("starting JAX"):
-        from fi_jax.cli.runtime import start
-
+        faces, box = [], parse_box(args.box, *image.shape[:2]) if args.box else None
         start()
         from fi_jax.inference.answerer import load_answerer
         from fi_jax.inference.answers import Request
         from fi_jax.inference.conversation import respond
 
-    faces = []
+        answerer = load_answerer(model)
     if box is None:
         with _step("finding faces"):
             from fi_jax.faces.parser import load_parser
@@ -80,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
 
             faces = faces_in(load_parser(model.config.weights.parser), image)
             box = crop_for_model(choose_face(faces, args.face, args.image))
-    with _step("loading the model"):
-        answerer = load_answerer(model)
     request = Request(
         question,
         everything=args.all or bool(args.figure),
