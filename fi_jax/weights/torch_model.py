@@ -1,7 +1,7 @@
 """FaceInsight in PyTorch, for a folder that `fi-jax export` wrote. Needs torch, transformers, peft, safetensors, tokenizers.
 
-This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`, beside
-`question_matching.py`, which reads questions in other words than the listed ones:
+This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`, by
+`question_matching.py`, which reads questions in a person's words:
 
     from face_insight import FaceInsight
     model = FaceInsight.from_folder("exported")
@@ -14,11 +14,13 @@ This file stands alone (it imports nothing of fi_jax) and lies in every exported
 """
 
 import copy
+import functools
 import hashlib
-import importlib.util
 import inspect
+import io
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,19 +276,16 @@ class FaceInsight(nn.Module):
 
     def match(self, text: str) -> Any:
         """Finds the closed question that answers `text`, and what `text` claims of it (`question_matching.Match`)."""
-        questions = [SimpleNamespace(**q) for q in self.settings["questions"]]
-        match = _beside("question_matching").match_question(text, questions)
+        match = _matching()["match_question"](text, [SimpleNamespace(**q) for q in self.settings["questions"]])
         if match is None:
-            raise ValueError(
-                f"no closed question '{text}'; face_insight.json lists them (generate() answers free-form ones)"
-            )
+            raise ValueError(f"no closed question '{text}'; face_insight.json lists them (or use generate())")
         return match
 
     @torch.inference_mode()
     def answer(self, crop: np.ndarray, mask: np.ndarray, text: str | None = None) -> dict:
         """Probability of each option of one closed question; without one, `{question name: {option: probability}}`.
 
-        Of a question in other words that a closed one answers ("Is she older than 40?"), those of "Yes" and "No".
+        Of a question that a closed one answers in other words ("Is she over 40?"), the probability of "Yes" and "No".
         """
         ask = self._by_head if self.settings["answers_by"] == "head" else self._by_llm
         if text is None:
@@ -393,8 +392,6 @@ def _plain(key: str) -> str:
 
 def read_picture(path: str | Path) -> np.ndarray:
     """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white."""
-    import io
-
     from PIL import Image, ImageCms, ImageOps
 
     image: Any = ImageOps.exif_transpose(Image.open(path))
@@ -417,13 +414,10 @@ def read_picture(path: str | Path) -> np.ndarray:
     return np.asarray(image)
 
 
-def _beside(name: str) -> Any:
-    """The module `name` that lies beside this file, wherever this one was imported from."""
-    if name not in sys.modules:
-        spec = cast(Any, importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py")))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+@functools.cache
+def _matching() -> dict[str, Any]:
+    """What `question_matching.py`, beside this file, defines; wherever this one was imported from."""
+    return runpy.run_path(str(Path(__file__).with_name("question_matching.py")))
 
 
 def main() -> None:
