@@ -14,9 +14,9 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Reliability:
-    """Equal-width bins of confidence: mean confidence, share right, number of answers (`m` bins each)."""
+    """Equal-width bins of confidence: mean confidence, share right, number of answers (`m` bins each, `m + 1` edges)."""
 
-    edges: Float[Array, "m+1"]
+    edges: Float[Array, "edges"]
     confidence: Float[Array, "m"]
     accuracy: Float[Array, "m"]
     count: Int[Array, "m"]

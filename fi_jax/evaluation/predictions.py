@@ -4,11 +4,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from fi_jax.errors import UserError, require_choice
 from fi_jax.files import atomic_path
+from fi_jax.labels.question_bank import question
 from fi_jax.labels.questions import Family, Question
 from fi_jax.labels.tasks import age_group_of
 
@@ -73,13 +75,15 @@ class Prediction:
                 continue
             if self.task == "age_years":
                 # Compared before `isfinite`, which a whole number of 400 digits would break.
-                if isinstance(value, str | bool) or not 0 <= value < _MOST_YEARS:
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not is_number or not 0 <= value < _MOST_YEARS:
                     raise UserError(f"{where}: {what} '{value}' is not an age in years")
             elif not isinstance(value, str) or (options and value not in options):
                 raise UserError(f"{where}: {what} '{value}' is none of {list(options)}")
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Prediction))
+_question = cache(question)
 # Of the other fields `Prediction` checks the values.
 _TYPES: dict[str, Any] = dict.fromkeys(("image", "dataset", "task", "question", "source", "split"), str)
 _TYPES |= dict.fromkeys((*GROUPS, "text", "path"), str | None) | {"seen": bool, "probabilities": dict}
@@ -170,10 +174,18 @@ def from_line(line: str) -> Prediction:
     if missing:
         raise UserError(f"field(s) missing: {', '.join(missing)}")
     for name, value in values.items():
-        require_choice("field", name, _FIELDS)
+        if name not in _FIELDS:
+            require_choice("field", name, _FIELDS)
         if not isinstance(value, _TYPES.get(name, object)):
             raise UserError(f"field '{name}' is {json.dumps(value)[:60]}, not {_TYPE_WORDS[_TYPES[name]]}")
-    return Prediction(**values)
+    prediction = Prediction(**values)
+    asked = _question(prediction.question)
+    if asked.family != prediction.task:
+        raise UserError(f"question '{asked.name}' is of task '{asked.family}', not '{prediction.task}'")
+    for option in prediction.probabilities:
+        if option not in asked.options:
+            raise UserError(f"'{option}' is no option of question '{asked.name}'; it has {list(asked.options)}")
+    return prediction
 
 
 def write_predictions(path: Path | str, predictions: Iterable[Prediction]) -> int:

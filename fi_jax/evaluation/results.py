@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fi_jax.data.datasets import DATASET_NAMES, dataset_title
 from fi_jax.errors import UserError, require_choice
+from fi_jax.evaluation.summary_shape import check_summary
 from fi_jax.evaluation.titles import TASK_TITLES, task_title, who
 from fi_jax.files import write_text
 
@@ -132,4 +133,8 @@ def read_summary(path: Path | str) -> dict:
         raise UserError(f"{path} is not JSON ({error}); evaluate again") from error
     if not isinstance(summary, dict) or summary.get("version") != VERSION or "entries" not in summary:
         raise UserError(f"{path} is no metrics.json of this version; evaluate again")
+    try:
+        check_summary(summary)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}; evaluate again") from error
     return summary

@@ -30,7 +30,8 @@ def series(records: Sequence[Mapping]) -> dict[str, tuple[np.ndarray, np.ndarray
         for name, value in record.items():
             if name in _NOT_DRAWN or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if "step" in record:
+            # A whole number of 400 digits is no float.
+            if "step" in record and (isinstance(value, float) or abs(value) < 1e300):
                 found.setdefault(name, {})[int(record["step"])] = float(value)
     return {n: (np.array(sorted(v)), np.array([v[s] for s in sorted(v)])) for n, v in found.items()}
 
