@@ -78,7 +78,10 @@ def load_mask(
     if cache is not None:
         path = cached_map(cache, picture or read_bytes(face.image, face.key), face.box)
         if os.path.exists(path):  # noqa: PTH110 (a Path would cost more than asking for the file)
-            return crop_square_mask(read_mask(Path(path)), None, size)
+            try:
+                return crop_square_mask(read_mask(Path(path)), None, size)
+            except UserError as error:
+                raise UserError(f"{error}; delete it, and it is made again") from None
     return np.zeros((size, size), np.uint8)
 
 

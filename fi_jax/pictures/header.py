@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ _ALWAYS_PIXELS, _MAX_PIXELS_A_BYTE = 16_000_000, 10_000
 # Pillow refuses twice this number by itself, at 179 megapixels unless told otherwise. The limit is ours.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
+# A JPEG's marker and the length of what it marks.
+_SEGMENT = struct.Struct(">HH")
 _ORIENTATION_TAG = 0x0112
 # How numpy undoes each EXIF orientation (array `y x c`); other values mean upright.
 _UPRIGHT = {
@@ -32,8 +35,7 @@ _UPRIGHT = {
     7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
-# Bytes without which a file says nothing of its orientation or colours: looking for them is far cheaper than parsing.
-_JPEG_MARKS = (b"Exif\0\0", b"http://ns.adobe.com/xap/", b"ICC_PROFILE\0")
+# Bytes without which a PNG says nothing of its orientation: looking for them is far cheaper than parsing.
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 # Pillow reads more; some of that through other programs (EPS), none of it photographs.
 _FORMATS = [
@@ -133,7 +135,7 @@ def read_header(data: bytes, name: str) -> Header:
     if data[:2] == b"\xff\xd8":
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         _check_size(height, width, data, name)
-        if not any(mark in before_scan(data) for mark in _JPEG_MARKS):
+        if not any(0xE1 <= marker <= 0xE2 for marker, _, _ in segments(data)):
             return Header(height, width, 1, None, space, None)
         with contextlib.suppress(Exception), warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
@@ -200,12 +202,13 @@ def _orientation(image: Image.Image) -> int:
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yields marker, start and end of a JPEG's segments before its first scan."""
     place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        if data[place + 1] == 0xFF:
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        yield data[place + 1], place, end
+    while place + 4 <= len(data):
+        marker, length = _SEGMENT.unpack_from(data, place)
+        if marker <= 0xFF00 or marker == 0xFFDA:
+            return
+        # Any number of FF may stand before a marker.
+        end = place + 1 if marker == 0xFFFF else place + 2 + length
+        yield marker & 0xFF, place, end
         place = end
 
 
