@@ -38,23 +38,9 @@ _UPRIGHT = {
 # Bytes without which a PNG says nothing of its orientation: looking for them is far cheaper than parsing.
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 # Pillow reads more; some of that through other programs (EPS), none of it photographs.
-_FORMATS = [
-    "AVIF",
-    "BMP",
-    "DDS",
-    "DIB",
-    "GIF",
-    "ICO",
-    "JPEG2000",
-    "PCX",
-    "PNG",
-    "PPM",
-    "PSD",
-    "SGI",
-    "TGA",
-    "TIFF",
-    "WEBP",
-]
+_FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "SGI", "TGA", "TIFF", "WEBP"
+)  # fmt: skip
 
 # Files that are known and not read: the place and value of their first bytes, and what to do.
 _RAW = "a camera's raw file; export it as JPEG or PNG first"

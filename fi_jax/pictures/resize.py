@@ -35,15 +35,12 @@ def resize_fast(image: UInt8[np.ndarray, "y x 3"], box: tuple[float, float, floa
     height, width = image.shape[:2]
     # Rounding must not carry the far edges out of the picture, which is refused.
     cut = fast.CropBox(left, top, min(right - left, width - left), min(bottom - top, height - top))
-    options = fast.ResizeOptions(_bilinear(), crop_box=cut, use_alpha=False)
+    bilinear = fast.ResizeAlg.convolution(fast.FilterType.bilinear)
+    options = fast.ResizeOptions(bilinear, crop_box=cut, use_alpha=False)
     source = fast.ImageData(width, height, fast.PixelType.U8x3, image.tobytes())
     scaled = fast.ImageData(size, size, fast.PixelType.U8x3)
     _resizer().resize(source, scaled, options)
     return np.frombuffer(scaled.get_buffer(), np.uint8).reshape(size, size, 3)
-
-
-def _bilinear():
-    return fast.ResizeAlg.convolution(fast.FilterType.bilinear)
 
 
 def _resizer():
