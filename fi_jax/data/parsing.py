@@ -30,10 +30,11 @@ def make_maps(faces: Sequence[FaceRecord], parser: str, workers: int) -> None:
     folder = map_folder(DataConfig(), parser)
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and len(faces) > _CHUNK:
-        minutes = len(faces) * _SECONDS / max(workers, 1) / 60
+        seconds = len(faces) * _SECONDS / workers
+        cost = f"{seconds / 60:,.0f} minutes" if seconds > 120 else f"{seconds:.0f} seconds"
         log.info(
-            f"{len(faces):,} faces have no segmentation map. Parsing them takes up to {minutes:,.0f} minutes on {workers} "
-            f"cores, less what is in {folder} already, where maps are kept as they are made; --no-masks skips it"
+            f"{len(faces):,} faces have no segmentation map of their own. Parsing them takes up to about {cost} "
+            f"({workers} processes); maps are kept in {folder} as they are made. --no-masks skips it"
         )
     if not on_cpu or min(workers, len(faces) // _CHUNK) < 2:
         with_maps(faces, DataConfig(), parser)

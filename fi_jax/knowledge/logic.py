@@ -63,19 +63,6 @@ def log_probs(logits: Float[Array, "b n"]) -> LogProbs:
     return LogProbs(jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits))
 
 
-class LogicPieces(NamedTuple):
-    """What both forms of L_c are made of. Every field adds up over micro-batches and hosts."""
-
-    # Σ over faces and rules in scope of -log(1 - v), and how many those are.
-    semantic: Float[Array, ""]
-    num_terms: Float[Array, ""]
-    # Per rule: Σ sg(premise)·(some b holds), and Σ sg(premise). Zero for rules without that part.
-    implied: Float[Array, "r"]
-    implied_mass: Float[Array, "r"]
-    excluded: Float[Array, "r"]
-    excluded_mass: Float[Array, "r"]
-
-
 def compile_rules(rules: Sequence[Rule], vocabulary: Vocabulary) -> RuleTable:
     """Returns `rules` as arrays over `vocabulary`; an unknown label is a `UserError`."""
     groups = [frozenset(rule.labels) for rule in rules if rule.kind == "exactly_one"]
@@ -177,8 +164,8 @@ def _at_most_0(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(x > 0, 0.0, x)
 
 
-class _Judged(NamedTuple):
-    """A batch seen through the rules."""
+class _RuleInputs(NamedTuple):
+    """What rules need of a batch."""
 
     kind: Int[Array, "r"]
     premise: LogProbs
@@ -187,29 +174,29 @@ class _Judged(NamedTuple):
     mask: Bool[Array, "b r"]
 
 
-def _judge(said: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool) -> _Judged:
-    said = LogProbs(*(jnp.maximum(part.astype(jnp.float32), _NEVER) for part in said))
+def _rule_inputs(probs: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool) -> _RuleInputs:
+    probs = LogProbs(*(jnp.maximum(part.astype(jnp.float32), _NEVER) for part in probs))
     table = RuleTable(*(jnp.asarray(part) for part in table))
     in_scope = jnp.asarray(in_scope)
     member_in, mask = _scope(in_scope, table)
-    premise = LogProbs(*(part[:, table.premise] for part in said))
-    yes, no = (part[:, table.members] for part in said)
+    premise = LogProbs(*(part[:, table.premise] for part in probs))
+    yes, no = (part[:, table.members] for part in probs)
     members = LogProbs(jnp.where(member_in, yes, _NEVER), jnp.where(member_in, no, 0.0))
     kind, events = jnp.asarray(table.kind), _events(members)
     if categorical:
         rest_in = in_scope[:, table.rest] & table.rest_valid
-        rest = _log_sum(jnp.where(rest_in, said.yes[:, table.rest], _NEVER))
+        rest = _log_sum(jnp.where(rest_in, probs.yes[:, table.rest], _NEVER))
         whole = table.rest_valid.any(-1) & (rest_in == table.rest_valid).all(-1) & (member_in == table.valid).all(-1)
         choice = _choice_events(members, rest, whole)
         events = _Events(*(jnp.where(table.exclusive, a, b) for a, b in zip(choice, events, strict=True)))
         # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
         mask &= ~(table.exclusive & (kind >= AT_MOST_ONE))
-    return _Judged(kind, premise, members, events, mask)
+    return _RuleInputs(kind, premise, members, events, mask)
 
 
-def _broken_and_kept(judged: _Judged) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
+def _broken_and_kept(inputs: _RuleInputs) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
     """Logarithms of v and of 1 - v, each a sum of its own: whichever is small is exact. Zero and one out of scope."""
-    kind, premise, _, (none, one, some, many), mask = judged
+    kind, premise, _, (none, one, some, many), mask = inputs
     sg = jax.lax.stop_gradient
     v = jnp.select(
         [kind == IMPLIES, kind == EXCLUDES, kind == AT_MOST_ONE],
@@ -234,7 +221,7 @@ def _evenly(x: Float[Array, "b r"], kind: Int[Array, "r"]) -> Float[Array, "b r"
 
 
 def violations(
-    said: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
+    probs: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
 ) -> tuple[Float[Array, "b r"], Bool[Array, "b r"]]:
     """Returns `(v, mask)`: how far each rule is broken on each face, in [0, 1], and where it is in scope.
 
@@ -250,69 +237,13 @@ def violations(
     questions), not independent (the alignment head): exactly-one then holds by itself and is masked, and the
     probability of any of several of them is their sum.
     """
-    judged = _judge(said, in_scope, table, categorical)
-    v, _ = _broken_and_kept(judged)
-    return _evenly(jnp.exp(v), judged.kind), judged.mask
-
-
-def _cost(judged: _Judged) -> Float[Array, "b r"]:
-    """-log(1 - v): from v where the rule is likely kept, else from 1 - v itself."""
-    v, kept = _broken_and_kept(judged)
-    likely = v < -_LOG_2
-    return _evenly(jnp.where(likely, -jnp.log1p(-jnp.exp(jnp.where(likely, v, _NEVER))), -kept), judged.kind)
-
-
-def logic_pieces(
-    said: LogProbs, in_scope: Bool[Array, "b n"], table: RuleTable, categorical: bool = False
-) -> LogicPieces:
-    """Returns the additive pieces of L_c of a batch (arguments as in `violations`)."""
-    judged = _judge(said, in_scope, table, categorical)
-    kind, mask = judged.kind, judged.mask
-    weight = mask.astype(jnp.float32)
-    premise, some = jnp.exp(jax.lax.stop_gradient(judged.premise.yes)), jnp.exp(judged.events.some)
-
-    # Implied: of faces with the premise, how many have some b; an exactly-one group has the premise "a face".
-    given = weight * jnp.select([kind == IMPLIES, kind == EXACTLY_ONE], [premise, jnp.ones_like(weight)], 0.0)
-    # Excluded: of faces with the premise, how many have some b; in a group each label excludes the others.
-    others, holders = _others(judged.members)
-    grouped = kind >= AT_MOST_ONE
-    apart = weight * jnp.where(grouped, holders, jnp.where(kind == EXCLUDES, premise, 0.0))
-    joint = weight * jnp.where(grouped, others, jnp.where(kind == EXCLUDES, premise * some, 0.0))
-    return LogicPieces(
-        semantic=_cost(judged).sum(),
-        num_terms=weight.sum(),
-        implied=(given * some).sum(0),
-        implied_mass=given.sum(0),
-        excluded=joint.sum(0),
-        excluded_mass=apart.sum(0),
-    )
-
-
-def _others(members: LogProbs) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
-    """Σ_i sg(p_i)·Pr(some other member holds), and Σ_i sg(p_i)."""
-    premise = jnp.exp(jax.lax.stop_gradient(members.yes))
-    before, after = _elsewhere(members.no)
-    return (premise * -jnp.expm1(before + after)).sum(-1), premise.sum(-1)
-
-
-def combine(pieces: LogicPieces, form: Literal["semantic", "lcp"], alpha: float) -> tuple[Array, Array]:
-    """Returns `(sum, count)` of L_c; the loss is their quotient.
-
-    `semantic`: the sum over faces and rules of -log(1 - v). `lcp`: the sum over rules of
-    (1 - P_implied + alpha·P_excluded)², P being soft frequencies over everything the pieces were added up from;
-    a part that a rule does not have is 0, and rules with no premise mass are skipped.
-    """
-    if form == "semantic":
-        return pieces.semantic, pieces.num_terms
-    has_implied, has_excluded = pieces.implied_mass > 0, pieces.excluded_mass > 0
-    missing = 1 - pieces.implied / jnp.where(has_implied, pieces.implied_mass, 1.0)
-    broken = pieces.excluded / jnp.where(has_excluded, pieces.excluded_mass, 1.0)
-    per_rule = jnp.where(has_implied, missing, 0.0) + alpha * jnp.where(has_excluded, broken, 0.0)
-    return jnp.sum(per_rule**2), jnp.sum(has_implied | has_excluded).astype(jnp.float32)
+    inputs = _rule_inputs(probs, in_scope, table, categorical)
+    v, _ = _broken_and_kept(inputs)
+    return _evenly(jnp.exp(v), inputs.kind), inputs.mask
 
 
 def logic_loss(
-    said: LogProbs,
+    probs: LogProbs,
     in_scope: Bool[Array, "b n"],
     table: RuleTable,
     form: Literal["semantic", "lcp"] = "semantic",
@@ -321,11 +252,47 @@ def logic_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns `(sum, count)` of L_c on a batch; the loss is their quotient, 0 where the count is.
 
-    `semantic` sums over faces: sums and counts of micro-batches and hosts add up to those of the whole. `lcp`
-    squares a frequency: adding up `(sum, count)` gives the mean over micro-batches of each one's own loss; for
-    the whole batch's, add up `logic_pieces` and `combine` once. Arrays sharded over hosts are one batch.
+    `semantic`: the sum over faces and rules of -log(1 - v); sums and counts of micro-batches and hosts add up to those
+    of the whole. `lcp`: the sum over rules of (1 - P_implied + alpha·P_excluded)², P being soft frequencies over the
+    batch; a part that a rule does not have is 0, and rules with no premise mass are skipped. Adding up its `(sum,
+    count)` gives the mean over micro-batches of each one's own loss. Arrays sharded over hosts are one batch.
     """
-    return combine(logic_pieces(said, in_scope, table, categorical), form, alpha)
+    inputs = _rule_inputs(probs, in_scope, table, categorical)
+    if form == "semantic":
+        return _cost(inputs).sum(), inputs.mask.sum().astype(jnp.float32)
+    kind, weight = inputs.kind, inputs.mask.astype(jnp.float32)
+    premise, some = jnp.exp(jax.lax.stop_gradient(inputs.premise.yes)), jnp.exp(inputs.events.some)
+    # Implied: of faces with the premise, how many have some b; an exactly-one group has the premise "a face".
+    given = weight * jnp.select([kind == IMPLIES, kind == EXACTLY_ONE], [premise, jnp.ones_like(weight)], 0.0)
+    implied, has_implied = _frequency(given * some, given)
+    # Excluded: of faces with the premise, how many have some b; in a group each label excludes the others.
+    others, holders = _others(inputs.members)
+    grouped = kind >= AT_MOST_ONE
+    apart = weight * jnp.where(grouped, holders, jnp.where(kind == EXCLUDES, premise, 0.0))
+    joint = weight * jnp.where(grouped, others, jnp.where(kind == EXCLUDES, premise * some, 0.0))
+    excluded, has_excluded = _frequency(joint, apart)
+    per_rule = jnp.where(has_implied, 1 - implied, 0.0) + alpha * jnp.where(has_excluded, excluded, 0.0)
+    return jnp.sum(per_rule**2), jnp.sum(has_implied | has_excluded).astype(jnp.float32)
+
+
+def _frequency(part: Float[Array, "b r"], whole: Float[Array, "b r"]) -> tuple[Float[Array, "r"], Bool[Array, "r"]]:
+    """Returns each rule's Σ part / Σ whole over the batch, and whether there is any of the whole."""
+    mass = whole.sum(0)
+    return part.sum(0) / jnp.where(mass > 0, mass, 1.0), mass > 0
+
+
+def _cost(inputs: _RuleInputs) -> Float[Array, "b r"]:
+    """-log(1 - v): from v where the rule is likely kept, else from 1 - v itself."""
+    v, kept = _broken_and_kept(inputs)
+    likely = v < -_LOG_2
+    return _evenly(jnp.where(likely, -jnp.log1p(-jnp.exp(jnp.where(likely, v, _NEVER))), -kept), inputs.kind)
+
+
+def _others(members: LogProbs) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
+    """Σ_i sg(p_i)·Pr(some other member holds), and Σ_i sg(p_i)."""
+    premise = jnp.exp(jax.lax.stop_gradient(members.yes))
+    before, after = _elsewhere(members.no)
+    return (premise * -jnp.expm1(before + after)).sum(-1), premise.sum(-1)
 
 
 def broken(

@@ -28,13 +28,15 @@ def measure(
     """Returns each rule's record in annotations; None where they do not hold its labels, or never together."""
     results: list[Measured | None] = []
     for rule in rules:
-        said = restrict(rule, vocabulary)
-        if said is None:
+        restricted = restrict(rule, vocabulary)
+        if restricted is None:
             results.append(None)
             continue
-        breaks, mask = broken(labels, known, compile_rules([said], vocabulary))
-        given = mask[:, 0] if said.premise is None else mask[:, 0] & labels[:, vocabulary.index(said.premise)]
-        found = Measured(said, int(mask.sum()), int(given.sum()), int(breaks.sum()))
+        breaks, mask = broken(labels, known, compile_rules([restricted], vocabulary))
+        given = (
+            mask[:, 0] if restricted.premise is None else mask[:, 0] & labels[:, vocabulary.index(restricted.premise)]
+        )
+        found = Measured(restricted, int(mask.sum()), int(given.sum()), int(breaks.sum()))
         results.append(found if found.in_scope else None)
     return results
 

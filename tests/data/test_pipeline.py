@@ -253,7 +253,8 @@ def test_workers_end_with_their_parent(releases, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(pipeline.__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout.readline() == "ready\n"
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
     assert list(Path("/dev/shm").glob(f"{prefix[1:]}*"))
     process.kill()
     process.wait()

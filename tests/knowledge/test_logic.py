@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fi_jax.knowledge import logic
-from fi_jax.knowledge.logic import LogicPieces, LogProbs, broken, compile_rules, log_probs
+from fi_jax.knowledge.logic import LogProbs, broken, compile_rules, log_probs
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.rules import Rule, excludes, implies
@@ -40,17 +40,11 @@ def violations(p, *rest, categorical=False):
     return logic.violations(of(p), *rest, categorical=categorical)
 
 
-@partial(jax.jit, static_argnames="categorical")
-def logic_pieces(p, *rest, categorical=False):
-    return logic.logic_pieces(of(p), *rest, categorical=categorical)
-
-
 @partial(jax.jit, static_argnames=("form", "categorical"))
 def logic_loss(p, scope, table, form="semantic", alpha=1.0, categorical=False):
     return logic.logic_loss(of(p), scope, table, form, alpha, categorical)
 
 
-combine = jax.jit(logic.combine, static_argnames="form")
 ALL = np.array(list(itertools.product([False, True], repeat=N)))
 
 
@@ -172,16 +166,11 @@ def test_lcp_skips_rules_without_premise_mass():
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("form", ["semantic", "lcp"])
-def test_pieces_add_up_over_micro_batches(form):
+def test_sums_and_counts_add_up_over_micro_batches():
     rng = np.random.default_rng(3)
     p, scope = rng.random((12, N)).astype(np.float32), rng.random((12, N)) < 0.8
-    whole = logic_loss(p, scope, TABLE, form)
-    parts = [logic_pieces(p[s], scope[s], TABLE) for s in (slice(5), slice(5, 6), slice(6, None))]
-    np.testing.assert_allclose(combine(LogicPieces(*map(sum, zip(*parts, strict=True))), form, 1.0), whole, rtol=1e-5)
-    if form == "semantic":
-        sums = [logic_loss(p[s], scope[s], TABLE, form) for s in (slice(5), slice(5, 6), slice(6, None))]
-        np.testing.assert_allclose(np.sum(sums, 0), whole, rtol=1e-5)
+    sums = [logic_loss(p[s], scope[s], TABLE) for s in (slice(5), slice(5, 6), slice(6, None))]
+    np.testing.assert_allclose(np.sum(sums, 0), logic_loss(p, scope, TABLE), rtol=1e-5)
 
 
 def exact_cost(logits, rule, categorical=False):
