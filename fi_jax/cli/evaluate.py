@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the LLM also answer in its own words, and read the answer from them",
     )
     parser.add_argument(
+        "--all-questions",
+        action="store_true",
+        help="ask also what a set does not annotate: the violation rate is then over all rules that the model can break",
+    )
+    parser.add_argument(
         "--setting",
         choices=("both", "fine-tuned", "training-free"),
         default="both",
@@ -91,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"fi-jax: split '{args.split}' holds faces that the model learnt from", file=sys.stderr)
     mask_cache = config.data.mask_cache if config else ""
     options = EvaluationOptions(
-        args.split, args.limit, args.batch_size, args.head_only, args.free_form, mask_cache=mask_cache
+        args.split, args.limit, args.batch_size, args.head_only, args.free_form, args.all_questions, mask_cache
     )
     roots = dict(sets)
     parts = []

@@ -1,5 +1,6 @@
 """One cell's predictions as a file that is made once: asks a model about one data set, unless that was done before."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from fi_jax.faces.map_cache import with_maps
 from fi_jax.files import sha256, write_json
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate_many
+from fi_jax.labels.question_bank import questions_for
 from fi_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class EvaluationOptions:
     batch_size: int = 8
     head_only: bool = False
     free_form: bool = False
+    # Ask also what the set does not annotate, so that answers can break the rules about it.
+    all_questions: bool = False
     # Where segmentation maps of sets without any are kept ("" for the default).
     mask_cache: str = ""
 
@@ -75,15 +79,16 @@ def fill_part(
     records = limited(source.records(options.split), options.limit)
     if not records:
         raise UserError(f"{name} at '{root}' has no faces in split '{options.split}'")
-    depends = (fingerprint, options.head_only, options.free_form, _fingerprint(records))
+    asked = (options.head_only, options.free_form, options.all_questions)
+    depends = (fingerprint, *asked, _fingerprint(records))
     stem = f"{name}-{assignment.setting}-{options.split}-{sha256(repr(depends))[:12]}"
     path = out / "parts" / f"{stem}.jsonl"
     beside = path.with_suffix(".json")
     if path.is_file():
-        try:
-            return Part(path, **json.loads(beside.read_text()))
-        except (OSError, ValueError, TypeError):
-            log.info(f"{beside} is missing or damaged; {name} is evaluated again")
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found = json.loads(beside.read_text())
+            return Part(path, dict(found["baseline"]), dict(found["unreadable"]))
+        log.info(f"{beside} is missing or damaged; {name} is evaluated again")
     readable, rejected = examine(records)
     if not readable:
         raise UserError(
@@ -114,6 +119,11 @@ def _answer(
     options: EvaluationOptions,
     model: Model,
 ) -> None:
+    annotated = {question.name for question in questions}
+    if options.all_questions:
+        # Race is asked only where a set annotates it.
+        others = (q for q in questions_for(model.vocabulary) if q.family != "race")
+        questions = [*questions, *model.answerable([q for q in others if q.name not in annotated])]
     if options.free_form and not model.is_instruction_tuned:
         raise UserError("--free-form needs a model whose LLM was taught to read faces (train.stage instruct)")
     data = replace(model.config.data, mask_cache=options.mask_cache, cache_in_memory=False)
@@ -132,7 +142,7 @@ def _answer(
             estimator=model.info.get("age_estimator", "expected"),
             advance=advance,
         )
-        write_predictions(path, lines)
+        write_predictions(path, (p if p.question in annotated else replace(p, label=None) for p in lines))
 
 
 def _generate(model: Model, image, mask, questions) -> list[list[str]]:

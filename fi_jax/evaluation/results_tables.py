@@ -115,8 +115,10 @@ def _left_out(cells: Iterable[Mapping]) -> list[str]:
         names = list(cell.get("unreadable", ()))
         if names:
             more = f" and {len(names) - 3} more (in metrics.json)" if len(names) > 3 else ""
-            where = f"{dataset_title(cell['dataset'])} ({cell['setting']})"
-            lines.append(f"{where}: {len(names)} faces left out, unreadable pictures: {', '.join(names[:3])}{more}.")
+            where = f"{dataset_title(cell['dataset'])}, {cell['setting']}"
+            lines.append(
+                f"Left out, pictures that cannot be read ({where}): {len(names)}: {', '.join(names[:3])}{more}."
+            )
     return lines
 
 

@@ -1,6 +1,6 @@
 """How often answers break the declared rules of `labels.rule_tables`, and what answering consistently costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -94,16 +94,16 @@ def to_labels(
     return values, scope
 
 
-def _broken(
-    vocab: Vocabulary, table: RuleTable, options: Mapping[str, Int[Array, "f"]]
-) -> tuple[Bool[Array, "f r"], Bool[Array, "f r"]]:
-    """Returns which rules are broken and which are judged, given each face's option of each question (−1: none)."""
+def hard_labels(
+    vocab: Vocabulary, options: Mapping[str, Int[Array, "f"]]
+) -> tuple[Bool[Array, "f n"], Bool[Array, "f n"]]:
+    """Returns `(labels, in_scope)` over `vocab`, given each face's option of each question (−1: none)."""
     one_hot = {
         name: np.where(chosen[:, None] >= 0, chosen[:, None] == np.arange(len(question(name).options)), np.nan)
         for name, chosen in options.items()
     }
     values, scope = to_labels(vocab, one_hot)
-    return broken(values > 0.5, scope, table)
+    return values > 0.5, scope
 
 
 def _rate_stats(breaks: Bool[Array, "f r"], mask: Bool[Array, "f r"]) -> Float[Array, "f 2"]:
@@ -167,14 +167,30 @@ def _majority_option(column: Predictions, train_answer: Answer) -> Int[Array, "f
     return np.full(faces, majority_of(column, train_answer)[0] if known.any() or train_answer is not None else -1)
 
 
+def _positive_rates(rules: Sequence[Rule], vocab: Vocabulary, answered, annotated) -> dict[str, dict]:
+    """How often each label of the rules is true of a face, by the answers and by the annotations where known.
+
+    A model that denies everything breaks no rule, so the violation rate means nothing without these.
+    """
+    found = {}
+    for name in vocab.names:
+        if any(name in (rule.premise, *rule.labels) for rule in rules):
+            place = vocab.index(name)
+            rates = [labels[scope[:, place], place] for labels, scope in (answered, annotated)]
+            if len(rates[0]):
+                shares = {k: number(r.mean() if len(r) else None) for k, r in zip(("answered", "annotated"), rates)}
+                found[name] = shares | {"faces": len(rates[0])}
+    return found
+
+
 def judge_rules(
     block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap, consistent: bool = True
 ) -> dict | None:
     """Returns the violation rate with all that stands beside it, or None when no rule concerns these questions.
 
     The rate is the share of faces whose answers break at least one rule. Beside it: the same of the true labels
-    where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, up to
-    `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
+    where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, how often each label is
+    answered (`positive_rates`), up to `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
     """
     rules = rules_of(block)
     vocab = vocabulary_of(block)
@@ -182,13 +198,15 @@ def judge_rules(
         return None
     table: RuleTable = compile_rules(rules, vocab)
     columns = block.predictions
-    breaks, mask = _broken(vocab, table, {name: predicted_options(c) for name, c in columns.items()})
+    answered = hard_labels(vocab, {name: predicted_options(c) for name, c in columns.items()})
+    breaks, mask = broken(*answered, table)
     judged = np.any(mask, axis=-1)
     if not judged.any():
         return None
-    true_stats = _rate_stats(*_broken(vocab, table, {name: true_options(c) for name, c in columns.items()}))
+    annotated = hard_labels(vocab, {name: true_options(c) for name, c in columns.items()})
+    true_stats = _rate_stats(*broken(*annotated, table))
     majority = {name: _majority_option(c, baselines.get(name)) for name, c in columns.items()}
-    constant = _rate_stats(*_broken(vocab, table, majority))
+    constant = _rate_stats(*broken(*hard_labels(vocab, majority), table))
     stats = _rate_stats(breaks, mask)
     rate = np.divide(breaks.sum(0), mask.sum(0), out=np.zeros(len(rules)), where=mask.any(0))
     examples = [
@@ -206,6 +224,7 @@ def judge_rules(
             for r, rule in enumerate(rules)
             if mask[:, r].any()
         },
+        "positive_rates": _positive_rates(rules, vocab, answered, annotated),
         "examples": examples,
         "consistent": consistency_cost(block) if consistent else None,
         "faces": int(judged.sum()),

@@ -28,6 +28,7 @@ _RESULT: dict[str, Any] = {
 _RULES = _RESULT | {
     "annotations": float | None,
     "by_rule": {"*": {"why": str, "rate": float | None, "faces": int}},
+    "positive_rates?": {"*": {"answered": float, "annotated": float | None, "faces": int}},
     "examples": [{"image": str, "rules": [str]}],
     "consistent?": {"*": {"as_answered": float, "consistent": float}},
 }

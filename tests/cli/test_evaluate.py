@@ -158,6 +158,7 @@ def test_a_model_of_hugging_face_by_the_same_protocol(utkface_folder, capsys):
         (["tiny", "--dataset", "expw", "expw", "--data-root", "x", "y"], "named twice"),
         (["tiny", "--checkpoint", "nowhere"], "no model 'nowhere'"),
         (["tiny", "--limit", "-1"], "--limit must not be negative"),
+        (["tiny", "--out", __file__], "is a file; give a folder"),
     ],
 )
 def test_mistakes_are_one_line(arguments, says, capsys):

@@ -146,6 +146,8 @@ def test_broken_rules_are_counted_named_and_shown():
     assert rules["metrics"]["violation_rate"]["value"] == pytest.approx(0.25)
     assert rules["metrics"]["violation_rate"]["baseline"] == 0 and rules["annotations"] == 0
     assert [e["image"] for e in rules["examples"]] == ["0"]
+    rate = {"answered": 0.25, "annotated": 0.0, "faces": 4}
+    assert rules["positive_rates"]["Goatee"] == rate, "denying everything breaks nothing, so the rates stand beside it"
     assert any("No_Beard excludes" in rule for rule in rules["examples"][0]["rules"])
     assert not any("Bald" in rule for rule in rules["by_rule"]), "rules about labels nobody asked are out of scope"
 

@@ -171,6 +171,7 @@ def rule_blocks(evaluation: Evaluation, thumbnails: Thumbnails | None, budget: B
                     {"name": name, "why": r["why"], "rate": 100 * (r["rate"] or 0), "faces": r["faces"]}
                     for name, r in by_rule
                 ],
+                "positive_rates": rules.get("positive_rates", {}),
                 "examples": examples,
             }
         )

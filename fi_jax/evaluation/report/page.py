@@ -166,6 +166,7 @@ def build_page(
     )  # fmt: skip
     environment.filters["dataset_title"] = dataset_title
     environment.filters["task_title"] = task_title
+    environment.filters["readable"] = readable
     in_page = [(c.dataset, c.task, c.groups) for _, c in cards]
     return environment.get_template("template.html").render(
         title=" against ".join(e.name for e in evaluations) or ", ".join(r.name for r in runs),
