@@ -39,8 +39,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        started = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
@@ -48,7 +52,12 @@ class Guard:
 
         refused = self._refusal(scope["method"], Headers(scope=scope))
         answer = JSONResponse({"error": refused[1]}, refused[0]) if refused else self.app
-        await answer(scope, receive, send_guarded)
+        try:
+            await answer(scope, receive, send_guarded)
+        except asyncio.CancelledError:
+            # The server stops: what is still open is told so, and is no error of ours.
+            if not started:
+                await JSONResponse({"error": "The server has been stopped."}, 503)(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")

@@ -325,6 +325,7 @@ def test_it_stops_within_seconds_with_an_open_upload(service):
     start = time.monotonic()
     running.stop()
     assert not running.thread.is_alive() and time.monotonic() - start < 5
+    assert b" 503 " in link.recv(1000)
     link.close()
 
 
