@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 
 from fi_jax.config import Experiment, LlamaConfig, LoraConfig, ModelConfig, VitConfig
-from fi_jax.errors import UserError
+from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import file_sha256
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight
@@ -62,9 +62,25 @@ def _init(config: ModelConfig, seed: jax.Array | int) -> dict:
 
 
 def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of all parameters, flat; nothing is computed."""
+    """Shapes of all parameters, flat; nothing is computed. A LoRA target that no layer has is a `UserError`."""
+    _require_targets(config)
     # Which attention kernel runs changes no shape, and "flash" refuses machines without it.
     return flatten(jax.eval_shape(lambda: _init(replace(config, attention="xla"), 0)))
+
+
+def _require_targets(config: ModelConfig) -> None:
+    encoders = ["image_encoder", *(["segmentation_encoder"] if config.use_segmentation else [])]
+    rows = {part: leaf_table.vit_leaves(getattr(config, part)) for part in encoders}
+    for part, leaves in (rows | {"llm": leaf_table.llama_leaves(config.llm)}).items():
+        lora = getattr(config, part).lora
+        layers = {leaf.path.split("/")[-2]: None for leaf in leaves if leaf.layers and leaf.path.endswith("/kernel")}
+        unknown = [name for name in lora.targets if name not in layers]
+        # An encoder's default names the LLM's layers too: nobody typed it.
+        if lora.rank and unknown and not (part in encoders and lora.targets == LoraConfig().targets):
+            raise UserError(
+                f"model.{part}.lora.targets names {', '.join(unknown)}, which no layer is called "
+                f"(known: {', '.join(layers)}){did_you_mean(unknown[0], layers)}"
+            )
 
 
 def init_leaves(config: ModelConfig, wanted: list[str], seed: int, mesh: Mesh | None = None) -> Leaves:

@@ -1,25 +1,55 @@
 """Hugging Face's `config.json` -> our config dataclasses, with transformers' defaults for what it leaves out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from fi_jax.config import LlamaConfig, RopeScaling, VitConfig
-from fi_jax.errors import UserError
+from fi_jax.errors import UserError, require_choice
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights.json_fields import Fields, read_object
 
-Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
-_ACTIVATIONS: dict[str, Activation] = {
+# Hugging Face's names of our config's fields, where they differ.
+_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "tie_embeddings": "tie_word_embeddings",
+    "drop_path": "drop_path_rate",
+}
+# Fields of each config under our names, with the defaults of transformers.
+_CLIP_VISION = {
+    "image_size": 224, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072, "num_layers": 12,
+    "num_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
+}  # fmt: skip
+# LlavaConfig starts from CLIP ViT-L/14-336, not from CLIP's own defaults.
+_LLAVA_VISION = _CLIP_VISION | {
+    "image_size": 336, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_layers": 24,
+    "num_heads": 16,
+}  # fmt: skip
+_CLIP_TEXT = {
+    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_layers": 12, "num_heads": 8,
+    "max_position_embeddings": 77, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
+}  # fmt: skip
+LLAMA = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32,
+    "rms_norm_eps": 1e-6, "tie_embeddings": False, "attention_bias": False, "mlp_bias": False,
+    "max_position_embeddings": 2048,
+}  # fmt: skip
+SEGFORMER_STAGES = {
+    "hidden_sizes": (32, 64, 160, 256), "num_heads": (1, 2, 5, 8), "sr_ratios": (8, 4, 2, 1),
+    "patch_sizes": (7, 3, 3, 3), "strides": (4, 2, 2, 2), "mlp_ratios": (4, 4, 4, 4),
+}  # fmt: skip
+_ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 # Fields of Llama's relatives that change what a layer computes.
-_NOT_LLAMA = ("sliding_window", "num_local_experts", "num_experts", "no_rope_layers")
+_FOREIGN = ("sliding_window", "num_local_experts", "num_experts", "no_rope_layers")
 
 _MOST_BLOCKS = 1000
 
@@ -44,7 +74,8 @@ def read_vit_config(folder: Path) -> VitConfig:
     config = _typed(folder, ("clip", "clip_vision_model", "llava"))
     is_llava = config.get("model_type") == "llava"
     vision = config.group("vision_config") if "vision_config" in config.values else config
-    return _vit(vision, _feature_layer(config) if is_llava else -2)
+    fields = _read(vision, _LLAVA_VISION if is_llava else _CLIP_VISION)
+    return VitConfig(**fields, feature_layer=_feature_layer(config) if is_llava else -2)
 
 
 def read_clip_text_config(folder: Path) -> ClipTextConfig:
@@ -55,16 +86,8 @@ def read_clip_text_config(folder: Path) -> ClipTextConfig:
     # A bare text model has a projection only when it was saved with one.
     architectures = config.get("architectures", ())
     projected = whole or (isinstance(architectures, list) and "CLIPTextModelWithProjection" in architectures)
-    heads, hidden = _heads(text, 8, 512)
     return ClipTextConfig(
-        vocab_size=text.integer("vocab_size", 49408),
-        hidden_size=hidden,
-        intermediate_size=text.integer("intermediate_size", 2048),
-        num_layers=text.integer("num_hidden_layers", 12),
-        num_heads=heads,
-        max_position_embeddings=text.integer("max_position_embeddings", 77),
-        hidden_act=_activation(text, "quick_gelu"),
-        layer_norm_eps=text.number("layer_norm_eps", 1e-5),
+        **_read(text, _CLIP_TEXT),
         projection_size=config.integer("projection_dim", 512) if projected else 0,
         eos_token_id=text.integer("eos_token_id", 49407, least=0),
     )
@@ -80,17 +103,8 @@ def read_llava_config(folder: Path) -> LlavaConfig:
         raise UserError(f"{folder} is a LLaVA with '{kind}'; only CLIP vision towers are supported")
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.flag("multimodal_projector_bias", True):
         raise UserError(f"{folder} has another projector than LLaVA-1.5's (two layers with biases, GELU)")
-    # transformers' LlavaConfig starts from CLIP ViT-L/14-336, not from CLIP's own defaults.
-    large = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    }
     image_token = config.integer("image_token_id", config.integer("image_token_index", 32000, least=0), least=0)
-    tower = _vit(Fields(large | dict(vision.values), vision.where), _feature_layer(config))
+    tower = VitConfig(**_read(vision, _LLAVA_VISION), feature_layer=_feature_layer(config))
     return LlavaConfig(tower, _llama(text), image_token)
 
 
@@ -115,26 +129,11 @@ def read_segformer_config(folder: Path, class_names: Sequence[str]) -> tuple[Seg
     depths = config.integers("depths", ()) or (2, 2, 2, 2)
     if sum(depths) > _MOST_BLOCKS:
         raise UserError(f"{config.where}: depths are {depths}; no SegFormer has more than {_MOST_BLOCKS} blocks")
-    defaults = {
-        "hidden_sizes": (32, 64, 160, 256),
-        "num_attention_heads": (1, 2, 5, 8),
-        "sr_ratios": (8, 4, 2, 1),
-        "patch_sizes": (7, 3, 3, 3),
-        "strides": (4, 2, 2, 2),
-        "mlp_ratios": (4, 4, 4, 4),
-    }
-    stages = {name: config.integers(name, default[: len(depths)]) for name, default in defaults.items()}
     cfg = SegformerConfig(
+        **_read(config, {name: default[: len(depths)] for name, default in SEGFORMER_STAGES.items()}),
+        **_read(config, {"decoder_hidden_size": 256, "hidden_act": "gelu"}),
         num_labels=len(labels),
         depths=depths,
-        hidden_sizes=stages["hidden_sizes"],
-        num_heads=stages["num_attention_heads"],
-        sr_ratios=stages["sr_ratios"],
-        patch_sizes=stages["patch_sizes"],
-        strides=stages["strides"],
-        mlp_ratios=stages["mlp_ratios"],
-        decoder_hidden_size=config.integer("decoder_hidden_size", 256),
-        hidden_act=_activation(config, "gelu"),
         drop_path=config.share("drop_path_rate", 0.1),
     )
     return cfg, tuple(indices[name.lower()] for name in class_names)
@@ -156,11 +155,23 @@ def _typed(folder: Path, known: tuple[str, ...]) -> Fields:
     return config
 
 
-def _activation(config: Fields, default: str) -> Activation:
-    name = config.text("hidden_act", default)
-    if name not in _ACTIVATIONS:
-        raise UserError(f"{config.where}: hidden_act is '{name}' (known: {', '.join(_ACTIVATIONS)})")
-    return _ACTIVATIONS[name]
+def _read(config: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads fields under our names, and checks what every model has: an activation we know, heads of one width."""
+    values = {name: config.like(_NAMES.get(name, name), default) for name, default in defaults.items()}
+    if "hidden_act" in values:
+        require_choice(f"{config.where}: hidden_act", values["hidden_act"], _ACTIVATIONS)
+        values["hidden_act"] = _ACTIVATIONS[values["hidden_act"]]
+    heads, width = values.get("num_heads"), values.get("hidden_size")
+    if isinstance(heads, int) and width % heads and not config.get("head_dim"):
+        raise UserError(f"{config.where}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
+    return values
+
+
+def to_names(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Returns fields of a config of ours under Hugging Face's names: the inverse of reading them."""
+    values = {_NAMES.get(name, name): getattr(config, name) for name in names}
+    back = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    return {name: back[value] if name == "hidden_act" else value for name, value in values.items()}
 
 
 def _feature_layer(config: Fields) -> int:
@@ -172,57 +183,23 @@ def _feature_layer(config: Fields) -> int:
     return layer
 
 
-def _heads(config: Fields, heads: int, hidden: int) -> tuple[int, int]:
-    """Returns the number of heads and the width, which it divides."""
-    heads, hidden = config.integer("num_attention_heads", heads), config.integer("hidden_size", hidden)
-    if hidden % heads:
-        raise UserError(f"{config.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
-    return heads, hidden
-
-
-def _vit(config: Fields, feature_layer: int) -> VitConfig:
-    heads, hidden = _heads(config, 12, 768)
-    return VitConfig(
-        image_size=config.integer("image_size", 224),
-        patch_size=config.integer("patch_size", 32),
-        hidden_size=hidden,
-        intermediate_size=config.integer("intermediate_size", 3072),
-        num_layers=config.integer("num_hidden_layers", 12),
-        num_heads=heads,
-        hidden_act=_activation(config, "quick_gelu"),
-        layer_norm_eps=config.number("layer_norm_eps", 1e-5),
-        feature_layer=feature_layer,
-    )
-
-
 def _llama(config: Fields) -> LlamaConfig:
     if (act := config.text("hidden_act", "silu")) != "silu":
         raise UserError(f"{config.where}: hidden_act is '{act}'; Llama's is silu")
     if config.get("quantization_config"):
         raise UserError(f"{config.where}: quantization_config is set; use the unquantised checkpoint or its GGUF")
-    foreign = [name for name in _NOT_LLAMA if config.get(name)]
+    foreign = [name for name in _FOREIGN if config.get(name)]
     if foreign:
         raise UserError(f"{config.where}: {', '.join(foreign)} is set, which a Llama does not have")
-    hidden, heads = config.integer("hidden_size", 4096), config.integer("num_attention_heads", 32)
-    if not config.get("head_dim") and hidden % heads:
-        _heads(config, heads, hidden)
+    fields = _read(config, LLAMA)
     # `rope_parameters` is transformers 5's name; before, theta stood beside `rope_scaling`.
     rope = config.group("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
     return LlamaConfig(
-        vocab_size=config.integer("vocab_size", 32000),
-        hidden_size=hidden,
-        intermediate_size=config.integer("intermediate_size", 11008),
-        num_layers=config.integer("num_hidden_layers", 32),
-        num_heads=heads,
-        num_kv_heads=config.integer("num_key_value_heads", heads),
-        head_dim=config.integer("head_dim", hidden // heads),
+        **fields,
+        num_kv_heads=config.integer("num_key_value_heads", fields["num_heads"]),
+        head_dim=config.integer("head_dim", fields["hidden_size"] // fields["num_heads"]),
         rope_theta=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
         rope_scaling=_rope_scaling(rope),
-        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        tie_embeddings=config.flag("tie_word_embeddings", False),
-        attention_bias=config.flag("attention_bias", False),
-        mlp_bias=config.flag("mlp_bias", False),
-        max_position_embeddings=config.integer("max_position_embeddings", 2048),
     )
 
 

@@ -1,7 +1,7 @@
 """Our models out in Hugging Face's own layouts, sharded: written anew, or merged into a copy of their base."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from fi_jax.config import LlamaConfig, LoraConfig
 from fi_jax.files import write_json
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import leaf_table, stream
+from fi_jax.weights.hf_config import LLAMA, SEGFORMER_STAGES, to_names
 from fi_jax.weights.leaf_table import Layout, Leaf
 from fi_jax.weights.leaves import write_safetensors
 from fi_jax.weights.matching import match
@@ -31,19 +32,8 @@ def llama_json(config: LlamaConfig, dtype: str, extra: Mapping[str, Any] | None 
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        **to_names(config, (*LLAMA, "num_kv_heads", "head_dim")),
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
         "rope_theta": config.rope_theta,
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
         "rope_parameters": rope,
@@ -74,15 +64,15 @@ def export_llama(
     kind = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     rows = leaf_table.without_adapters(leaf_table.llama_leaves(config))
 
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for leaf in rows:
-            value = leaves[leaf.path]
-            for i, (source, part) in enumerate(zip(leaf.sources, value if leaf.layers else [value], strict=True)):
-                merged = _merged(np.asarray(part), leaf.path, i, leaves, config.lora)
-                yield source, leaf.to_source(merged).astype(kind)
+    where = {source: (leaf, i) for leaf in rows for i, source in enumerate(leaf.sources)}
 
-    sizes = {source: kind.itemsize * int(np.prod(leaf.source_shape)) for leaf in rows for source in leaf.sources}
-    _write_shards(folder, sizes, tensors(), shard_bytes)
+    def tensor(source: str) -> np.ndarray:
+        leaf, i = where[source]
+        part = np.asarray(leaves[leaf.path][i] if leaf.layers else leaves[leaf.path])
+        return leaf.to_source(_merged(part, leaf.path, i, leaves, config.lora)).astype(kind)
+
+    sizes = {source: kind.itemsize * int(np.prod(leaf.source_shape)) for source, (leaf, _) in where.items()}
+    _write_shards(folder, sizes, tensor, shard_bytes)
     write_json(folder / "config.json", llama_json(config, dtype, extra), indent=2)
 
 
@@ -106,16 +96,7 @@ def export_segformer(
         "architectures": ["SegformerForSemanticSegmentation"],
         "model_type": "segformer",
         "num_encoder_blocks": len(config.depths),
-        "depths": config.depths,
-        "hidden_sizes": config.hidden_sizes,
-        "num_attention_heads": config.num_heads,
-        "sr_ratios": config.sr_ratios,
-        "patch_sizes": config.patch_sizes,
-        "strides": config.strides,
-        "mlp_ratios": config.mlp_ratios,
-        "decoder_hidden_size": config.decoder_hidden_size,
-        "hidden_act": "gelu_pytorch_tanh" if config.hidden_act == "gelu_tanh" else config.hidden_act,
-        "drop_path_rate": config.drop_path,
+        **to_names(config, (*SEGFORMER_STAGES, "depths", "decoder_hidden_size", "hidden_act", "drop_path")),
         "id2label": names,
         "label2id": {name: int(i) for i, name in names.items()},
         "torch_dtype": "float32",
@@ -134,27 +115,22 @@ def _merged(part: np.ndarray, path: str, layer: int, leaves: Mapping[str, Any], 
 
 
 def _write_shards(
-    folder: Path, sizes: Mapping[str, int], tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int
+    folder: Path, sizes: Mapping[str, int], tensor: Callable[[str], np.ndarray], shard_bytes: int
 ) -> None:
-    """Writes tensors, which come in the order of `sizes` (bytes by key), with one shard at a time in memory."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for key, size in sizes.items():
-        if groups[-1] and filled + size > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(key)
-        filled += size
-    names: dict[str, str] = {}
-    for number, group in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else stream.WHOLE
-        shard = dict(next(tensors) for _ in group)
-        assert list(shard) == group
-        write_safetensors(folder / name, shard)
-        names |= dict.fromkeys(group, name)
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": names}
-        write_json(folder / stream.INDEX, index, indent=2)
+    """Writes the tensors of a checkpoint (`sizes`: their bytes), with one shard at a time in memory."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    plan = split_state_dict_into_shards_factory(
+        dict(sizes),
+        get_storage_size=lambda size: size,
+        get_storage_id=lambda _: None,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for name, keys in plan.filename_to_tensors.items():
+        write_safetensors(folder / name, {key: tensor(key) for key in keys})
+    if plan.is_sharded:
+        write_json(folder / stream.INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}, indent=2)
 
 
 def merge_into_copy(

@@ -92,6 +92,11 @@ class Fields:
             raise self._wrong(name, f"must be {count or 'several'} positive whole numbers")
         return tuple(value)
 
+    def like(self, name: str, default: Any) -> Any:
+        """Returns a field of the type of its default: flag, whole number, number above zero, text or whole numbers."""
+        readers = {bool: self.flag, int: self.integer, float: self.number, str: self.text, tuple: self.integers}
+        return readers[type(default)](name, default)
+
     def _required(self, name: str, default: Any) -> Any:
         value = self.get(name, default)
         if value is None:

@@ -17,6 +17,7 @@ from fi_jax.weights import leaf_table
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts, load_base, param_shapes
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, load_model, save_model
 from fi_jax.weights.hf_write import export_llama
+from fi_jax.weights.huggingface import load_llama
 from fi_jax.weights.peft import export_peft
 from fi_jax.weights.stream import checkpoint_hash, find_files
 from fi_jax.weights.tokenizers import byte_tokenizer
@@ -90,6 +91,17 @@ def test_misfits_are_all_named_at_once(small):
     assert "\n" not in told
 
 
+def test_a_lora_target_that_names_no_layer_is_refused(small):
+    model = small.config.model
+    for part in ("llm", "image_encoder"):
+        lora = LoraConfig(2, targets=("q_proj", "v_prj"))
+        wrong = replace(model, **{part: replace(getattr(model, part), lora=lora)})
+        with pytest.raises(UserError, match=f"model.{part}.lora.targets names v_prj, .*did you mean 'v_proj'"):
+            param_shapes(wrong)
+    # The default of an encoder names the LLM's layers as well.
+    param_shapes(replace(model, image_encoder=replace(model.image_encoder, lora=LoraConfig(2))))
+
+
 def test_another_sized_base_is_refused_before_a_weight_is_read(small, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 49152}))
     config = replace(small.config, weights=replace(small.config.weights, llm=str(tmp_path)))
@@ -121,6 +133,15 @@ def test_an_adapter_of_peft_starts_ours_and_takes_the_place_of_an_earlier_one(sm
     assert [line.split(":")[0] for line in caplog.messages] == ["llm", "adapter"]
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 0.25 if is_llm_adapter(path) else small.leaves[path], err_msg=path)
+
+
+def test_a_base_in_shards_is_the_same(small, tmp_path):
+    llm = {path.removeprefix("llm/"): leaf for path, leaf in small.leaves.items() if path.startswith("llm/")}
+    for name, most in (("whole", 1 << 30), ("cut", 4000)):
+        export_llama(llm, small.config.model.llm, tmp_path / name, shard_bytes=most)
+    assert len(find_files(tmp_path / "whole")) == 1 and len(find_files(tmp_path / "cut")) > 3
+    whole, cut = (load_llama(tmp_path / name, dtype="float32")[1] for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
 def test_a_model_that_holds_its_adapter_asks_for_no_other(small, on_a_base, tmp_path):
