@@ -9,6 +9,7 @@ _ROWS = {
     "face_insight.py": "the PyTorch module: the whole model, in one readable file",
     "face_insight.safetensors": "encoders, connectors, graph network, alignment head, label prompts and graph",
     "face_insight.json": "shapes, labels, questions as tokens, options, temperatures, map colours",
+    "question_matching.py, phrases.json": "how questions are understood, as `fi-jax ask` does",
     "tokenizer.json": "the language model's tokenizer",
     "adapter/": "the language model's LoRA adapter, for `peft`",
     "base/": "the language model the adapter belongs to, for `transformers`",

@@ -227,6 +227,68 @@ def test_the_file_is_a_command(odd, tmp_path):
     assert "answered: Is this person smiling? (not smiling)" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "inverted"), [("Is she smiling?", False), ("is this person not smiling", True), ("SMILING", False)]
+)
+def test_the_exported_module_understands_the_words_that_ask_does(odd, text, inverted):
+    image, mask = _face()
+    model = _in_torch(odd.folder)
+    own = model.answer(image, mask, "Smiling")
+    assert model.answer(image, mask, text) == pytest.approx(
+        dict(zip(own, reversed(own.values()))) if inverted else own, abs=1e-5
+    )
+    with pytest.raises(ValueError, match="'What is the weather like' means none of the closed questions"):
+        model.answer(image, mask, "What is the weather like")
+
+
+def test_pictures_are_read_as_ask_reads_them(odd, tmp_path):
+    """Turned, deep, transparent and in other colours: the exported file's own reader against ours."""
+    import importlib.util as util
+
+    spec = util.spec_from_file_location("exported_file", odd.folder / "face_insight.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    for turn in (1, 3, 6, 8, 9):
+        exif = colours.getexif()
+        exif[0x112] = turn
+        colours.save(tmp_path / f"turned{turn}.jpg", exif=exif)
+        colours.save(tmp_path / f"turned{turn}.webp", exif=exif)
+    Image.fromarray(rng.integers(0, 256, (40, 30, 4), dtype=np.uint8)).save(tmp_path / "transparent.png")
+    Image.fromarray(rng.integers(0, 65536, (40, 30), dtype=np.uint16)).save(tmp_path / "deep.png")
+    colours.convert("CMYK").save(tmp_path / "print.jpg")
+    colours.convert("P").save(tmp_path / "palette.png", transparency=3)
+    for file in sorted(tmp_path.iterdir()):
+        theirs, ours = module.read_picture(file), decode(file)
+        assert theirs.shape == ours.shape and theirs.dtype == ours.dtype
+        assert np.abs(theirs.astype(int) - ours).max() <= 1, file.name
+
+
+def test_what_is_no_crop_is_refused(odd, tmp_path):
+    Image.fromarray(_face()[0][:30]).save(tmp_path / "wide.png")
+    command = [sys.executable, str(odd.folder / "face_insight.py"), str(tmp_path / "wide.png"), "Smiling"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 2 and "wide.png is 40x30; give a square crop of one face" in done.stderr
+    image, mask = _face()
+    model = _in_torch(odd.folder)
+    for picture, map_ in ((image[:30], mask), (image / 255, mask), (image, mask + 30), (image, mask[None])):
+        with pytest.raises(ValueError, match="must be"):
+            model.answer(picture, map_, "Smiling")
+
+
+def test_a_full_disk_leaves_nothing(odd, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    for command in ("export", "pack"):
+        assert main([command, str(odd.folder.parent / "run"), "--out", str(tmp_path / command)]) == 2
+        assert "No space left on device" in capsys.readouterr().err
+    assert main(["import", str(odd.folder), "--out", str(tmp_path / "import")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_folder_explains_itself(odd, without, llava):
     common = {
         "README.md",
@@ -251,8 +313,11 @@ def test_the_folder_explains_itself(odd, without, llava):
         assert settings["base"]["hash"] in card
         assert {f"`{name}/`" in card for name in folders} == {True}
         assert ("`adapter/`" in card) == ("adapter" in folders)
-    source = (odd.folder / "face_insight.py").read_text()
-    assert "import fi_jax" not in source and "from fi_jax" not in source
+    for name in ("face_insight.py", "question_matching.py"):
+        source = (odd.folder / name).read_text()
+        assert "import fi_jax" not in source and "from fi_jax" not in source
+    # A group can read it.
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in odd.folder.rglob("*"))
     rules = json.loads((odd.folder / "rules.json").read_text())
     assert rules and all(rule["source"] and rule["reads"] for rule in rules)
 
