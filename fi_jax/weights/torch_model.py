@@ -31,6 +31,7 @@ import peft
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor, nn
 
 IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
@@ -88,9 +89,8 @@ class PromptGcn(nn.Module):
 
     def __init__(self, c: dict):
         super().__init__()
-        self.enabled, self.residual_on, self.slope = c["enabled"], c["residual"], c["leaky_slope"]
+        self.enabled, self.depth, self.slope = c["enabled"], c["depth"], c["leaky_slope"]
         widths = [c["prompt_size"], *[c["hidden_size"]] * (c["depth"] - 1), c["align_size"]]
-        self.depth = c["depth"]
         for i in range(self.depth if self.enabled else 0):
             setattr(self, f"layer_{i}", nn.Linear(widths[i], widths[i + 1], bias=False))
         self.skip = c["residual"] or not c["enabled"]
@@ -177,12 +177,10 @@ class FaceInsight(nn.Module):
 
         folder = Path(folder)
         settings = json.loads((folder / "face_insight.json").read_text())
-        if base is None:
-            base = settings["base"]["name"]
-            base = str(folder / "base") if base == "base" else base
-        check_base(base, settings["base"]["hash"])
+        named = settings["base"]["name"]
+        found = find_base(base or (str(folder / "base") if named == "base" else named), settings["base"]["hash"])
         kind = "LlavaForConditionalGeneration" if settings["base"]["model_type"] == "llava" else "AutoModelForCausalLM"
-        llm: Any = getattr(transformers, kind).from_pretrained(base, dtype=dtype)
+        llm: Any = getattr(transformers, kind).from_pretrained(found, dtype=dtype)
         if (folder / "adapter").is_dir():
             llm = peft.PeftModel.from_pretrained(llm, folder / "adapter").get_base_model()
         model = cls(settings, llm.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")))
@@ -247,8 +245,6 @@ class FaceInsight(nn.Module):
     @torch.inference_mode()
     def segment(self, crop: np.ndarray) -> np.ndarray:
         """Segments one face: uint8 `[y, x]` of the crop's own size."""
-        from PIL import Image
-
         if self.segmentation_encoder is None:
             return np.zeros(crop.shape[:2], np.uint8)  # This model looks at no map.
         if not self._parser:
@@ -358,32 +354,35 @@ class FaceInsight(nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def check_base(base: str, expected: str) -> None:
-    """Raises `ValueError` when the files in folder (or Hub repository) `base` are not those the adapter was trained on."""
+def find_base(base: str, expected: str) -> Path:
+    """Returns the folder of `base` (a folder, or `name` or `name@revision` on the Hub, which is fetched).
+
+    Raises:
+      ValueError: its files are not those that the adapter was trained on.
+    """
     folder = Path(base)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    index = folder / "model.safetensors.index.json"
-    whole = folder / "model.safetensors"
+        name, _, revision = base.partition("@")
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
     if index.is_file():
         files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     digests = []
     for file in files:
         # The Hub's cache names large files by their SHA-256.
-        known = file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", file.resolve().name)
-        if known:
+        if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", file.resolve().name):
             digests.append(file.resolve().name)
             continue
         with file.open("rb") as opened:
             digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
     found = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     if found != expected:
-        raise ValueError(
-            f"{base} has hash {found[:12]}…, but the adapter was trained on {expected[:12]}…: another base"
-        )
+        raise ValueError(f"{base} has hash {found[:12]}…; the adapter was trained on {expected[:12]}…: another base")
+    return folder
 
 
 def _plain(key: str) -> str:
@@ -392,8 +391,6 @@ def _plain(key: str) -> str:
 
 def read_picture(path: str | Path) -> np.ndarray:
     """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white."""
-    from PIL import Image, ImageCms, ImageOps
-
     image: Any = ImageOps.exif_transpose(Image.open(path))
     if image.mode in ("I", "F"):
         raise ValueError(f"{path} has more than 16 bits a value; save it with 8")
@@ -423,8 +420,6 @@ def _matching() -> dict[str, Any]:
 def main() -> None:
     """Answers one question about a cropped face, or all of them."""
     import argparse
-
-    from PIL import Image
 
     parser = argparse.ArgumentParser(description="Ask about one face.")
     parser.add_argument("crop", help="a square picture of one face")
