@@ -1,5 +1,6 @@
 """Turns a FaceRecord into the arrays of one example, and finds out beforehand which records can be read."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,3 +100,15 @@ def stamp(record: FaceRecord, times: bool = True) -> str:
         else:
             parts.append(str(source))
     return "\t".join(parts)
+
+
+def fingerprint(records: Sequence[FaceRecord], times: bool = False) -> str:
+    """Returns a hash that changes when a face is added, removed, relabelled or replaced, but not with its folder.
+
+    Pictures are told by their names and sizes; with `times` also by when they were changed.
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        labels = sorted(record.labels.items())
+        digest.update(f"{stamp(record, times)}\t{record.split}\t{labels}\t{record.age}\t{record.identity}\n".encode())
+    return digest.hexdigest()

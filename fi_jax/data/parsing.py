@@ -1,13 +1,11 @@
 """Makes the segmentation maps of faces whose set has none, on every core of a machine without an accelerator."""
 
 import logging
-import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from fi_jax.config import DataConfig
+from fi_jax.data.processes import in_processes
 from fi_jax.data.records import FaceRecord
 from fi_jax.faces.map_cache import map_folder, with_maps
 from fi_jax.progress import progress_bar
@@ -40,24 +38,12 @@ def make_maps(faces: Sequence[FaceRecord], parser: str, workers: int) -> None:
         with_maps(faces, DataConfig(), parser)
         return
     chunks = [faces[i : i + _CHUNK] for i in range(0, len(faces), _CHUNK)]
-    context = multiprocessing.get_context("spawn")
-    with (
-        progress_bar("parsing faces", len(faces)) as advance,
-        ProcessPoolExecutor(min(workers, len(chunks)), context, _start_worker) as pool,
-    ):
-        running = {pool.submit(_parse, chunk, parser): len(chunk) for chunk in chunks}
-        try:
-            for done in as_completed(running):
-                done.result()
-                advance(running[done])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with progress_bar("parsing faces", len(faces)) as advance:
+        for index in in_processes(_parse, [(chunk, parser) for chunk in chunks], workers, _one_core_and_no_bar):
+            advance(len(chunks[index]))
 
 
-def _start_worker() -> None:
-    """One core a process, and no bar of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _one_core_and_no_bar() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

@@ -11,8 +11,6 @@ grain's `shuffle`, `repeat` and `batch` cost 20 to 30 µs of Python a face (meas
 
 import os
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from jaxtyping import Int, UInt8
 from fi_jax.config import DataConfig
 from fi_jax.data import examples
 from fi_jax.data.datasets import open_source
+from fi_jax.data.processes import end_with_parent
 from fi_jax.data.records import FaceRecord, Rejected
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
@@ -266,7 +265,7 @@ def _iterate(steps: _Steps, start: int, workers: int) -> Iterator[Batch]:
     options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
     stream = grain.experimental.WithOptionsIterDataset(stream, options)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return _watched(iter(stream.mp_prefetch(options, worker_init_fn=_end_with_parent).map(_with_map)))
+    return _watched(iter(stream.mp_prefetch(options, worker_init_fn=end_with_parent).map(_with_map)))
 
 
 def _watched(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
@@ -282,18 +281,6 @@ def _watched(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
         raise UserError(f"a data worker died (exit code {code[1]}); {why}, or set data.workers to 0") from None
     finally:
         batches.close()
-
-
-def _end_with_parent(*_: int) -> None:
-    """Ends this worker process when its parent was killed; its shared memory is then freed by Python's tracker."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _without_blank_map(batch: Batch) -> Batch:

@@ -1,22 +1,19 @@
 """Writes a release as a prepared folder: shards, co-occurrence counts, and a manifest of what was left out and why."""
 
-import hashlib
 import json
-import multiprocessing
-import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from fi_jax.data import examples, shards
 from fi_jax.data.counts import count_records
 from fi_jax.data.datasets import find_dataset
+from fi_jax.data.processes import in_processes
 from fi_jax.data.records import SPLITS, FaceRecord, Source
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import cached_map
-from fi_jax.files import file_sha256, read_json, write_bytes
+from fi_jax.files import file_sha256, read_json, sha256, write_bytes
 from fi_jax.knowledge.graph_file import graph_bytes
 from fi_jax.pictures.header import read_bytes
 from fi_jax.progress import progress_bar
@@ -57,7 +54,8 @@ def prepare(
     readable, unreadable = examples.examine(faces)
     if not readable:
         raise UserError(f"{source.name}: none of {len(faces)} pictures can be read; the first: {unreadable[0].reason}")
-    fingerprint = _fingerprint(source, readable, maps.folder.name if maps else "", faces_per_shard)
+    settings = f"{shards.FORMAT} {source.name} {maps.folder.name if maps else ''} {faces_per_shard}"
+    fingerprint = sha256(f"{settings} {examples.fingerprint(readable)}")
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)
         if manifest.get("fingerprint") != fingerprint:
@@ -134,22 +132,9 @@ def _write_shards(
                 _write_one(path, faces, names, maps)
                 advance(len(faces))
             return
-        # Spawned: the program may have started threads (JAX's) that a forked process would not have.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, _ignore_interrupts) as pool:
-            running = {pool.submit(_write_one, path, faces, names, maps): len(faces) for path, faces in jobs.items()}
-            try:
-                for done in as_completed(running):
-                    done.result()
-                    advance(running[done])
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-
-def _ignore_interrupts() -> None:
-    """The parent stops the workers, each at the end of its shard."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        parts = [(path, faces, names, maps) for path, faces in jobs.items()]
+        for index in in_processes(_write_one, parts, workers):
+            advance(len(parts[index][1]))
 
 
 def _written(path: Path) -> dict | None:
@@ -184,13 +169,3 @@ def _write_one(path: Path, faces: Sequence[FaceRecord], names: Sequence[str], ma
     entry = {"file": path.name, "faces": len(faces), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     index = shards.index_of(headers, names) | {"entry": entry}
     write_bytes(path.with_suffix(".json"), json.dumps(index, ensure_ascii=False).encode())
-
-
-def _fingerprint(source: Source, faces: Sequence[FaceRecord], map_identity: str, faces_per_shard: int) -> str:
-    digest = hashlib.sha256(f"{shards.FORMAT} {source.name} {map_identity} {faces_per_shard}\n".encode())
-    for face in faces:
-        labels = sorted(face.labels.items())
-        digest.update(
-            f"{examples.stamp(face, times=False)}\t{face.split}\t{labels}\t{face.age}\t{face.identity}\n".encode()
-        )
-    return digest.hexdigest()

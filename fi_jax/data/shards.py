@@ -43,10 +43,18 @@ class InShard:
             raise UserError(f"shard '{self.path}' is damaged at face {self.index} ({str(error)[:80]})") from None
         return image if self.part == "image" else mask
 
+    def __str__(self) -> str:
+        return f"{self.path.name} ({_size(self.path)} bytes), face {self.index} ({self.part})"
+
     @property
     def is_crop(self) -> bool:
         """Whether the map has the geometry of the face's crop (the parser made it), not of the picture."""
         return self.part == "crop_mask"
+
+
+@lru_cache(maxsize=4096)
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
 
 
 @lru_cache(maxsize=256)
@@ -89,13 +97,22 @@ def unpack(data: bytes) -> tuple[dict, bytes, bytes]:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Writes an ArrayRecord file; it appears whole or not at all."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+    count = 0
     with atomic_path(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-        for record in records:
-            writer.write(record)
-        writer.close()
+        try:
+            writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+            for record in records:
+                writer.write(record)
+                count += 1
+            writer.close()
+            # The writer may say nothing about a disk that is full.
+            complete = ArrayRecordReader(str(temporary), "readahead_buffer_size:0").num_records() == count
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"cannot write '{path}' ({str(error)[:80]}); is the disk full?") from None
+        if not complete:
+            raise UserError(f"cannot write '{path}' whole; is the disk full?")
 
 
 def index_of(headers: Sequence[dict], label_names: Sequence[str]) -> dict:

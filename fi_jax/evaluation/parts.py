@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from fi_jax.data.datasets import find_dataset
-from fi_jax.data.examples import examine, stamp
+from fi_jax.data.examples import examine
+from fi_jax.data.examples import fingerprint as face_fingerprint
 from fi_jax.data.pipeline import open_dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.splits import limited
@@ -80,7 +81,7 @@ def fill_part(
     if not records:
         raise UserError(f"{name} at '{root}' has no faces in split '{options.split}'")
     asked = (options.head_only, options.free_form, options.all_questions)
-    depends = (fingerprint, *asked, _fingerprint(records))
+    depends = (fingerprint, *asked, face_fingerprint(records, times=True))
     stem = f"{name}-{assignment.setting}-{options.split}-{sha256(repr(depends))[:12]}"
     path = out / "parts" / f"{stem}.jsonl"
     beside = path.with_suffix(".json")
@@ -105,10 +106,6 @@ def fill_part(
     found = {"baseline": train_baseline(truths), "unreadable": {r.key: r.reason for r in rejected}}
     write_json(beside, found)
     return Part(path, **found)
-
-
-def _fingerprint(records: Sequence[FaceRecord]) -> str:
-    return sha256("\n".join(f"{stamp(r)}\t{r.split}\t{sorted(r.labels.items())}\t{r.age}" for r in records))
 
 
 def _answer(

@@ -1,4 +1,6 @@
 import json
+import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from fi_jax.cli.main import main
 from fi_jax.data import prepare as prepare_module
 from fi_jax.data import shards
 from fi_jax.data.datasets import open_source
-from fi_jax.data.examples import make_example
+from fi_jax.data.examples import fingerprint, make_example
 from fi_jax.data.prepare import Maps, prepare
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import cached_map
@@ -92,6 +94,34 @@ def test_parts_and_processes_write_the_same(releases, tmp_path):
     assert prepare(source, tmp_path / "out", faces_per_shard=3, part=(2, 3))[0] is None
     assert prepare(source, tmp_path / "out", faces_per_shard=3)[0]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_shard(releases, tmp_path):
+    source = open_source("celeba", releases.celeba(count=14))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="faces-00000.array_record"):
+            prepare(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".preparing.json"]
+    assert prepare(source, tmp_path / "out")[0]
+
+
+def test_fingerprint_knows_the_faces_and_not_their_folder(releases, tmp_path):
+    root = releases.celeba()
+    plain = fingerprint(open_source("celeba", root).records())
+    shutil.copytree(root, tmp_path / "copy")
+    assert fingerprint(open_source("celeba", tmp_path / "copy").records()) == plain
+    prepare(open_source("celeba", root), tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    a, b = (fingerprint(open_source("celeba", tmp_path / name).records()) for name in "ab")
+    assert a == b
+    releases.edit(root / "list_attr_celeba.txt", " -1", "  1")
+    assert fingerprint(open_source("celeba", root).records()) != plain
+    (tmp_path / "copy" / "img_align_celeba" / "000003.jpg").write_bytes(releases.jpeg(99, 218, 178))
+    assert fingerprint(open_source("celeba", tmp_path / "copy").records()) != plain
 
 
 def test_manifest_names_what_was_left_out(releases, tmp_path):

@@ -23,6 +23,9 @@ class InTfds:
     split: str
     index: int
 
+    def __str__(self) -> str:
+        return f"celeb_a {self.split} {self.index}"
+
     def read_bytes(self) -> bytes:
         """Returns the bytes of the picture as released."""
         return _source(self.data_dir, self.split)[self.index]["image"]

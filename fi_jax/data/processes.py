@@ -1,0 +1,57 @@
+"""Work spread over spawned processes that stop with the program, however it ends."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from fi_jax.errors import UserError
+
+
+def end_with_parent(*_: int) -> None:
+    """Ends this worker process when its parent was killed; its shared memory is then freed by Python's tracker."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def in_processes(
+    work: Callable[..., object], jobs: Sequence[tuple], workers: int, start: Callable[[], None] | None = None
+) -> Iterator[int]:
+    """Runs `work(*job)` for every job and yields the index of each as it is done; `start` runs first in each process.
+
+    When one fails, or the program is interrupted, running jobs are finished and no other is started.
+
+    Raises:
+      UserError: a process was killed (out of memory).
+    """
+    # Spawned: the program may have started threads (JAX's) that a forked process would not have.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (start,)) as pool:
+        running = {pool.submit(work, *job): index for index, job in enumerate(jobs)}
+        try:
+            for done in as_completed(running):
+                done.result()
+                yield running[done]
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed, by lack of memory perhaps; try fewer --workers") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start(start: Callable[[], None] | None) -> None:
+    end_with_parent()
+    # The parent stops its workers, each at the end of its job.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if start:
+        start()
