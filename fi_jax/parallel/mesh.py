@@ -50,6 +50,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if devices[0].platform == "cpu":
         # No topology to respect; process-major order keeps each process's share of the batch contiguous.
         grid = np.asarray(devices).reshape(shape)
+    elif (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1 and devices[
+        0
+    ].platform == "tpu":
+        # Between slices there is only the data-centre network: `data` crosses it, the other axes never do.
+        if shape[0] % slices:
+            raise UserError(f"{slices} TPU slices need mesh.data to be a multiple of {slices}; it is {shape[0]}")
+        inside = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

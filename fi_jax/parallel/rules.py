@@ -228,28 +228,45 @@ def fetch(tree: Any) -> Any:
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Turns each process's own share of a batch (faces first) into arrays over the whole mesh.
+    """Turns each process's own share of a batch (faces first, the rows of `local_rows`) into arrays over the whole mesh."""
+    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+    mine = _held_shards(mesh, jax.process_index())
 
-    The global batch is the processes' shares one after the other; each share must be as large as the others.
-    """
-    sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for key, value in batch.items()}
+    def placed(share: Any) -> jax.Array:
+        share = np.asarray(share)
+        size = len(share) // len(mine)
+
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            place = mine.index((index[0].start or 0) // size)
+            return share[place * size : (place + 1) * size]
+
+        return jax.make_array_from_callback((size * shards, *share.shape[1:]), sharding, piece)
+
+    return {key: placed(share) for key, share in batch.items()}
 
 
 def local_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) -> slice:
-    """Rows of a global batch that one process (default: this one) feeds.
+    """Rows of a global batch, as it comes from the data, that one process (default: this one) feeds.
 
-    Processes that share a row (`tensor` across hosts) feed the same rows. Raises `ValueError` when a process's rows
-    are not contiguous, which the mesh layouts of `make_mesh` never give on hosts of equal size.
+    Processes that hold the same shards (`tensor` across hosts) feed the same rows. A process's shards need not lie
+    side by side: on a TPU, axes follow the wires, not the hosts. The faces of a batch may then be in another order on
+    the mesh. Raises `ValueError` when two processes share some of their shards and not all.
     """
-    index = jax.process_index() if process_index is None else process_index
+    process = jax.process_index() if process_index is None else process_index
     shards = batch_shards(mesh)
-    grid = mesh.devices.reshape(shards, -1)
-    mine = sorted({row for row in range(shards) if any(d.process_index == index for d in grid[row])})
-    if mine != list(range(mine[0], mine[-1] + 1)):
-        raise ValueError(f"process {index} holds rows {mine} of {shards}: not contiguous")
+    shares = sorted({_held_shards(mesh, device.process_index) for device in mesh.devices.flat})
+    if sum(map(len, shares)) != shards:
+        raise ValueError(f"processes hold shards {shares} of {shards}: some are shared and some are not")
+    mine = shares.index(_held_shards(mesh, process))
+    first, count = sum(map(len, shares[:mine])), len(shares[mine])
     size = batch_size // shards
-    return slice(mine[0] * size, (mine[-1] + 1) * size)
+    return slice(first * size, (first + count) * size)
+
+
+def _held_shards(mesh: Mesh, process: int) -> tuple[int, ...]:
+    """Which shards of the batch the devices of a process hold."""
+    grid = mesh.devices.reshape(batch_shards(mesh), -1)
+    return tuple(i for i, row in enumerate(grid) if any(device.process_index == process for device in row))
 
 
 def activation_rules(

@@ -173,6 +173,7 @@ def start(folder: Path, *arguments: str, only: int | None = None) -> list[subpro
         "FI_JAX_HEARTBEAT_SECONDS": "10",
         "FI_JAX_CONNECT_SECONDS": "60" if only is None else "3",
         "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
         "PYTHONPATH": str(ROOT),
     }
     return [
@@ -206,8 +207,9 @@ def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
 
 
-def test_two_processes_share_the_work(tmp_path):
-    codes, outs, errors = finish(start(tmp_path / "f", "3"))
+@pytest.mark.parametrize("mode", ["", "interleaved"])
+def test_two_processes_share_the_work(tmp_path, mode):
+    codes, outs, errors = finish(start(tmp_path / "f", "3", mode))
     assert codes == [0, 0], errors
     assert [last_json(out)["rows"] for out in outs] == [[0, 4], [4, 8]]
     assert not list((tmp_path / "f").glob(".shared*"))

@@ -1,6 +1,6 @@
 """A tiny distributed program that the tests start several times: joins, sums over processes, stops in order.
 
-Usage: two_processes.py FOLDER STEPS [hang|odd|own-folder]. Each step is one collective; prints what it saw as JSON.
+Usage: two_processes.py FOLDER STEPS [hang|odd|own-folder|interleaved]. Each step is one collective; prints what it saw as JSON.
 """
 
 import json
@@ -25,14 +25,19 @@ def main() -> int:
         return 2
     import jax
     import numpy as np
+    from jax.sharding import Mesh
 
     from fi_jax.config import MeshConfig
     from fi_jax.parallel.mesh import make_mesh
     from fi_jax.parallel.rules import local_rows, place_batch
 
     mesh = make_mesh(MeshConfig(data=-1))
+    if mode == "interleaved":
+        # As on a TPU, where an axis follows the wires and not the hosts.
+        mesh = Mesh(mesh.devices.reshape(2, -1).T.reshape(mesh.devices.shape), mesh.axis_names)
+        assert [device.process_index for device in mesh.devices.flat] == [0, 1, 0, 1]
     rows = local_rows(mesh, 8)
-    total = jax.jit(lambda batch: batch["x"].sum())
+    total = jax.jit(lambda batch: (batch["x"] ** 2).sum())
     (folder / f"pid{me.index}").write_text(str(os.getpid()))
     done = 0
     with hosts.ends_together(me), PreemptionFlag(me.count) as flag, Watchdog(3.0 if mode == "hang" else 0.0) as dog:
@@ -41,7 +46,7 @@ def main() -> int:
                 time.sleep(600)
             x = np.arange(8.0)[rows] + step
             value = float(total(place_batch({"x": x}, mesh)))
-            assert value == 28.0 + 8 * step, value
+            assert value == float((np.arange(8.0) + step) @ (np.arange(8.0) + step)), value
             dog.beat()
             done = step + 1
             if steps > 100:
