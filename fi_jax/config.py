@@ -203,6 +203,11 @@ class ModelConfig:
     # False: no loop over the LLM's layers, so that nothing is copied in and out of it; compiling takes longer. Layers
     # that are cut over devices (mesh.fsdp, mesh.tensor) always run in a loop.
     scan_layers: bool = True
+    # How frozen kernels of linear layers are kept: as `train.frozen_dtype` says, or in 8 bits: "fp8" multiplies in FP8
+    # (Hopper and later; elsewhere emulated, slowly), "int8" saves memory anywhere.
+    frozen_precision: Literal["bf16", "fp8", "int8"] = "bf16"
+    # How the keys and values of a prefix are kept while text is written.
+    kv_precision: Literal["bf16", "int8"] = "bf16"
 
     def __post_init__(self):
         _check_words(self, "model.")

@@ -2,8 +2,10 @@
 
 import functools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,21 +99,37 @@ def random_leaves(
     dtype: str,
     shardings: Mapping[str, Sharding] | None = None,
     seed: int = 0,
-) -> dict[str, jax.Array]:
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda leaves: leaves,
+    unrolled: bool = False,
+) -> dict[str, Any]:
     """Random values of the size that training leaves behind, made in `dtype`, leaf by leaf, where they belong.
 
     Not zeros: matrix products of zeros run measurably faster. Norm scales are one, so that activations stay bounded.
 
     Args:
       shardings: of every leaf by path, so that no device ever holds the whole model; None for the default device.
+      prepare: done to each leaf once it is made, so that a model in 8 bits never lies there in 16.
+      unrolled: the LLM's layers are made one by one.
     """
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for number, (path, shape) in enumerate(shapes.items()):
         sharding = None if shardings is None else shardings[path]
-        if path.endswith("scale") and "norm" in path:
-            leaves[path] = jnp.ones(shape.shape, dtype, device=sharding)
+        key = jax.random.key(seed + number, impl="rbg")
+
+        def make(shape, key, path=path, sharding=sharding):
+            if path.endswith("scale") and "norm" in path:
+                return jnp.ones(shape, dtype, device=sharding)
+            return _generator(shape, dtype, sharding)(key)
+
+        if unrolled and re.match("(llm/)?layers/", path) and sharding is None:
+            keys = jax.random.split(key, shape.shape[0])
+            layers: dict[str, tuple] = {path: ()}
+            for own in keys:
+                for part, (layer,) in prepare({path: (make(shape.shape[1:], own),)}).items():
+                    layers[part] = (*layers[part], layer)
+            leaves |= layers
         else:
-            leaves[path] = _generator(shape.shape, dtype, sharding)(jax.random.key(seed + number, impl="rbg"))
+            leaves |= prepare({path: make(shape.shape, key)})
     return leaves
 
 

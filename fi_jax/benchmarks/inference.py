@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -15,7 +16,7 @@ from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.prepare import prepare_for_inference, without_adapters
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama, unstack_layers
+from fi_jax.models.llama import Llama, make_llm, prepare_frozen
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.prompting.probabilities import option_probabilities
@@ -36,8 +37,16 @@ def score40(case: Case) -> dict:
     config = run_on(config, mesh)
     check_batch(case.batch, 1, mesh)
     shapes = cases.model_shapes(config)
-    leaves = cases.random_leaves(shapes, config.model.dtype, state_shardings(shapes, mesh))
-    params = unflatten(prepare_for_inference(leaves, config.model))
+    prepare = partial(prepare_for_inference, model=config.model)
+    params = unflatten(
+        cases.random_leaves(
+            shapes,
+            config.model.dtype,
+            state_shardings(shapes, mesh) if mesh.size > 1 else None,
+            prepare=prepare,
+            unrolled=not config.model.scan_layers,
+        )
+    )
     constants = place(cases.random_constants(config), replicated(mesh))
     # The benchmark has token arrays already, so no tokenizer.
     answerer = Answerer(config, params, constants, cast(Any, None), {})
@@ -59,6 +68,7 @@ def score40(case: Case) -> dict:
         "seq": asked["prefix_tokens"].shape[1] + case.questions * cases.QUESTION_TEXT,
         "attention": config.model.attention,
         "scan_layers": config.model.scan_layers,
+        "precision": config.model.frozen_precision,
         **vars(timing),
         "pairs_s": pairs / timing.s,
         "compile_s": round(compile_s, 2),
@@ -78,9 +88,11 @@ def decode_shared(case: Case) -> dict:
 
 def _decode(case: Case, faces: int, questions: int) -> dict:
     config = without_adapters(case.config.model)
-    llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
-    leaves = cases.random_leaves(_llm_shapes(llm), config.dtype)
-    params = unflatten(unstack_layers(leaves, config.scan_layers, prefix=""))
+    llm = make_llm(config)
+    prepare = partial(prepare_frozen, model=config, differentiated=False, prefix="")
+    params = unflatten(
+        cases.random_leaves(_llm_shapes(llm), config.dtype, prepare=prepare, unrolled=not config.scan_layers)
+    )
     p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
     rng = np.random.default_rng(0)
     arguments = (
@@ -106,6 +118,8 @@ def _decode(case: Case, faces: int, questions: int) -> dict:
         "seq": p + cases.QUESTION_TEXT,
         "new_tokens": case.new_tokens,
         "scan_layers": config.scan_layers,
+        "precision": config.frozen_precision,
+        "kv": config.kv_precision,
         **vars(whole),
         "prefill_s": prefill.s,
         "ms_token": 1e3 * a_token,

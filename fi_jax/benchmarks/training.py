@@ -1,12 +1,13 @@
 """Measures the training step itself, as `fi-jax train` runs it: one question a face, or forty behind one prefix."""
 
 from dataclasses import replace
+from functools import partial
 
 from fi_jax.benchmarks import case as cases
 from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import compiled, peak_gib, sent, timed
 from fi_jax.inference.prepare import without_adapters
-from fi_jax.models.llama import unstack_layers
+from fi_jax.models.llama import prepare_frozen
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.optimizer import make_optimizer, split_params
@@ -50,9 +51,14 @@ def _step(case: Case, questions: int) -> dict:
     leaves = cases.random_leaves(trained, "float32", state_shardings(trained, mesh))
     state = init_state(leaves, make_optimizer(config.train), config.train)
     state = place(state, state_shardings(state, mesh))
-    kept = cases.random_leaves(frozen, config.train.frozen_dtype, state_shardings(frozen, mesh))
     inputs = StepInputs(
-        unstack_layers(kept, config.model.scan_layers),
+        cases.random_leaves(
+            frozen,
+            config.train.frozen_dtype,
+            state_shardings(frozen, mesh) if mesh.size > 1 else None,
+            prepare=partial(prepare_frozen, model=config.model),
+            unrolled=not config.model.scan_layers,
+        ),
         place(cases.random_constants(config), replicated(mesh)),
         place(cases.rule_table(config), replicated(mesh)),
     )
@@ -75,6 +81,7 @@ def _step(case: Case, questions: int) -> dict:
         "remat": config.model.remat,
         "attention": config.model.attention,
         "scan_layers": config.model.scan_layers,
+        "precision": config.model.frozen_precision,
         **vars(timing),
         **spent,
         **collectives,

@@ -20,6 +20,7 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.probabilities import option_probabilities
 from fi_jax.prompting.sequences import SequenceBuilder
@@ -83,7 +84,8 @@ class Answerer:
 
             return self.model.apply({"params": params}, method=options)
 
-        return jax.jit(run)
+        eight_bits = jax.default_backend() == "gpu" and self.config.model.frozen_precision != "bf16"
+        return jax.jit(run, compiler_options=GPU_OPTIONS if eight_bits else None)
 
     def faces(self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"]) -> tuple[Faces, Alignment]:
         """Encodes pictures and maps, and scores every label by the alignment head.
@@ -180,7 +182,9 @@ def head_probabilities(
 def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype.
 
-    On a GPU in bfloat16, adapters are merged into their kernels and the LLM's layers are unrolled. `merge` false leaves the parameters as they were trained, stacks and adapters, everywhere.
+    On a GPU in bfloat16, adapters are merged into their kernels and the LLM's layers are unrolled; where the config's
+    frozen kernels are in 8 bits, adapters are merged and then rounded with them. `merge` false leaves the parameters as
+    they were trained, stacks and adapters, everywhere.
     """
     if model.config.train.stage == "pretrain":
         raise UserError(
@@ -194,7 +198,7 @@ def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     leaves, base = assemble(config, model.leaves)
     check_base(model, base)
     leaves = {path: jnp.asarray(leaves.pop(path)) for path in list(leaves)}
-    if accelerated and merge:
+    if merge and (accelerated or config.model.frozen_precision != "bf16"):
         leaves = prepare_for_inference(leaves, config.model)
         config = replace(config, model=without_adapters(config.model))
     params = unflatten(leaves)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.models.face_insight import FaceInsight
-from fi_jax.models.llama import Llama
+from fi_jax.models.llama import make_llm
 
 
 def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: Sequence[str]):
@@ -28,10 +28,9 @@ def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: 
         padded[row, : len(question)] = question
         valid[row, : len(question)] = True
     config = answerer.config.model
-    llm = Llama(config.llm, jnp.dtype(config.dtype), attention=config.attention, scan_layers=config.scan_layers)
     ends = (builder.end_id,)
     arguments = (
-        llm,
+        make_llm(config),
         answerer.params["llm"],
         prefix,
         np.broadcast_to(padded, (len(image), *padded.shape)),

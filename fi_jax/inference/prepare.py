@@ -6,6 +6,7 @@ from typing import Any
 from fi_jax.config import LoraConfig, ModelConfig
 from fi_jax.models.llama import unstack_layers
 from fi_jax.models.lora import merge_lora
+from fi_jax.models.precision import quantise_frozen
 
 _PARTS = ("image_encoder", "segmentation_encoder", "llm")
 
@@ -19,9 +20,10 @@ def without_adapters(model: ModelConfig) -> ModelConfig:
 def prepare_for_inference(leaves: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
     """Parameters of `without_adapters(model)`, flat; the LLM's layers come apart if they are to be unrolled.
 
-    `leaves` are flat and given up. Kernels are merged in float32, layer by layer, and keep their dtype.
+    `leaves` are flat and given up. Kernels are merged in float32, layer by layer, and keep their dtype; then those that
+    `frozen_precision` names are rounded to 8 bits, so the adapters' sum is rounded once.
     """
     leaves = unstack_layers(leaves, model.scan_layers)
     for part in _PARTS:
         leaves = merge_lora(leaves, getattr(model, part).lora, f"{part}/")
-    return leaves
+    return quantise_frozen(leaves, model.frozen_precision, differentiated=False)

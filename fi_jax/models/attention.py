@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fi_jax.errors import UserError
 from fi_jax.models.flash import shared_prefix_flash
 from fi_jax.models.flash_decode import HEAD_SIZES, Partial, attend_chunks, merge
+from fi_jax.models.precision import Rows
 
 Implementation = Literal["xla", "flash"]
 
@@ -95,8 +96,8 @@ def picked_attention(
 
 def cached_attention(
     q: Float[Array, "b q s h d"],
-    prefix_k: Float[Array, "b g p d"],
-    prefix_v: Float[Array, "b g p d"],
+    prefix_k: Float[Array, "b g p d"] | Rows,
+    prefix_v: Float[Array, "b g p d"] | Rows,
     tail_k: Float[Array, "b q g m d"],
     tail_v: Float[Array, "b q g m d"],
     tail_visible: Bool[Array, "b q s m"],
@@ -109,9 +110,12 @@ def cached_attention(
     one new token by a kernel of its own, where a head's size is one of the kernel's.
     """
     b, n, s, h, d = q.shape
-    g = prefix_k.shape[1]
+    g = tail_k.shape[2]
     if implementation == "flash" and s == 1 and d in HEAD_SIZES:
         return _one_token(q[:, :, 0], prefix_k, prefix_v, tail_k, tail_v, tail_visible[:, :, 0])[:, :, None]
+    prefix_k, prefix_v = (
+        (a.values * a.scale).astype(q.dtype) if isinstance(a, Rows) else a for a in (prefix_k, prefix_v)
+    )
     grouped = (q * d**-0.5).reshape(b, n, s, g, h // g, d)
     far = jnp.einsum("bqsgrd,bgpd->bgqsrp", grouped, prefix_k, preferred_element_type=jnp.float32)
     near = jnp.einsum("bqsgrd,bqgmd->bgqsrm", grouped, tail_k, preferred_element_type=jnp.float32)
@@ -123,12 +127,12 @@ def cached_attention(
 
 
 def _one_token(q, prefix_k, prefix_v, tail_k, tail_v, tail_visible, interpret=False):
-    (b, n, h, d), g = q.shape, prefix_k.shape[1]
+    (b, n, h, d), g = q.shape, tail_k.shape[2]
     r = h // g
     grouped = q.reshape(b, n, g, r, d)
 
     def flat(a):
-        return a.reshape(-1, *a.shape[-2:])
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[-2:]), a)
 
     far = attend_chunks(
         grouped.swapaxes(1, 2).reshape(b * g, n * r, d), flat(prefix_k), flat(prefix_v), None, interpret

@@ -17,7 +17,7 @@ from fi_jax.knowledge.gcn import PromptGcn
 from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.models.connector import Connector
-from fi_jax.models.llama import Llama
+from fi_jax.models.llama import make_llm
 from fi_jax.models.lora import Linear
 from fi_jax.models.masked import PatchDecoder
 from fi_jax.models.vit import Vit
@@ -96,13 +96,7 @@ class FaceInsight(nn.Module):
         self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
         if config.decoder.num_layers:
             self.decoder = PatchDecoder(config.decoder, config.image_encoder, dtype=dtype, flash=flash)
-        self.llm = Llama(
-            config.llm,
-            dtype=dtype,
-            remat=config.remat,
-            attention=config.attention,
-            scan_layers=config.scan_layers,
-        )
+        self.llm = make_llm(config, config.remat)
 
     def encode(
         self, pixels: Float[Array, "b y x 3"], map_pixels: Float[Array, "b y2 x2 3"], train: bool = False

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fi_jax.models.precision import Rows
+
 # Sizes of a head that the kernel takes: powers of two, as all its shapes.
 HEAD_SIZES = (16, 32, 64, 128)
 # Tokens of the cache that one program reads.
@@ -31,8 +33,8 @@ class Partial(NamedTuple):
 
 def attend_chunks(
     q: Float[Array, "n r d"],
-    k: Float[Array, "n t d"],
-    v: Float[Array, "n t d"],
+    k: Float[Array, "n t d"] | Rows,
+    v: Float[Array, "n t d"] | Rows,
     visible: Bool[Array, "n2 t"] | None,
     interpret: bool = False,
 ) -> Partial:
@@ -40,6 +42,7 @@ def attend_chunks(
 
     Args:
       q: not scaled; the scale is `d ** -0.5`.
+      k, v: as they are, or both in 8 bits with one scale a token.
       visible: of every key whether it is seen; row `i // (n / n2)` holds for `i`. None: all are.
       interpret: computes the same without a GPU, slowly (tests).
     """
@@ -47,6 +50,10 @@ def attend_chunks(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
+    scales = []
+    if isinstance(k, Rows) and isinstance(v, Rows):
+        scales = [k.scale[..., 0], v.scale[..., 0]]
+        k, v = k.values, v.values
     (n, r, d), t = q.shape, k.shape[1]
     chunks, rows = pl.cdiv(t, CHUNK), min(max(pl.next_power_of_2(r), _ROWS[0]), _ROWS[1])
     if visible is None:
@@ -61,6 +68,7 @@ def attend_chunks(
                 pl.BlockSpec((None, t, d), lambda i, j, row: (i, 0, 0)),
                 pl.BlockSpec((None, t, d), lambda i, j, row: (i, 0, 0)),
                 pl.BlockSpec((None, t), lambda i, j, row: (i // repeat, 0)),
+                *[pl.BlockSpec((None, t), lambda i, j, row: (i, 0))] * len(scales),
             ],
             out_specs=[
                 pl.BlockSpec((None, None, rows, d), lambda i, j, row: (i, j, row, 0)),
@@ -73,27 +81,29 @@ def attend_chunks(
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
             interpret=interpret,
             name="attend_chunks",
-        )(q, k, v, visible.astype(jnp.int8))
+        )(q, k, v, visible.astype(jnp.int8), *scales)
     )
 
 
-def _kernel(q_ref, k_ref, v_ref, visible_ref, out_ref, lse_ref, *, rows, length, scale):
+def _kernel(q_ref, k_ref, v_ref, visible_ref, *rest, rows, length, scale):
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
+    *scale_refs, out_ref, lse_ref = rest
     chunk = pl.ds(pl.program_id(1) * CHUNK, CHUNK)
     inside = pl.program_id(1) * CHUNK + jnp.arange(CHUNK) < length
     own = pl.program_id(2) * q_ref.shape[0] + jnp.arange(q_ref.shape[0]) < rows
     q = triton.load(q_ref, mask=own[:, None], other=0)
+    k_scale, v_scale = [triton.load(ref.at[chunk], mask=inside, other=0)[None] for ref in scale_refs] or (1.0, 1.0)
     k = triton.load(k_ref.at[chunk, :], mask=inside[:, None], other=0)
-    logits = triton.dot(q, k, trans_b=True) * scale
+    logits = triton.dot(q, k.astype(q.dtype), trans_b=True) * (scale * k_scale)
     seen = triton.load(visible_ref.at[chunk], mask=inside, other=0) != 0
     logits = jnp.where(seen[None, :], logits, _MASKED)
     top = logits.max(axis=1)
     weights = jnp.exp(logits - top[:, None])
     total = weights.sum(axis=1)
     v = triton.load(v_ref.at[chunk, :], mask=inside[:, None], other=0)
-    out = triton.dot(weights.astype(v.dtype), v) / total[:, None]
+    out = triton.dot((weights * v_scale).astype(q.dtype), v.astype(q.dtype)) / total[:, None]
     triton.store(out_ref, out, mask=own[:, None])
     triton.store(lse_ref, top + jnp.log(total), mask=own)
 

@@ -11,9 +11,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from fi_jax.config import LlamaConfig, RopeScaling
+from fi_jax.config import LlamaConfig, ModelConfig, RopeScaling
 from fi_jax.models.attention import Implementation, PrefixLayout, cached_attention, picked_attention, split_attention
 from fi_jax.models.lora import Linear
+from fi_jax.models.precision import Quantised, Rows, quantise_frozen, quantise_tokens
 from fi_jax.models.projections import project
 
 Remat = Literal["none", "dots", "full"]
@@ -28,8 +29,9 @@ class KVCache(flax.struct.PyTreeNode):
     instead of stacks: a step then reads each where it lies, and no layer's slice is copied.
     """
 
-    prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...] | None
-    prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"], ...] | None
+    # `Rows` of such arrays where the prefix is kept in 8 bits.
+    prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"] | Rows, ...] | Rows | None
+    prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"] | Rows, ...] | Rows | None
     tail_k: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...] | None
     tail_v: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...] | None
     # Slots that hold a real token; padding of unequal questions stays false.
@@ -162,8 +164,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Acts on the last axis."""
-        gate, up = project(x, (self.gate_proj, self.up_proj))
-        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        gate, up = project(x, (self.gate_proj, self.up_proj), ("gate", "up"))
         hidden = nn.silu(gate) * up
         if hidden.ndim == 3:
             hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
@@ -213,7 +214,7 @@ def _rows(x: Float[Array, "b t *rest"], at: Int[Array, "b m"]) -> Float[Array, "
 # What the backward pass of a layer needs besides the layer's input, so that no product with a frozen kernel is
 # computed twice. Saving "every matrix product" instead would keep an adapted layer's y = x W and its (x A) B apart:
 # twice the memory, for a sum that is all the backward pass reads.
-_SAVED = ("query", "key", "value", "middle", "gate", "up", "lora_low", "attention_out", "attention_lse")
+_SAVED = ("query", "key", "value", "middle", "gate", "up", "lora_low", "row_scale", "attention_out", "attention_lse")
 
 
 def _remat_policy(remat: Remat):
@@ -233,6 +234,7 @@ class Llama(nn.Module):
     # backward pass keeps is copied in or out of a stack (kernels, if they come one by one: `unstack_layers`), and the
     # last layer does no more than it is asked for.
     scan_layers: bool = True
+    kv_precision: Literal["bf16", "int8"] = "bf16"
 
     def setup(self):
         c = self.config
@@ -287,6 +289,8 @@ class Llama(nn.Module):
         hidden, (k, v) = self._forward(x, PrefixLayout(p), keep_kv=True)
         c = self.config
         shape, dtype = (b, continuations, c.num_kv_heads, tail_length, c.head_dim), jax.tree.leaves(k)[0].dtype
+        if self.kv_precision == "int8":
+            k, v = jax.tree.map(quantise_tokens, (k, v))
 
         def empty():
             if self.scan_layers:
@@ -367,7 +371,7 @@ class Llama(nn.Module):
 
     def _layer_params(self) -> list[dict]:
         stacked = self.variables["params"]["layers"]
-        cut = jax.tree.map(lambda leaf: leaf if _is_unstacked(leaf) else _unstack(leaf), stacked, is_leaf=_is_unstacked)
+        cut = jax.tree.map(lambda leaf: leaf if _is_unstacked(leaf) else _unstack(leaf), stacked, is_leaf=_is_leaf)
         return [
             jax.tree.map(lambda leaf, i=i: leaf[i], cut, is_leaf=_is_unstacked) for i in range(self.config.num_layers)
         ]
@@ -388,22 +392,55 @@ def unstack_layers(leaves: dict[str, Any], scan_layers: bool = False, prefix: st
     return cut
 
 
+def prepare_frozen(
+    leaves: dict[str, Any], model: ModelConfig, *, differentiated: bool = True, prefix: str = "llm/"
+) -> dict[str, Any]:
+    """Frozen leaves as the model reads them: kernels in `frozen_precision`, layers apart where they are unrolled.
+
+    `leaves` are flat and given up. `differentiated`: whether gradients go through the kernels to their inputs.
+    """
+    leaves = unstack_layers(leaves, model.scan_layers, prefix)
+    return quantise_frozen(leaves, model.frozen_precision, differentiated)
+
+
+def make_llm(model: ModelConfig, remat: Remat = "none") -> Llama:
+    """The language model of a FaceInsight, alone."""
+    return Llama(
+        model.llm,
+        dtype=jnp.dtype(model.dtype),
+        remat=remat,
+        attention=model.attention,
+        scan_layers=model.scan_layers,
+        kv_precision=model.kv_precision,
+    )
+
+
 def _is_unstacked(leaf: Any) -> bool:
     return isinstance(leaf, tuple)
 
 
+def _is_leaf(leaf: Any) -> bool:
+    return isinstance(leaf, tuple | Quantised)
+
+
+def _unstack(leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, Quantised):
+        return tuple(jax.tree.map(lambda x, i=i: x[i], leaf) for i in range(leaf.scale.shape[0]))
+    return _unstack_array(leaf)
+
+
 @jax.custom_vjp
-def _unstack(leaf: Float[Array, "l *rest"]) -> tuple[Float[Array, "*rest"], ...]:
+def _unstack_array(leaf: Float[Array, "l *rest"]) -> tuple[Float[Array, "*rest"], ...]:
     # JAX would sum as many gradients of the whole stack, each with one layer in it.
     return tuple(leaf[i] for i in range(leaf.shape[0]))
 
 
 def _unstack_forward(leaf):
-    return _unstack(leaf), None
+    return _unstack_array(leaf), None
 
 
 def _unstack_backward(_, cotangents):
     return (jnp.stack(cotangents),)
 
 
-_unstack.defvjp(_unstack_forward, _unstack_backward)
+_unstack_array.defvjp(_unstack_forward, _unstack_backward)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fi_jax.config import LoraConfig
+from fi_jax.models.precision import Quantised
 
 NO_LORA = LoraConfig()
 
@@ -16,7 +17,7 @@ NO_LORA = LoraConfig()
 class LinearParts(NamedTuple):
     """A linear layer's parameters as they enter the arithmetic: `b` holds the factor alpha / rank. None: it has none."""
 
-    kernel: Float[Array, "i o"]
+    kernel: Float[Array, "i o"] | Quantised
     bias: Float[Array, "o"] | None
     a: Float[Array, "i r"] | None
     b: Float[Array, "r o"] | None
@@ -48,7 +49,9 @@ class Linear(nn.Module):
     def parts(self, size: int) -> LinearParts:
         """Makes or fetches the parameters for inputs of `size`, in `dtype`."""
         bias = a = b = None
-        kernel = self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Quantised):
+            kernel = self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora.rank and self.name in self.lora.targets:

@@ -5,6 +5,7 @@ backward pass keeps under the remat policy, plus the working set of one layer; w
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +100,7 @@ def plan_memory(config: Experiment, mesh: Mesh, trained: Any, frozen: Any, shape
     vocab = model.llm.vocab_size / mesh["tensor"]
     logits = 0.0 if align else 3 * 4 * shapes.faces * shapes.lm_positions * vocab
     return MemoryPlan(
-        frozen=bytes_per_device(_as(frozen, frozen_dtype), mesh),
+        frozen=bytes_per_device(_as(frozen, frozen_dtype) | _in_8_bits(frozen, model), mesh),
         trained=floats,
         # One set at a time; with accumulation the sum and the new one.
         gradients=floats * (2 if config.train.accumulate > 1 else 1),
@@ -183,6 +184,14 @@ def _doublings(start: int, end: int) -> list[int]:
 
 def _as(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     return {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in tree.items()}
+
+
+def _in_8_bits(frozen: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Kernels of the LLM's layers as `models.precision` keeps them: fp8 in both layouts, as many bytes as bfloat16."""
+    if model.frozen_precision == "bf16":
+        return {}
+    dtype = {"fp8": jnp.bfloat16, "int8": jnp.int8}[model.frozen_precision]
+    return _as({p: leaf for p, leaf in frozen.items() if re.fullmatch(r"llm/layers/.*_proj/kernel", p)}, dtype)
 
 
 def _gathered(frozen: Mapping[str, Any], mesh: Mesh) -> float:

@@ -115,6 +115,12 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
 
     Raises `KeyError` when no row of `PARAMETER_AXES` matches: a new parameter needs a decision, not a default.
     """
+    kernel, _, field = path.rpartition("/")
+    if kernel.endswith("/kernel"):
+        # A kernel in 8 bits (`models.precision.Quantised`): transposed, as it was, and a scale an output.
+        axes = logical_axes(kernel, ndim + (field == "scale"))
+        *stack, inputs, outputs = axes
+        return {"forward": (*stack, outputs, inputs), "backward": axes, "scale": (*stack, outputs)}[field]
     for pattern, axes in PARAMETER_AXES:
         if re.fullmatch(pattern, path):
             if ndim == 0:

@@ -18,7 +18,7 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
-from fi_jax.models.llama import unstack_layers
+from fi_jax.models.llama import prepare_frozen
 from fi_jax.parallel.memory import TEXT_TOKENS
 from fi_jax.parallel.mesh import run_on
 from fi_jax.parallel.rules import activation_scope, batch_sharding, replicated, state_shardings
@@ -94,7 +94,7 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
         compile_rules(rules_for(vocabulary), vocabulary),
     )
     frozen = {path: jax.ShapeDtypeStruct(leaf.shape, config.train.frozen_dtype) for path, leaf in frozen.items()}
-    frozen = jax.eval_shape(partial(unstack_layers, scan_layers=config.model.scan_layers), frozen)
+    frozen = jax.eval_shape(partial(prepare_frozen, model=config.model), frozen)
     everywhere = replicated(mesh)
     return AbstractStep(
         _with(state, state_shardings(state, mesh)),

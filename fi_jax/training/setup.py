@@ -21,7 +21,7 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.models.llama import unstack_layers
+from fi_jax.models.llama import prepare_frozen
 from fi_jax.parallel.hosts import Hosts, check_same
 from fi_jax.parallel.mesh import check_batch, make_mesh, run_on
 from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, state_shardings
@@ -137,7 +137,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     if len(configs) > 1:
         log.info(f"encoders run {'once for all' if shares_encoders(config, trained) else 'for each member'}")
     del leaves
-    frozen = unstack_layers(frozen, run_on(config, mesh).model.scan_layers)
+    frozen = prepare_frozen(frozen, run_on(config, mesh).model)
 
     states = [_first_state(one, start, mesh) for one, start in zip(configs, starts)]
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": _learnt_from(config, initial)}

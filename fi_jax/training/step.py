@@ -14,6 +14,7 @@ from fi_jax.knowledge.logic import RuleTable
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
 from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.parallel.mesh import run_on
 from fi_jax.parallel.rules import state_shardings
 from fi_jax.training.augment import Augmentation, augment
@@ -27,11 +28,6 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 # `step(state, inputs, batch) -> (state, metrics)`.
 Step = Callable[..., tuple[TrainState, Metrics]]
-
-# cuBLAS adds an adapter's product to a sum inside it (`models.projections`). By default XLA tries its own Triton kernels
-# first and then leaves the sums apart: a step of 7B is 2 % slower and compiles in 71 s, not 43.
-# Nor may it join the products with a frozen kernel and with A, which would copy the kernel and cut up the result.
-_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 class StepInputs(NamedTuple):
@@ -169,7 +165,7 @@ def jit_step(config: Experiment, state: Any, mesh: Mesh, wrap: Callable[[Step], 
       wrap: makes the step of many members from that of one.
     """
     step = make_step(run_on(config, mesh))
-    options = _GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" and config.train.stage == "instruct" else None
+    options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" and config.train.stage == "instruct" else None
     step = wrap(step) if wrap else step
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None), compiler_options=options)
 

@@ -53,10 +53,16 @@ def test_its_members_can_share_a_program_and_the_encoders(name):
 
 
 def test_scaling_efficiency_and_failures(capsys):
-    report = script("scaling").report
-    one = {"mesh": "data=1,fsdp=1,tensor=1", "devices": 1, "batch": 8, "s": 0.5, "tokens_s": 100.0, "peak_gib": 1.0}
-    two = {**one, "mesh": "data=2,fsdp=1,tensor=1", "devices": 2, "batch": 16, "tokens_s": 190.0}
+    scaling = script("scaling")
+    one = {"asked": "one device", "devices": 1, "batch": 8, "s": 0.5, "tokens_s": 100.0, "peak_gib": 1.0, "device": "x"}
+    two = {**one, "asked": "data=2", "devices": 2, "batch": 16, "tokens_s": 190.0}
+    failed = {"asked": "fsdp=2", "error": "out of memory"}
+
+    def report(lines):
+        return scaling.report([scaling.row("bf16", line, lines[0]) for line in lines])
+
     assert report([one, two]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][1]["efficiency"] == 0.95
-    assert report([one, {"error": "out of memory"}]) == 1
-    assert report([{"error": "out of memory"}, two]) == 1
+    assert report([one, failed]) == 1
+    assert report([failed, two]) == 1
+    assert scaling.axis_sizes("data+fsdp", 8) == {"data": 2, "fsdp": 4}
