@@ -34,7 +34,9 @@ def peer_figures(rows: list[dict]) -> dict[str, float]:
             names = {1: ["decode1"], 32: ["decode32", "decode_shared"]}[row["batch"]]
             for name in names:
                 best(name, row["tok_s"])
-        elif what == "train" and "tok_s" in row:
+        elif what == "train40_conversation" and "samples_s" in row:
+            best("train40", 40 * row["samples_s"])
+        elif what.startswith("train") and "tok_s" in row:
             best("train", row["tok_s"])
             best("train40", row["samples_s"])
     return figures
@@ -50,7 +52,7 @@ def main() -> None:
     for row in lines(folder / "ours.jsonl"):
         what = row.get("what", "")
         setting = f"b{row.get('batch', '?')} {row.get('remat', '')} {row.get('attention', '')}"
-        setting += " scan" * bool(row.get("scan_layers"))
+        setting += " scan" * bool(row.get("scan_layers")) + f" {row.get('precision', '')}"
         if "s" not in row:
             said = row.get("error") or row.get("skipped") or ""
             print(f"{row.get('name', what):<16} {what:<14} {setting:<26} {said[:80]}")
