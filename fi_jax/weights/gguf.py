@@ -39,7 +39,7 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
     leaves = [replace(leaf, key=leaf.gguf) for leaf in leaf_table.without_adapters(leaf_table.llama_leaves(config))]
-    matched = match(str(path), leaves, shapes, leaf_table.GGUF)
+    match(str(path), leaves, shapes, leaf_table.GGUF)
 
     def read(name: str, heads: int) -> np.ndarray:
         try:
@@ -49,7 +49,7 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
         return _unpermute(value, heads) if heads else value
 
     kind = np.dtype(dtype)
-    return unflatten({leaf.path: leaf.join(lambda name: read(name, leaf.heads), kind) for leaf in matched.leaves})  # noqa: B023
+    return unflatten({leaf.path: leaf.join(lambda name: read(name, leaf.heads), kind) for leaf in leaves})  # noqa: B023
 
 
 def read_tokenizer(path: Path | str):

@@ -49,7 +49,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 # Fields of Llama's relatives that change what a layer computes.
-_FOREIGN = ("sliding_window", "num_local_experts", "num_experts", "no_rope_layers")
+_FOREIGN = ("sliding_window", "num_local_experts", "num_experts", "no_rope_layers", "attn_logit_softcapping")
 
 _MOST_BLOCKS = 1000
 
@@ -60,8 +60,6 @@ class LlavaConfig:
 
     image_encoder: VitConfig
     llm: LlamaConfig
-    # Token id that stands for a picture in LLaVA's own prompts.
-    image_token_id: int = 32000
 
 
 def read_llama_config(folder: Path) -> LlamaConfig:
@@ -103,9 +101,8 @@ def read_llava_config(folder: Path) -> LlavaConfig:
         raise UserError(f"{folder} is a LLaVA with '{kind}'; only CLIP vision towers are supported")
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.flag("multimodal_projector_bias", True):
         raise UserError(f"{folder} has another projector than LLaVA-1.5's (two layers with biases, GELU)")
-    image_token = config.integer("image_token_id", config.integer("image_token_index", 32000, least=0), least=0)
     tower = VitConfig(**_read(vision, _LLAVA_VISION), feature_layer=_feature_layer(config))
-    return LlavaConfig(tower, _llama(text), image_token)
+    return LlavaConfig(tower, _llama(text))
 
 
 def read_segformer_config(folder: Path, class_names: Sequence[str]) -> tuple[SegformerConfig, tuple[int, ...]]:
@@ -189,6 +186,8 @@ def _llama(config: Fields) -> LlamaConfig:
     if config.get("quantization_config"):
         raise UserError(f"{config.where}: quantization_config is set; use the unquantised checkpoint or its GGUF")
     foreign = [name for name in _FOREIGN if config.get(name)]
+    if config.get("partial_rotary_factor", 1) != 1:
+        foreign.append("partial_rotary_factor")
     if foreign:
         raise UserError(f"{config.where}: {', '.join(foreign)} is set, which a Llama does not have")
     fields = _read(config, LLAMA)

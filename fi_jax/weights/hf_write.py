@@ -154,8 +154,8 @@ def merge_into_copy(
 
     files = stream.find_files(base)
     shapes = {key: tensor.shape for key, tensor in stream.read_headers(files).items()}
-    matched = match(str(base), leaves, shapes, layout)
-    where = {matched.keys[source]: (leaf, i) for leaf in matched.leaves for i, source in enumerate(leaf.sources)}
+    keys = match(str(base), leaves, shapes, layout).keys
+    where = {keys[source]: (leaf, i) for leaf in leaves for i, source in enumerate(leaf.sources)}
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in _COMPANIONS:
         for file in base.glob(pattern):

@@ -33,14 +33,9 @@ DtypeOf = str | Callable[[str], str]
 class LoadReport:
     """What became of a checkpoint: nothing is left out in silence."""
 
-    source: str
     files: tuple[Path, ...]
-    # Leaves of ours that were filled.
-    loaded: tuple[str, ...]
     # Keys of the checkpoint that were left out on purpose (buffers, the other tower, a tied head).
     unused: tuple[str, ...]
-    # Leaves that it does not have and the caller must initialise (only those allowed by `allow_new`).
-    initialised: tuple[str, ...]
 
     @cached_property
     def hash(self) -> str:
@@ -117,7 +112,6 @@ def load_segformer(
     name_or_folder: str | Path,
     class_names: Sequence[str],
     *,
-    allow_new: str = "",
     dtype: DtypeOf = "float32",
     placement: Placement | None = None,
 ) -> tuple[SegformerConfig, dict, LoadReport]:
@@ -125,14 +119,11 @@ def load_segformer(
 
     Classes are matched by name: logit i is `class_names[i]`, whatever the checkpoint's own order. NVIDIA's
     SegFormer weights are licensed for non-commercial use only.
-
-    Args:
-      allow_new: regular expression over our paths ("params/head/.*") that may be absent from the checkpoint.
     """
     folder = resolve_folder(name_or_folder)
     source, order = hf_config.read_segformer_config(folder, class_names)
     leaves = leaf_table.segformer_leaves(source, order)
-    variables, report = _load(name_or_folder, folder, leaves, leaf_table.SEGFORMER, dtype, placement, allow_new)
+    variables, report = _load(name_or_folder, folder, leaves, leaf_table.SEGFORMER, dtype, placement)
     return replace(source, num_labels=len(order)), variables, report
 
 
@@ -158,13 +149,11 @@ def _load(
     layout: Layout,
     dtype: DtypeOf,
     placement: Placement | None,
-    allow_new: str = "",
 ) -> tuple[dict[str, Any], LoadReport]:
     files = stream.find_files(folder)
     tensors: Mapping[str, stream.Tensor] = stream.read_headers(files)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    matched = match(str(name), leaves, shapes, layout, allow_new)
+    matched = match(str(name), leaves, shapes, layout)
     dtype_of = dtype if callable(dtype) else lambda _: dtype
-    flat = stream.read_leaves(matched, tensors, lambda path: jnp.dtype(dtype_of(path)), placement)
-    report = LoadReport(str(name), tuple(files), tuple(flat), matched.unused, matched.initialised)
-    return unflatten(flat), report
+    flat = stream.read_leaves(leaves, matched.keys, tensors, lambda path: jnp.dtype(dtype_of(path)), placement)
+    return unflatten(flat), LoadReport(tuple(files), matched.unused)

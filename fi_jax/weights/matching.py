@@ -2,32 +2,25 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fi_jax.errors import UserError
 from fi_jax.weights.leaf_table import Layout, Leaf
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A checkpoint that fits: `keys` maps the table's keys to the file's own; `unused` are the file's keys left out."""
 
-    leaves: tuple[Leaf, ...]
     keys: Mapping[str, str]
     unused: tuple[str, ...]
-    # Leaves that the checkpoint does not have and was allowed not to have.
-    initialised: tuple[str, ...]
 
 
-def match(
-    name: str, leaves: Sequence[Leaf], shapes: Mapping[str, tuple[int, ...]], layout: Layout, allow_new: str = ""
-) -> Match:
+def match(name: str, leaves: Sequence[Leaf], shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> Match:
     """Accounts for every key of a checkpoint and every leaf of ours.
 
     Args:
       name: what errors call the checkpoint.
       shapes: the checkpoint's keys and shapes.
-      allow_new: a regular expression over our paths; such leaves may be absent.
 
     Raises:
       UserError: one message with all missing, unexpected and misshapen keys.
@@ -46,19 +39,14 @@ def match(
             twice.append(f"{keys[known]} and {key}")
         else:
             keys[known] = key
-    missing, misshapen, initialised, kept = [], [], [], []
+    missing, misshapen = [], []
     wanted: set[str] = set()
     for leaf in leaves:
-        absent = [source for source in leaf.sources if source not in keys]
         wanted.update(leaf.sources)
-        if absent and len(absent) == len(leaf.sources) and allow_new and re.fullmatch(allow_new, leaf.path):
-            initialised.append(leaf.path)
-            continue
-        kept.append(leaf)
-        missing += [f"{source} {list(leaf.source_shape)}" for source in absent]
         for source in leaf.sources:
-            found = shapes[keys[source]] if source in keys else None
-            if found is not None and found != leaf.source_shape:
+            if source not in keys:
+                missing.append(f"{source} {list(leaf.source_shape)}")
+            elif (found := shapes[keys[source]]) != leaf.source_shape:
                 misshapen.append(f"{keys[source]} {list(found)} instead of {list(leaf.source_shape)}")
     unexpected = [f"{key} {list(shapes[key])}" for known, key in keys.items() if known not in wanted]
     problems = {
@@ -70,7 +58,7 @@ def match(
     listed = [f"{what}: {', '.join(grouped(entries))}" for what, entries in problems.items() if entries]
     if listed:
         raise UserError(f"{name} does not fit its own description or this architecture; {'; '.join(listed)}")
-    return Match(tuple(kept), keys, tuple(unused), tuple(initialised))
+    return Match(keys, tuple(unused))
 
 
 def table_key(key: str, layout: Layout) -> str:

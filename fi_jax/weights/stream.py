@@ -15,7 +15,6 @@ from fi_jax.errors import UserError
 from fi_jax.files import file_sha256, sha256
 from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaf_table import Leaf
-from fi_jax.weights.matching import Match
 
 # (path, shape) of a leaf of ours -> where it goes.
 Placement = Callable[[str, tuple[int, ...]], Sharding]
@@ -109,9 +108,13 @@ def file_hash(file: Path) -> str:
 
 
 def read_leaves(
-    match: Match, tensors: Mapping[str, Tensor], dtype: Callable[[str], jnp.dtype], placement: Placement | None
+    leaves: Iterable[Leaf],
+    keys: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    dtype: Callable[[str], jnp.dtype],
+    placement: Placement | None,
 ) -> dict[str, jax.Array]:
-    """Reads, transposes, casts and places every leaf of a match.
+    """Reads, transposes, casts and places every leaf of a checkpoint that fits (`keys`: see `matching.Match`).
 
     Host memory beyond what the devices hold stays near one source tensor: a stacked leaf is filled layer by layer
     in place, and every process reads only the slices that its own devices hold.
@@ -119,15 +122,13 @@ def read_leaves(
     Returns:
       Flat `{path: array}`.
     """
-    leaves = {}
+    placed = {}
     default = SingleDeviceSharding(jax.local_devices()[0])
-    for leaf in match.leaves:
+    for leaf in leaves:
         sharding = placement(leaf.path, leaf.shape) if placement else default
         type_ = dtype(leaf.path)
         parts = (
-            _convert(
-                _read(tensors[match.keys[source]], match.keys[source], leaf, sharding), leaf.axes, leaf.order, type_
-            )
+            _convert(_read(tensors[keys[source]], keys[source], leaf, sharding), leaf.axes, leaf.order, type_)
             for source in leaf.sources
         )
         if leaf.layers:
@@ -137,8 +138,8 @@ def read_leaves(
                 value = jax.block_until_ready(_write_layer(value, part, i, sharding))
         else:
             value = jax.block_until_ready(jax.device_put(next(parts), sharding))
-        leaves[leaf.path] = value
-    return leaves
+        placed[leaf.path] = value
+    return placed
 
 
 def _read(tensor: Tensor, key: str, leaf: Leaf, sharding: Sharding) -> jax.Array:
