@@ -8,7 +8,7 @@ from fi_jax.labels.tasks import YEAR_CENTRES, YEAR_LABELS
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.batch import Batch
 from fi_jax.prompting.descriptions import open_examples
-from fi_jax.prompting.sequences import OpenQuestion, SequenceBuilder
+from fi_jax.prompting.sequences import SequenceBuilder
 
 
 def draw_questions(answerable: np.ndarray, rng: np.random.Generator, limit: int) -> list[int]:
@@ -39,8 +39,8 @@ def training_sequences(
         known = np.flatnonzero(batch["known"][at])
         labels = {vocabulary.names[i]: bool(batch["labels"][at, i] >= 0.5) for i in known}
         pairs = open_examples(labels, ages[at], rng) if open_per_face else []
-        drawn = (OpenQuestion(*pairs[i]) for i in rng.permutation(len(pairs)))
-        open_questions.append(list(islice((item for item in drawn if builder.open_tokens(item)), open_per_face)))
+        drawn = (builder.open_tokens(*pairs[i]) for i in rng.permutation(len(pairs)))
+        open_questions.append(list(islice((tokens for tokens in drawn if tokens is not None), open_per_face)))
     return batch | builder.build(chosen, targets, open_questions, closed_in_lm)
 
 

@@ -17,6 +17,9 @@ from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT, Batch
 from fi_jax.prompting.templates import Template
 
+# A free-form question and its answer, as token ids.
+OpenTokens = tuple[list[int], list[int]]
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -25,14 +28,6 @@ class Slots:
     image: int
     segmentation: int
     knowledge: int
-
-
-@dataclass(frozen=True)
-class OpenQuestion:
-    """A free-form question with its answer (empty when it is to be generated)."""
-
-    question: str
-    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,19 +113,19 @@ class SequenceBuilder:
             )
         return ended[-1]
 
-    def open_tokens(self, item: OpenQuestion) -> tuple[list[int], list[int]] | None:
+    def open_tokens(self, question: str, answer: str) -> OpenTokens | None:
         """Tokens of a free-form question and of its answer, end token included; None where they do not fit a segment.
 
         An answer that is too long loses whole sentences at its end.
         """
-        question, answer = self.question_ids(item.question), item.answer
+        ids = self.question_ids(question)
         while answer:
             tokens = self._after_question(answer + self.template.end)
-            if len(question) + len(tokens) <= self.segment_length:
-                return question, tokens
+            if len(ids) + len(tokens) <= self.segment_length:
+                return ids, tokens
             answer = answer.rstrip(".").rpartition(". ")[0]
             answer += "." if answer else ""
-        return (question, []) if not item.answer and len(question) <= self.segment_length else None
+        return None
 
     def _encode_closed(self, question: Question) -> _ClosedTokens:
         options = np.full(self.num_options, -1, np.int32)
@@ -175,7 +170,7 @@ class SequenceBuilder:
         self,
         chosen: Sequence[Sequence[int]],
         targets: Float[np.ndarray, "b questions k"] | None = None,
-        open_questions: Sequence[Sequence[OpenQuestion]] = (),
+        open_questions: Sequence[Sequence[OpenTokens]] = (),
         closed_in_lm: int = 0,
     ) -> Batch:
         """Makes the token arrays of a batch: the keys from `prefix_tokens` on.
@@ -183,7 +178,7 @@ class SequenceBuilder:
         Args:
           chosen: for each face, indices of the closed questions to ask, in order.
           targets: target distributions, or None when nothing is known.
-          open_questions: for each face, free-form questions; they stand after the closed ones.
+          open_questions: for each face, free-form questions (`open_tokens`); they stand after the closed ones.
           closed_in_lm: how many of a face's first closed questions also enter the token loss.
         """
         b, q, s, k, m = len(chosen), self.num_segments, self.segment_length, self.num_options, self.lm_length
@@ -219,14 +214,8 @@ class SequenceBuilder:
                     best = int(targets[row, index].argmax())
                     if at < closed_in_lm and targets[row, index, best] > 0:
                         loss_tokens.append((at * s + length - 1, int(closed.option_tokens[best])))
-            for at, item in enumerate(free, start=len(indices)):
-                fitted = self.open_tokens(item)
-                if fitted is None:
-                    raise UserError(
-                        f"'{item.question}' and the first sentence of its answer take more than {s} tokens; "
-                        "raise data.segment_length"
-                    )
-                question, tokens = fitted[0], fitted[0] + fitted[1]
+            for at, (question, answer) in enumerate(free, start=len(indices)):
+                tokens = question + answer
                 batch["segment_tokens"][row, at, : len(tokens)] = tokens
                 batch["segment_valid"][row, at, : len(tokens)] = True
                 batch["answer_position"][row, at] = len(question) - 1

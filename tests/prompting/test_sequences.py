@@ -14,7 +14,7 @@ from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.tasks import age_labels
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.prompting.descriptions import open_examples
-from fi_jax.prompting.sequences import OpenQuestion, SequenceBuilder, Slots
+from fi_jax.prompting.sequences import SequenceBuilder, Slots
 from fi_jax.prompting.templates import template
 from fi_jax.weights.tokenizers import byte_tokenizer
 
@@ -127,7 +127,7 @@ def test_an_age_is_two_hot_over_the_years_question():
 def test_token_loss_predicts_the_next_token_of_the_answer():
     targets = np.zeros((1, len(QUESTIONS), 20), np.float32)
     targets[0, 0, 1] = 1
-    opened = [[OpenQuestion("Describe this face.", "A man who smiles.")]]
+    opened = [[BUILDER.open_tokens("Describe this face.", "A man who smiles.")]]
     batch = BUILDER.build([[0, 3]], targets, opened, closed_in_lm=1)
     flat = batch["segment_tokens"][0].reshape(-1)
     real = batch["lm_weights"][0] > 0
@@ -149,14 +149,12 @@ def test_an_unknown_closed_answer_is_not_in_the_token_loss():
 def test_a_free_answer_longer_than_its_segment_keeps_whole_sentences_and_its_end():
     builder = build(lm_length=1000)
     short = "She smiles. " + "x" * 20 + ". " + "y" * 500 + "."
-    batch = builder.build([[]], None, [[OpenQuestion("Who?", short)]])
+    batch = builder.build([[]], None, [[builder.open_tokens("Who?", short)]])
     valid = batch["segment_valid"][0, 0]
     assert text_of(batch["segment_tokens"][0, 0][valid]) == f"Q: Who?\nA: She smiles. {'x' * 20}.\n"
     real = batch["lm_weights"][0] > 0
     assert batch["lm_targets"][0][real][-1] == builder.end_id
-    with pytest.raises(UserError, match="raise data.segment_length"):
-        builder.build([[]], None, [[OpenQuestion("Who?", "x" * 500)]])
-    assert builder.open_tokens(OpenQuestion("Who?", "x" * 500)) is None
+    assert builder.open_tokens("Who?", "x" * 500) is None
 
 
 @pytest.mark.parametrize("length", [40, 60])
@@ -172,7 +170,7 @@ def test_no_training_answer_loses_its_end(length):
     for _ in range(200):
         labels = {name: bool(rng.random() < 0.7) for name in VOCABULARY.names}
         for pair in open_examples(labels, 34.0, rng):
-            tokens = builder.open_tokens(OpenQuestion(*pair))
+            tokens = builder.open_tokens(*pair)
             assert tokens is None or (tokens[1][-1] == builder.end_id and sum(map(len, tokens)) <= length)
 
 
@@ -206,7 +204,7 @@ def test_answers_stop_on_the_token_that_ends_them():
         llama, template("plain"), VOCABULARY, QUESTIONS[:1], Slots(1, 0, 1), num_segments=1, segment_length=400
     )
     assert builder.end_id == llama.token_to_id("<0x0A>")
-    question, answer = builder.open_tokens(OpenQuestion("Who?", "No"))
+    question, answer = builder.open_tokens("Who?", "No")
     assert answer == [llama.token_to_id("▁No"), builder.end_id] and question[-1] == llama.token_to_id(":")
     builder = SequenceBuilder(llama, template("vicuna"), VOCABULARY, QUESTIONS[:1], Slots(1, 0, 1), num_segments=1)
     assert builder.end_id == llama.token_to_id("</s>")
