@@ -1,6 +1,6 @@
 """One picture, one question in a person's words -> an answer with its probability, or a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.tasks import expected_age, median_age
 from fi_jax.pictures.crop import Box, crop_square
-from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, describe_answers
+from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, answer_from_closed, describe_answers
 from fi_jax.prompting.probabilities import label_probabilities
 from fi_jax.prompting.question_matching import is_description, match_question
 from fi_jax.prompting.refusals import UNSURE, checked_question, is_refusal, is_withheld, refusal
@@ -61,8 +61,8 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
         sentence, note = checked_text(answerer, crop, mask, text, generated)
         return replace(response, text=sentence, note=note)
     # The alignment head's closed answers make a description; other open questions need the LLM.
-    if is_description(text):
-        return replace(response, text=describe_answers(_all_but_race(answerer, crop, mask, by_llm)), note=FROM_CLOSED)
+    if (sentence := _from_closed(text, _all_but_race(answerer, crop, mask, by_llm))) is not None:
+        return replace(response, text=sentence, note=FROM_CLOSED)
     if answerer.is_instruction_tuned:
         raise UserError(f"the alignment head has no answer to '{text}'; let the language model answer (without --head)")
     raise UserError(
@@ -76,13 +76,18 @@ def checked_text(
 ) -> tuple[str, str]:
     """The LLM's `text` and a note that it is free text, unless its closed answers contradict it or it says too much.
 
-    A text that states nothing that could be held against them is no answer either. A description is then put together
-    from the closed answers; other questions are declined.
+    A text that states nothing that could be held against them is no answer either. A description, and an answer
+    about the hair or what is worn, is then put together from the closed answers; other questions are declined.
     """
     closed = _all_but_race(answerer, image, mask, by_llm=True)
     if (statements(text) or is_refusal(text)) and agrees(text, closed) and not is_withheld(text):
         return text, FREE_TEXT
-    return (describe_answers(closed), FROM_CLOSED) if is_description(question) else (UNSURE, "")
+    sentence = _from_closed(question, closed)
+    return (UNSURE, "") if sentence is None else (sentence, FROM_CLOSED)
+
+
+def _from_closed(question: str, closed: Mapping[str, Sequence[float]]) -> str | None:
+    return describe_answers(closed) if is_description(question) else answer_from_closed(question, closed)
 
 
 def _all_but_race(answerer: Answerer, image: np.ndarray, mask: np.ndarray, by_llm: bool) -> dict[str, Sequence[float]]:

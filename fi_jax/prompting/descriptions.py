@@ -4,6 +4,7 @@ A description holds what the labels state and a stranger would mind least: age, 
 worn, expression. Race, body weight, skin and attractiveness are never put into a description, and nobody is named.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -180,6 +181,16 @@ def describe_answers(probabilities: Mapping[str, Sequence[float]]) -> str:
     """
     age = float(tasks.expected_age(np.asarray(probabilities["age_years"]))) if "age_years" in probabilities else None
     return describe({label: value for label, value in decided(probabilities).items() if value is not None}, age)
+
+
+def answer_from_closed(text: str, probabilities: Mapping[str, Sequence[float]]) -> str | None:
+    """Returns what closed answers say to an open question about the hair or what is worn; None to other questions."""
+    labels = {label: value for label, value in decided(probabilities).items() if value is not None}
+    answers = dict(open_examples(labels))
+    if re.match(r"(what|describe|tell|how)\b.*\bhair\b", text.lower()):
+        return answers.get(HAIR_QUESTIONS[0])
+    worn = re.match(r"(what|which|describe|tell)\b.*\b(wear(s|ing)?|worn|accessories)\b", text.lower())
+    return answers.get(WEARING_QUESTIONS[0]) if worn else None
 
 
 def open_examples(

@@ -199,7 +199,7 @@ def test_a_model_of_stage_1_answers_by_its_head_and_says_so(service):
     (said,) = first.ask(crop, "Describe this face.", Switches())
     assert said["done"] and said["text"]
     with pytest.raises(UserError, match="stage 2"):
-        list(first.ask(crop, "What is the hair like?", Switches()))
+        list(first.ask(crop, "What colour are the eyes?", Switches()))
     assert 'value="1" disabled' in page(answerer.is_instruction_tuned) and 'value="1" checked' in page(
         service.answerer.is_instruction_tuned
     )

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import RACE_LABELS, age_labels
-from fi_jax.prompting.descriptions import IDENTITY_REFUSAL, describe, describe_answers, open_examples
+from fi_jax.prompting.descriptions import (
+    IDENTITY_REFUSAL,
+    answer_from_closed,
+    describe,
+    describe_answers,
+    open_examples,
+)
 
 MAN = {"Male": True, "Female": False, "Brown_Hair": True, "Wavy_Hair": True, "Goatee": True, "Mustache": True}
 
@@ -76,6 +82,15 @@ def test_from_closed_answers():
     }
     assert describe_answers(given) == "This is a man about 34 years old. He is smiling and wears a hat."
     assert describe_answers(dict(reversed(given.items()))) == describe_answers(given)
+
+
+def test_open_questions_that_closed_answers_answer():
+    closed = {"gender": [0.1, 0.9], "Wavy_Hair": [0.9, 0.1], "Brown_Hair": [0.8, 0.2], "Eyeglasses": [0.9, 0.1], "Wearing_Hat": [0.1, 0.9]}  # fmt: skip
+    assert answer_from_closed("What is her hair like?", closed) == "She has wavy brown hair."
+    assert answer_from_closed("What is this person wearing?", closed) == "She wears eyeglasses."
+    for text in ("Is her hair dyed?", "What colour are her eyes?", "Is she wearing a scarf?"):
+        assert answer_from_closed(text, closed) is None
+    assert answer_from_closed("What is the hair like?", {"gender": [0.5, 0.5]}) is None
 
 
 @pytest.mark.parametrize("age", [0, 0.4, 5, 15, 29.6, 70, 116])
