@@ -25,7 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fi_jax.cli.configs import load_config
-from fi_jax.config import Experiment, SourceConfig, to_dict
+from fi_jax.config import Experiment, SourceConfig
+from fi_jax.config_tree import to_dict
 from fi_jax.experiments.points import apply, config_source, point_id
 
 ENCODERS = r".*_encoder/.*"

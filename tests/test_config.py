@@ -21,10 +21,8 @@ from fi_jax.config import (
     SourceConfig,
     TrainConfig,
     VitConfig,
-    flat_fields,
-    from_dict,
-    to_dict,
 )
+from fi_jax.config_tree import flat_fields, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean, require_choice
 
 

@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from fi_jax.config import Experiment, flat_fields
+from fi_jax.config import Experiment
+from fi_jax.config_tree import flat_fields
 from fi_jax.errors import UserError, did_you_mean
 
 # The user's own come before those of the package.
@@ -15,7 +17,29 @@ _FOLDERS = (Path("configs"), Path(__file__).parent.parent / "configs")
 
 def load_config(name_or_file: str, overrides: list[str] | None = None) -> Experiment:
     """Returns the experiment of a config file or name, with `--field.sub value` overrides applied."""
-    return override(_read(find_config(name_or_file)), overrides or [])
+    return with_schemas(override(_read(find_config(name_or_file)), overrides or []))
+
+
+def with_schemas(config: Experiment) -> Experiment:
+    """Puts the schemas of the sources `table:SCHEMA` into a config, so that it holds all that its model knows.
+
+    In `data.vocabulary`, `table:SCHEMA` becomes the schema's name, and `tables` the names of all of them.
+    """
+    from fi_jax.data.datasets import TABLE_PREFIX, find_dataset
+    from fi_jax.data.sources.release import read_text
+    from fi_jax.labels.schema import read_schema
+
+    vocabulary, schemas = config.data.vocabulary, dict.fromkeys(config.data.schemas)
+    named = [*(source.name for source in config.data.sources), *vocabulary.split("+")]
+    for name in dict.fromkeys(name for name in named if name.startswith(TABLE_PREFIX)):
+        path = Path(name.removeprefix(TABLE_PREFIX))
+        # One that is missing is named when it is opened: not every command opens the config's data sets.
+        if path.is_file():
+            schemas[read_text(path)] = None
+            vocabulary = "+".join(find_dataset(name).name if part == name else part for part in vocabulary.split("+"))
+    names = [read_schema(text).name for text in schemas]
+    vocabulary = "+".join(part for word in vocabulary.split("+") for part in (names if word == "tables" else [word]))
+    return replace(config, data=replace(config.data, vocabulary=vocabulary, schemas=tuple(schemas)))
 
 
 def find_config(name_or_file: str) -> Path:

@@ -127,6 +127,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _sets(args: argparse.Namespace, config) -> list[tuple[str, str]]:
+    from fi_jax.data.datasets import TABLE_PREFIX
     from fi_jax.errors import UserError
 
     configured = {source.name: source.root for source in config.data.sources} if config else {}
@@ -135,6 +136,8 @@ def _sets(args: argparse.Namespace, config) -> list[tuple[str, str]]:
     if twice:
         raise UserError(f"data set '{twice[0]}' is named twice after --dataset")
     if not args.data_root:
+        # A schema says where its pictures are.
+        configured |= {name: "" for name in names if name.startswith(TABLE_PREFIX)}
         missing = [name for name in names if name not in configured]
         if missing:
             raise UserError(f"--dataset {missing[0]} needs --data-root: the config does not say where it is")
@@ -192,6 +195,7 @@ def _stage(start: str, config):
 
 
 def _write(args: argparse.Namespace, out: Path, parts, assignments, blank, models) -> None:
+    from fi_jax.data.datasets import find_dataset
     from fi_jax.evaluation.predictions import read_predictions, write_predictions
     from fi_jax.evaluation.results import cells_of, write_summary
     from fi_jax.evaluation.results_tables import flat_table, notes_below, results_table
@@ -202,7 +206,7 @@ def _write(args: argparse.Namespace, out: Path, parts, assignments, blank, model
     write_predictions(predictions, (line for part in parts for line in read_predictions(part.path)))
     cells = [
         {
-            "dataset": assignment.dataset,
+            "dataset": find_dataset(assignment.dataset).name,
             "setting": assignment.setting,
             "model": models[assignment.model].name,
             "trained_on": models[assignment.model].sources,
@@ -210,7 +214,10 @@ def _write(args: argparse.Namespace, out: Path, parts, assignments, blank, model
         | ({"unreadable": part.unreadable} if part.unreadable else {})
         for assignment, part in zip(assignments, parts, strict=True)
     ]
-    cells += [{"dataset": name, "setting": setting, "model": None, "trained_on": []} for name, setting in blank]
+    cells += [
+        {"dataset": find_dataset(name).name, "setting": setting, "model": None, "trained_on": []}
+        for name, setting in blank
+    ]
     meta = {
         "model": models[0].name,
         "fingerprint": models[0].fingerprint,
@@ -221,7 +228,8 @@ def _write(args: argparse.Namespace, out: Path, parts, assignments, blank, model
         "command": shlex.join(["fi-jax", *sys.argv[1:]]),
         "config": models[0].config,
     }
-    baselines = {assignment.dataset: part.baseline for assignment, part in zip(assignments, parts, strict=True)}
+    sets = [find_dataset(assignment.dataset).name for assignment in assignments]
+    baselines = {name: part.baseline for name, part in zip(sets, parts, strict=True)}
     summary = summarise(read_predictions(predictions), baselines, estimator=models[0].age_estimator, meta=meta)
     write_summary(out / "metrics.json", summary)
     notes = notes_below(summary)

@@ -181,7 +181,7 @@ def _attribution(args):
     from fi_jax.errors import UserError, require_choice
     from fi_jax.faces.face_detector import locate
     from fi_jax.labels.question_bank import questions_for
-    from fi_jax.labels.registry import vocabulary
+    from fi_jax.labels.schema import find_vocabulary
     from fi_jax.pictures.crop import crop_square, crop_square_mask
     from fi_jax.prompting.question_matching import match_question
     from fi_jax.weights.bundle import load_model
@@ -194,7 +194,9 @@ def _attribution(args):
     size = model.config.data.image_size
     crop = crop_square(image, box, size)
     mask = None if args.mask is None else crop_square_mask(_mask_like(args.mask, image), box, size)
-    match = match_question(args.question, questions_for(vocabulary(model.config.data.vocabulary)))
+    match = match_question(
+        args.question, questions_for(find_vocabulary(model.config.data.vocabulary, model.config.data.schemas))
+    )
     if match is None:
         raise UserError(f"'{args.question}' is no closed question; ask about one attribute, age, gender or expression")
     question = match.question

@@ -21,6 +21,7 @@ COMMANDS = {
     "ask": "ask",
     "predict": "predict",
     "segment": "segment",
+    "dataset": "dataset",
     "prepare": "prepare",
     "export": "export",
     "pack": "pack",

@@ -43,14 +43,14 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_num_cpu_devices", math.prod(mesh.values()))
     from fi_jax.config import MeshConfig
     from fi_jax.labels.question_bank import questions_for
-    from fi_jax.labels.registry import vocabulary
+    from fi_jax.labels.schema import find_vocabulary
     from fi_jax.parallel.mesh import check_batch, make_mesh
     from fi_jax.parallel.report import Facts, Request, render, report
     from fi_jax.training.abstract import compile_step, split_shapes
 
     devices = make_mesh(MeshConfig(**mesh))
     check_batch(config.data.batch_size, config.train.accumulate, devices)
-    labels = vocabulary(config.data.vocabulary)
+    labels = find_vocabulary(config.data.vocabulary, config.data.schemas)
     trained, frozen = split_shapes(config)
     hlo = None if args.no_compile else compile_step(config, devices).as_text()
     facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo)

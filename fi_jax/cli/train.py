@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains; the exit status is 75 when the scheduler should start the job again."""
     from fi_jax.cli.configs import load_config
-    from fi_jax.config import flat_fields
+    from fi_jax.config_tree import flat_fields
 
     config = load_config(args.config, args.overrides)
     if args.fields:

@@ -21,6 +21,8 @@ DATASET_NAMES: tuple[str, ...] = (
     "celebamask_hq",
     "synthetic_faces",
 )
+# Before the file of a schema, where a data set is named.
+TABLE_PREFIX = "table:"
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,21 @@ class Dataset:
 
 
 def find_dataset(name: str) -> Dataset:
-    """Returns the record of the data set `name`; an unknown name is a `UserError` with a guess."""
+    """Returns the record of the data set `name`, or of one's own: `table:SCHEMA` with the file of its schema.
+
+    An unknown name is a `UserError` with a guess.
+    """
+    if name.startswith(TABLE_PREFIX):
+        from fi_jax.data.tables import table_dataset
+
+        return table_dataset(name.removeprefix(TABLE_PREFIX))
     require_choice("data set", name, DATASET_NAMES)
     return importlib.import_module(f"fi_jax.data.sources.{name}").DATASET
 
 
 def dataset_title(name: str) -> str:
     """Returns a data set's title, or the name itself where no such set is known (results of another program)."""
-    return find_dataset(name).title if name in DATASET_NAMES else name
+    return find_dataset(name).title if name in DATASET_NAMES or name.startswith(TABLE_PREFIX) else name
 
 
 def open_source(name: str, root: Path | str = "") -> Source:

@@ -57,7 +57,7 @@ def plan_cells(
             fits = [
                 i
                 for i, sources in enumerate(map(set, trained_on))
-                if (dataset in sources if setting == "fine-tuned" else not saw(sources, dataset))
+                if (find_dataset(dataset).name in sources if setting == "fine-tuned" else not saw(sources, dataset))
             ]
             if fits:
                 cells.append(Assignment(dataset, setting, fits[0]))

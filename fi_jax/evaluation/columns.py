@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.predictions import GROUPS, Answer, Prediction
-from fi_jax.labels.question_bank import question
+from fi_jax.labels.question_bank import answered_question
 
 Array = np.ndarray
 _SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
@@ -67,7 +67,7 @@ class _Column:
     """Grows one question's predictions."""
 
     def __init__(self, first: Prediction):
-        self.question = question(first.question)
+        self.question = answered_question(first.question, first.task, tuple(first.probabilities))
         if self.question.family != first.task:
             raise UserError(
                 f"question '{first.question}' of {first.image} is of task '{self.question.family}', not '{first.task}'"

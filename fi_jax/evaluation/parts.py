@@ -75,8 +75,9 @@ def fill_part(
     Raises:
       UserError: the split is empty, or the model cannot answer a single question about the set.
     """
-    name = assignment.dataset
-    source = find_dataset(name).open(root)
+    dataset = find_dataset(assignment.dataset)
+    name = dataset.name
+    source = dataset.open(root)
     records = limited(source.records(options.split), options.limit)
     if not records:
         raise UserError(f"{name} at '{root}' has no faces in split '{options.split}'")
@@ -96,7 +97,7 @@ def fill_part(
             f"{name} at '{root}': no picture can be read; the first: {rejected[0].key}: {rejected[0].reason}"
         )
     model = load()
-    questions = model.answerable(find_dataset(name).questions)
+    questions = model.answerable(dataset.questions)
     if not questions:
         raise UserError(
             f"the model's vocabulary '{model.vocabulary.name}' knows no answer to any question about {name}"

@@ -10,15 +10,14 @@ from typing import Any, Literal, TypedDict, cast, get_args
 
 from fi_jax.errors import UserError, require_choice
 from fi_jax.files import atomic_path
-from fi_jax.labels.question_bank import question
-from fi_jax.labels.questions import Family, Question
+from fi_jax.labels.question_bank import answered_question, question
+from fi_jax.labels.questions import FAMILIES, OWN_CHOICE, Question
 from fi_jax.labels.tasks import age_group_of
 
 Source = Literal["llm", "head", "free"]
 # A choice is the option as a person reads it ("Yes", "White", "20-29"); `age_years` is a number; None is unknown.
 Answer = str | float | None
 
-TASKS: tuple[str, ...] = get_args(Family)
 SOURCES: tuple[str, ...] = get_args(Source)
 GROUPS = ("gender", "race", "age_group")
 # Probabilities are rounded to this many digits in the file, so their sum may miss 1 by a few of them.
@@ -40,7 +39,7 @@ class Prediction:
     # The picture's key within its data set.
     image: str
     dataset: str
-    task: Family
+    task: str
     # `Question.name`, e.g. "Smiling", "race:utkface".
     question: str
     label: Answer
@@ -61,7 +60,8 @@ class Prediction:
     path: str | None = None
 
     def __post_init__(self):
-        require_choice("task", self.task, TASKS)
+        if not self.task.startswith(OWN_CHOICE):
+            require_choice("task", self.task, FAMILIES)
         require_choice("source", self.source, SOURCES)
         where = f"question '{self.question}' of {self.image}"
         options = self.probabilities
@@ -179,7 +179,7 @@ def from_line(line: str) -> Prediction:
         if not isinstance(value, _TYPES.get(name, object)):
             raise UserError(f"field '{name}' is {json.dumps(value)[:60]}, not {_TYPE_WORDS[_TYPES[name]]}")
     prediction = Prediction(**values)
-    asked = _question(prediction.question)
+    asked = answered_question(prediction.question, prediction.task, tuple(prediction.probabilities))
     if asked.family != prediction.task:
         raise UserError(f"question '{asked.name}' is of task '{asked.family}', not '{prediction.task}'")
     for option in prediction.probabilities:

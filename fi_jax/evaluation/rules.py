@@ -1,6 +1,7 @@
 """How often answers break the declared rules of `labels.rule_tables`, and what answering consistently costs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from fi_jax.evaluation.protocols.choice import majority_of
 from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, number, scores
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import RuleTable, broken, compile_rules
-from fi_jax.labels.question_bank import question
+from fi_jax.labels.question_bank import is_built_in, question
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.rules import Rule
@@ -192,6 +193,8 @@ def judge_rules(
     where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, how often each label is
     answered (`positive_rates`), up to `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
     """
+    # The rules of a schema are about labels that predictions alone do not tell.
+    block = replace(block, predictions={name: one for name, one in block.predictions.items() if is_built_in(name)})
     rules = rules_of(block)
     vocab = vocabulary_of(block)
     if not rules:

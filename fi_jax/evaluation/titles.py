@@ -1,6 +1,7 @@
 """Words and numbers as people read them: names of tasks, metrics and sources, percent and years."""
 
 from fi_jax.evaluation.table import BLANK
+from fi_jax.labels.questions import OWN_CHOICE
 
 SETTINGS = ("training-free", "fine-tuned")
 SOURCE_TITLES = {"head": "alignment head", "llm": "LLM", "free": "LLM, free-form"}
@@ -27,7 +28,7 @@ _METRIC_TITLES = {
 
 def task_title(name: str) -> str:
     """A task in words."""
-    return TASK_TITLES.get(name, name)
+    return TASK_TITLES.get(name, name.removeprefix(OWN_CHOICE).replace("_", " "))
 
 
 def metric_title(name: str) -> str:

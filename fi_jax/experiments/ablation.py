@@ -36,7 +36,7 @@ from fi_jax.experiments.runners import groups
 from fi_jax.experiments.store import Store, status_of
 from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
-from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.schema import find_vocabulary
 from fi_jax.parallel.hosts import Hosts, from_first
 from fi_jax.training.loop import train, train_members
 from fi_jax.weights.bundle import TrainedModel
@@ -221,7 +221,7 @@ class _Frozen:
     def __init__(self, study: Study, config: Experiment):
         self.base = study.frozen
         assert self.base is not None
-        vocabulary = find_vocabulary(config.data.vocabulary)
+        vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
         cache = study.out / "features"
         mixture = _limited(load_mixture(config.data), study.train_limit)
         log.info(f"encoding {len(mixture.records)} faces to train on")
@@ -255,7 +255,7 @@ class _Frozen:
         return [scores_of(self._answers(one), self.baselines) for one in trained]
 
     def _answers(self, trained: Trained) -> Iterable[Prediction]:
-        vocabulary = find_vocabulary(trained.config.data.vocabulary)
+        vocabulary = find_vocabulary(trained.config.data.vocabulary, trained.config.data.schemas)
         for _, records, features, questions in self.judged:
             answers = head_probabilities(label_scores(trained, features), questions, vocabulary)
             for record, probabilities in zip(records, answers, strict=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from fi_jax.config import to_dict
+from fi_jax.config_tree import to_dict
 from fi_jax.evaluation.cells import sources_of
 from fi_jax.evaluation.other_models import PREFIX, load_other_model
 from fi_jax.evaluation.parts import Model

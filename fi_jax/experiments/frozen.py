@@ -23,7 +23,7 @@ from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
 from fi_jax.knowledge.correlation import Counts, build_graph
-from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.schema import find_vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.models.pixels import map_to_pixels, to_pixels
 from fi_jax.progress import progress_bar
@@ -107,7 +107,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
         raise UserError(
             f"the model holds no '{missing[0]}': its encoders were not trained here, so they cannot be frozen"
         )
-    vocabulary = find_vocabulary(config.data.vocabulary)
+    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
     encoded = [encode_labels(record, vocabulary) for record in records]
     labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
     digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
@@ -140,7 +140,7 @@ def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord],
     data = replace(config.data, mask_cache=mask_cache, cache_in_memory=False)
     if config.model.use_segmentation:
         data = with_maps(records, data, config.weights.parser)
-    dataset = open_dataset(records, data, find_vocabulary(config.data.vocabulary))
+    dataset = open_dataset(records, data, find_vocabulary(config.data.vocabulary, config.data.schemas))
     rows: list[tuple] = []
     with progress_bar("encoding faces", len(records)) as advance:
         for batch in evaluation_batches(dataset, batch_size=min(64, len(records))):

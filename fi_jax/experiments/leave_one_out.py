@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
 from fi_jax.parallel.hosts import Hosts

@@ -6,7 +6,8 @@ import pprint
 import typing
 from typing import Any, Literal
 
-from fi_jax.config import Experiment, flat_fields, from_dict, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import flat_fields, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import sha256
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from optuna.distributions import CategoricalDistribution
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
 from fi_jax.experiments import results
 from fi_jax.experiments.expressions import Points, Search, Sweep

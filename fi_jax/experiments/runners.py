@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
 from fi_jax.experiments.expressions import Search
 from fi_jax.experiments.run import STOP, Interrupted, Result, judge, last_metrics

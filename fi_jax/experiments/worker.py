@@ -16,7 +16,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 from fi_jax.experiments.expressions import Search, Sweep
 from fi_jax.experiments.points import apply, config_source, point_id
 from fi_jax.experiments.run import (

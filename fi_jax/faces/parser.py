@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from fi_jax.config import from_dict
+from fi_jax.config_tree import from_dict
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import Face
 from fi_jax.files import write_json

@@ -16,7 +16,7 @@ from fi_jax.errors import UserError
 from fi_jax.faces.masks import flip
 from fi_jax.inference.prepare import prepare_for_inference, without_adapters
 from fi_jax.labels.questions import Question
-from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.models.pixels import map_to_pixels, to_pixels
@@ -56,7 +56,7 @@ class Answerer:
     def __init__(self, config: Experiment, params: dict, constants: Constants, tokenizer: Tokenizer, info: dict):
         """Prefer `load_answerer`."""
         self.config, self.params, self.constants, self.tokenizer, self.info = config, params, constants, tokenizer, info
-        self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary)
+        self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
         self.model = FaceInsight(config.model)
         self._builders: dict[tuple[Question, ...], SequenceBuilder] = {}
 

@@ -5,6 +5,7 @@ graphs are ours (ω after ML-GCN and SCPNet). Row i is always the condition: p_i
 released ML-GCN code are avoided: the diagonal is zero before the threshold, and nothing is transposed.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -130,3 +131,24 @@ def build_adjacency(counts: Counts, config: KnowledgeConfig, seed: int = 0) -> F
 def build_graph(counts: Counts, config: KnowledgeConfig, seed: int = 0) -> Float[np.ndarray, "n n"]:
     """Returns Ĉ in float32, as the model takes it."""
     return reweight(build_adjacency(counts, config, seed), config.omega).astype(np.float32)
+
+
+def extended_graph(
+    graph: Float[np.ndarray, "m m"],
+    labels: Sequence[str],
+    counted: Float[np.ndarray, "n n"],
+    new_labels: Sequence[str],
+) -> Float[np.ndarray, "n n"]:
+    """Ĉ of a vocabulary that shares labels with another, whose Ĉ is `graph` (ours).
+
+    A shared label keeps its row, so that what its prompt learns from is unchanged; edges to labels that are gone are
+    left out and the row sums to 1 again. A new label has the row of `counted`.
+    """
+    places = {name: at for at, name in enumerate(labels)}
+    shared = [at for at, name in enumerate(new_labels) if name in places]
+    old = [places[new_labels[at]] for at in shared]
+    result = np.array(counted, np.float32)
+    rows = np.zeros((len(shared), len(new_labels)), np.float32)
+    rows[:, shared] = graph[np.ix_(old, old)]
+    result[shared] = rows / rows.sum(1, keepdims=True)
+    return result

@@ -67,9 +67,23 @@ def question(name: str) -> Question:
     return everything[name]
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a question of this name is in the bank."""
+    return name in _ATTRIBUTES or name in _CHOICES
+
+
+def answered_question(name: str, family: str, options: tuple[str, ...]) -> Question:
+    """Returns the question that was answered: the bank's, or of one's own table what its answers tell."""
+    if is_built_in(name):
+        return question(name)
+    if family == "attribute":
+        return yes_no(name, name)
+    return single_choice(name, family, name, options, tuple(f"{name}:{option}" for option in options))
+
+
 @cache
 def questions_for(vocab: Vocabulary) -> tuple[Question, ...]:
-    """Returns every question whose options all lie in `vocab`: yes/no ones in label order, then choices.
+    """Returns every question whose options all lie in `vocab`: yes/no ones in label order, choices, then its own.
 
     "Female" has no yes/no question of its own: it is asked through "gender". A choice between some of a
     larger group's labels (RAF-DB's three races within five) is asked only where the larger one is not.
@@ -77,4 +91,4 @@ def questions_for(vocab: Vocabulary) -> tuple[Question, ...]:
     binary = tuple(_ATTRIBUTES[name] for name in vocab.names if name in _ATTRIBUTES)
     fits = [q for q in _CHOICES.values() if all(label in vocab for label in q.labels if label)]
     choices = tuple(q for q in fits if not any(set(q.labels) < set(other.labels) for other in fits))
-    return binary + choices
+    return binary + choices + vocab.questions

@@ -1,9 +1,10 @@
 """Questions about a face, each with a closed answer that one token of the LLM gives."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Family = Literal["attribute", "gender", "race", "age_group", "age_years", "expression"]
+# What a question is about; a choice of one's own table is of the family "choice:NAME".
+FAMILIES = ("attribute", "gender", "race", "age_group", "age_years", "expression")
+OWN_CHOICE = "choice:"
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Question:
 
     # Unique: the label's name for attributes, else "gender", "race:utkface", "age_group", ...
     name: str
-    family: Family
+    # One of `FAMILIES`, or "choice:NAME".
+    family: str
     # The words put to the model, options included.
     text: str
     # What a person reads as the answer.
@@ -51,7 +53,7 @@ def yes_no(name: str, text: str) -> Question:
     return Question(name, "attribute", text, ("Yes", "No"), ("Yes", "No"), (name, None))
 
 
-def single_choice(name: str, family: Family, text: str, options: tuple[str, ...], labels: tuple[str, ...]) -> Question:
+def single_choice(name: str, family: str, text: str, options: tuple[str, ...], labels: tuple[str, ...]) -> Question:
     """Makes a lettered question; the options are listed after `text` as "A White, B Black, ..."."""
     letters = tuple(chr(ord("A") + i) for i in range(len(options)))
     listed = ", ".join(f"{letter} {option}" for letter, option in zip(letters, options, strict=True))

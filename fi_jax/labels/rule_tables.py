@@ -121,4 +121,11 @@ def rules_for(vocabulary: Vocabulary) -> tuple[Rule, ...]:
     """
     declared = {group.labels for group in vocabulary.groups}
     rules = (restrict(rule, vocabulary) for table in TABLES.values() for rule in table)
-    return tuple(rule for rule in rules if rule and (rule.premise is not None or rule.labels in declared))
+    built_in = tuple(rule for rule in rules if rule and (rule.premise is not None or rule.labels in declared))
+    own = {label for question in vocabulary.questions for label in question.labels}
+    groups = (group for group in vocabulary.groups if own.issuperset(group.labels))
+    return (
+        *built_in,
+        *(Rule(group.kind, group.labels, "the question's options exclude each other") for group in groups),
+        *vocabulary.rules,
+    )

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fi_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from fi_jax.labels.questions import Question
+    from fi_jax.labels.rules import Rule
 
 GroupKind = Literal["exactly_one", "at_most_one"]
 
@@ -37,6 +41,9 @@ class Vocabulary:
     name: str
     labels: tuple[Label, ...]
     groups: tuple[Group, ...] = field(default=())
+    # Questions and rules about labels of one's own; those about built-in labels stand in tables of their own.
+    questions: "tuple[Question, ...]" = field(default=())
+    rules: "tuple[Rule, ...]" = field(default=())
 
     def __post_init__(self):
         names = [label.name for label in self.labels]

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from fi_jax.config import Experiment, ModelConfig
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
-from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
+from fi_jax.labels.schema import find_vocabulary
 from fi_jax.models.face_insight import Constants
 from fi_jax.models.llama import prepare_frozen
 from fi_jax.parallel.memory import TEXT_TOKENS
@@ -49,7 +49,7 @@ def split_shapes(config: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def batch_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one global batch; the text of the prefix is taken to be `TEXT_TOKENS` long."""
-    vocabulary = find_vocabulary(config.data.vocabulary)
+    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
     questions = questions_for(vocabulary)
     data, model = config.data, config.model
     b, n, side = data.batch_size, len(vocabulary), data.image_size
@@ -85,7 +85,7 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
     """The step's arguments as shapes with the shardings that training gives them on `mesh`."""
     config = run_on(config, mesh)
     trained, frozen = split_shapes(config)
-    vocabulary = find_vocabulary(config.data.vocabulary)
+    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
     n = len(vocabulary)
     state = jax.eval_shape(lambda: init_state(_zeros(trained), make_optimizer(config.train), config.train))
     constants = Constants(_shape((n, config.model.knowledge.prompt_size)), _shape((n, n)))

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
 from fi_jax.training.state import Leaves, TrainState
 

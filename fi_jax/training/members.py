@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fi_jax.config import LOSS_TERMS, Experiment, flat_fields
+from fi_jax.config import LOSS_TERMS, Experiment
+from fi_jax.config_tree import flat_fields
 from fi_jax.errors import UserError
 from fi_jax.models.face_insight import Constants
 from fi_jax.training.numbers import FIELDS

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 
 from fi_jax.config import DataConfig, Experiment
 from fi_jax.data.counts import count_records
+from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import Batch, Mixture, load_mixture, open_dataset, training_batches
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
-from fi_jax.knowledge.correlation import build_graph
+from fi_jax.knowledge.correlation import build_graph, extended_graph
 from fi_jax.knowledge.logic import compile_rules
-from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.rule_tables import rules_for
+from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
 from fi_jax.models.llama import prepare_frozen
@@ -99,7 +100,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
     check_same("config", repr(list(configs)), hosts)
-    vocabulary = find_vocabulary(config.data.vocabulary)
+    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
     initial = _initial(config, vocabulary)
     # Finds patterns that match nothing.
     trained, frozen = split_shapes(config)
@@ -116,8 +117,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
 
     leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
     graph = _graphs(initial, mixture, vocabulary)
-    prompts = initial.prompts if initial else label_prompts(config, leaves, vocabulary, tokenizer)
-    prompts = np.asarray(prompts, np.float32)
+    prompts = _prompts(config, initial, leaves, vocabulary, tokenizer)
     constants = [Constants(prompts, graph(one)) for one in configs]
     words = config.weights.knowledge_connector == "words" and not (initial and _CONNECTOR in initial.leaves)
     if words:
@@ -155,7 +155,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
 
 def step_inputs(configs: Sequence[Experiment], frozen: Leaves, constants: Sequence[Constants]) -> StepInputs:
     """Returns what the step of the configs reads, on the host: of several, one graph and one set of numbers each."""
-    vocabulary = find_vocabulary(configs[0].data.vocabulary)
+    vocabulary = find_vocabulary(configs[0].data.vocabulary, configs[0].data.schemas)
     rules = compile_rules(rules_for(vocabulary), vocabulary)
     if len(configs) == 1:
         return StepInputs(frozen, constants[0], rules)
@@ -187,18 +187,38 @@ def _initial(config: Experiment, vocabulary: Vocabulary) -> TrainedModel | None:
     if not config.train.init_from:
         return None
     initial = load_model(config.train.init_from)
-    if initial.info.get("labels") != list(vocabulary.names):
+    before = set(initial.info.get("labels", ()))
+    if not before & set(vocabulary.names):
         raise UserError(
-            f"train.init_from '{config.train.init_from}' was trained on another vocabulary than '{vocabulary.name}'; "
-            "use the same data.vocabulary"
+            f"train.init_from '{config.train.init_from}' knows none of the labels of vocabulary '{vocabulary.name}'; "
+            "join them, as in --data.vocabulary faces+tables, or start from nothing"
+        )
+    if fresh := [name for name in vocabulary.names if name not in before]:
+        log.info(
+            f"{len(fresh)} labels that '{config.train.init_from}' does not know start fresh: {', '.join(fresh[:8])}"
         )
     return initial
+
+
+def _prompts(
+    config: Experiment, initial: TrainedModel | None, leaves: Leaves, vocabulary: Vocabulary, tokenizer
+) -> np.ndarray:
+    """T_p^0 (`n d0`): of labels that the model before knew, its own; of others, the text encoder's."""
+    places = {name: at for at, name in enumerate(initial.info["labels"])} if initial else {}
+    known = [places.get(name, -1) for name in vocabulary.names]
+    if initial and min(known) >= 0:
+        return np.asarray(initial.prompts, np.float32)[known]
+    prompts = np.array(label_prompts(config, leaves, vocabulary, tokenizer), np.float32)
+    if initial:
+        kept = np.array(known) >= 0
+        prompts[kept] = np.asarray(initial.prompts, np.float32)[np.array(known)[kept]]
+    return prompts
 
 
 def _learnt_from(config: Experiment, initial: TrainedModel | None) -> list[str]:
     """Data sets that a model has learnt from: this stage's, and those of every stage before it."""
     before = initial.info.get("sources", []) if initial else []
-    return list(dict.fromkeys([*before, *(source.name for source in config.data.sources)]))
+    return list(dict.fromkeys([*before, *(find_dataset(source.name).name for source in config.data.sources)]))
 
 
 def _graphs(
@@ -206,10 +226,14 @@ def _graphs(
 ) -> Callable[[Experiment], np.ndarray]:
     """Returns what gives a config's Ĉ: from the training split's labels alone, every face once, counted once."""
     counts = cache(lambda: count_records(mixture.records, vocabulary))
+    before = initial.info["labels"] if initial else []
 
     def graph(config: Experiment) -> np.ndarray:
         if initial is not None and initial.config.model.knowledge == config.model.knowledge:
-            return np.asarray(initial.graph, np.float32)
+            if before == list(vocabulary.names):
+                return np.asarray(initial.graph, np.float32)
+            counted = build_graph(counts(), config.model.knowledge, seed=config.train.seed)
+            return extended_graph(np.asarray(initial.graph), before, np.asarray(counted), vocabulary.names)
         return np.asarray(build_graph(counts(), config.model.knowledge, seed=config.train.seed), np.float32)
 
     return graph

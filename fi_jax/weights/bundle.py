@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fi_jax.config import Experiment, from_dict, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import is_intact, write_json
 from fi_jax.weights.json_fields import Fields, read_object

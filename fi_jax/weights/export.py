@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from fi_jax.config import Experiment, to_dict
+from fi_jax.config import Experiment
+from fi_jax.config_tree import to_dict
 from fi_jax.files import atomic_folder, write_json, write_text
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for

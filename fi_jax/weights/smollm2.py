@@ -14,7 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fi_jax.config import LlamaConfig, from_dict, to_dict
+from fi_jax.config import LlamaConfig
+from fi_jax.config_tree import from_dict, to_dict
 from fi_jax.errors import UserError
 from fi_jax.files import atomic_path, cache_folder, file_sha256, is_intact, seal
 from fi_jax.trees import flatten, unflatten

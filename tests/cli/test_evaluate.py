@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fi_jax.cli.main import main
-from fi_jax.config import Experiment, SourceConfig, to_dict
+from fi_jax.config import Experiment, SourceConfig
+from fi_jax.config_tree import to_dict
 from fi_jax.experiments.points import config_source
 from fi_jax.labels.registry import vocabulary
 from fi_jax.weights.assemble import assemble

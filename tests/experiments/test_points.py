@@ -53,7 +53,8 @@ def test_name_of_a_point_is_what_it_computes():
 def test_config_file_gives_the_config_back(tmp_path):
     import runpy
 
-    from fi_jax.config import DataConfig, to_dict
+    from fi_jax.config import DataConfig
+    from fi_jax.config_tree import to_dict
 
     config = Experiment(name="x", data=DataConfig(sources=(SourceConfig("utkface", "faces"),)))
     (tmp_path / "c.py").write_text(config_source(to_dict(config), "Title."))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fi_jax.config import Experiment, MeshConfig, TrainConfig, to_dict
+from fi_jax.config import Experiment, MeshConfig, TrainConfig
+from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.rules import place, state_shardings

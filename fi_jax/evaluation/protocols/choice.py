@@ -29,6 +29,7 @@ from fi_jax.evaluation.protocols.scoring import (
     number,
     scores,
 )
+from fi_jax.labels.questions import OWN_CHOICE
 
 Array = np.ndarray
 _FACES = partial(np.sum, axis=-1)
@@ -49,6 +50,8 @@ CHOICES: Mapping[str, tuple[Metric, ...]] = {
     # FairFace's nine groups (FairFace, UTKFace). "1-off" accuracy: Levi & Hassner, CVPRW 2015.
     "age_group": (ACCURACY, WITHIN_ONE, BALANCED_ACCURACY, MACRO_F1),
 }
+# Of a choice of one's own table.
+OWN_CHOICE_METRICS = (ACCURACY, BALANCED_ACCURACY, MACRO_F1)
 ATTRIBUTE = "attribute"
 _CELLS = 6  # of a yes/no question's 2 × 3 confusion matrix
 
@@ -86,7 +89,10 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
     also `confusion` and `per_class`, of attributes `per_attribute` and the number of `answers`.
     """
     found = {}
-    for task, measured in {ATTRIBUTE: ATTRIBUTE_METRICS, **CHOICES}.items():
+    own = {
+        column.task: OWN_CHOICE_METRICS for column in block.predictions.values() if column.task.startswith(OWN_CHOICE)
+    }
+    for task, measured in {ATTRIBUTE: ATTRIBUTE_METRICS, **CHOICES, **own}.items():
         columns = [column for column in block.of_task(task) if (column.known_target >= 0).any()]
         if columns:
             found[task] = _Judged(columns, block, baselines, bootstrap).result(task, measured)

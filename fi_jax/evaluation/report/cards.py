@@ -12,7 +12,7 @@ from fi_jax.evaluation.predictions import Answer, Prediction
 from fi_jax.evaluation.report.gather import Evaluation, Flips
 from fi_jax.evaluation.results import results_of
 from fi_jax.evaluation.titles import GROUP_TITLES, setting_of, who
-from fi_jax.labels.question_bank import question
+from fi_jax.labels.question_bank import answered_question
 
 _THUMBNAIL = 112  # pixels
 _MOST_EXAMPLES = 24
@@ -83,7 +83,7 @@ def _words(value: Answer) -> str:
 
 
 def _question_text(prediction: Prediction) -> str:
-    asked = question(prediction.question)
+    asked = answered_question(prediction.question, prediction.task, tuple(prediction.probabilities))
     if asked.is_binary:
         return asked.text
     # The options are in the answers; the text before them is enough.

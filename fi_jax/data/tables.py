@@ -1,0 +1,247 @@
+"""One's own data: a table (CSV, TSV, Parquet, JSON lines) or folders by class, with a schema -> a data set like any other."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fi_jax.data.datasets import Dataset
+from fi_jax.data.near_duplicates import near_duplicate_groups
+from fi_jax.data.records import FaceRecord, Source, Split
+from fi_jax.data.sources.release import Release, read_box, read_text
+from fi_jax.data.splits import hash_split
+from fi_jax.errors import UserError, did_you_mean
+from fi_jax.labels.question_bank import question
+from fi_jax.labels.schema import Column, Schema, as_number, read_schema, schema_vocabulary
+from fi_jax.pictures.crop import Box
+
+_SPLIT_WORDS: dict[str, Split] = {
+    "train": "train", "training": "train", "0": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "1": "val",
+    "test": "test", "testing": "test", "2": "test",
+}  # fmt: skip
+_MAX_AGE = 125
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: every cell a string, empty where nothing stands."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def read_table(path: Path) -> Table:
+    """Reads a table by its file's ending; CSV cells may be separated by commas, semicolons or tabs.
+
+    Raises:
+      UserError: the file is missing, of another kind, damaged, or has a column twice.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise UserError(f"table '{path}' does not exist")
+    if suffix == ".parquet":
+        header, rows = _read_parquet(path)
+    elif suffix == ".jsonl":
+        header, rows = _read_json_lines(path)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        header, rows = _read_csv(path)
+    else:
+        raise UserError(f"table '{path}' is neither .csv, .tsv, .jsonl nor .parquet")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise UserError(f"table '{path}' has two columns '{twice[0]}'")
+    if not rows:
+        raise UserError(f"table '{path}' has no rows")
+    return Table(tuple(header), tuple(dict(zip(header, row, strict=True)) for row in rows))
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    lines = read_text(path).split("\n")
+    reader = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
+    try:
+        rows = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UserError(f"table '{path}' line {reader.line_num} cannot be read ({error})") from None
+    header = rows[0] if rows else []
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise UserError(f"table '{path}' row {number} has {len(row)} cells, its header {len(header)}")
+    return header, rows[1:]
+
+
+def _read_json_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            raise UserError(f"table '{path}' line {number} is not a JSON object")
+        found.append(entry)
+    header = list(dict.fromkeys(str(key) for entry in found for key in entry))
+    return header, [[_cell(entry.get(key)) for key in header] for entry in found]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"table '{path}' is not a Parquet file ({str(error).splitlines()[0]})") from None
+    return [str(name) for name in frame.columns], [
+        [_cell(cell) for cell in row] for row in frame.itertuples(index=False)
+    ]
+
+
+def _cell(value) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def table_dataset(path: Path | str) -> Dataset:
+    """Returns the data set that a schema file describes.
+
+    Raises:
+      UserError: the schema is missing or wrong. The table itself is read when the data set is opened.
+    """
+    path = Path(path)
+    schema = read_schema(read_text(path), f"schema '{path}'")
+    questions = []
+    for column in schema.columns:
+        questions += [column.question] if column.question else [question("age_group"), question("age_years")]
+    return Dataset(
+        schema.name,
+        schema.name,
+        partial(_read, schema, path.parent),
+        schema_vocabulary(schema),
+        tuple(dict.fromkeys(questions)),
+    )
+
+
+def _read(schema: Schema, folder: Path, root: Path | str = "") -> Source:
+    """Reads the faces; `root` stands in for the schema's own folder of pictures."""
+    if schema.folders:
+        release = Release(schema.name, Path(root) if str(root) else folder / schema.folders)
+        pictures = release.require_pictures(release.root, recursive=True)
+        rows = [{schema.picture: key, schema.columns[0].column: key.split("/")[0]} for key in pictures if "/" in key]
+    else:
+        release = Release(schema.name, Path(root) if str(root) else folder / schema.images)
+        table = read_table(folder / schema.table)
+        _check_columns(schema, table)
+        pictures = release.require_pictures(release.root, recursive=True)
+        rows = list(table.rows)
+    named = [(release.named_picture(row[schema.picture], pictures, schema.table), row) for row in rows]
+    unique = release.distinct(((_face_key(schema, key, row), row) for key, row in named), schema.table or "folders")
+    picture_of = {_face_key(schema, key, row): key for key, row in named}
+    release.reject_unpaired({picture_of[key] for key in unique}, pictures, schema.table or "folders")
+    present = {key: row for key, row in unique.items() if picture_of[key] in pictures}
+    splits = _splits(schema, release, present, {key: pictures[picture_of[key]] for key in present})
+    faces, meaningless = [], Counter()
+    for key, row in present.items():
+        box, problem = _box(schema, row)
+        labels, age = _labels(schema, row, meaningless)
+        if problem or not (labels or age is not None):
+            release.reject(key, problem or "no label is known")
+            continue
+        person = row[schema.person] or None if schema.person else None
+        faces.append(
+            FaceRecord(schema.name, key, splits[key], pictures[picture_of[key]], labels, age, box, identity=person)
+        )
+    for (column, value), count in sorted(meaningless.items()):
+        release.note(f"column '{column}': '{value}' ({count} rows) means nothing by the schema; taken as unknown")
+    _note_constants(schema, release, faces)
+    return release.source(faces)
+
+
+def _check_columns(schema: Schema, table: Table) -> None:
+    wanted = [schema.picture, schema.person, schema.split, *schema.box, *(column.column for column in schema.columns)]
+    for name in wanted:
+        if name and name not in table.columns:
+            raise UserError(
+                f"{schema.name}: table '{schema.table}' has no column '{name}'{did_you_mean(name, table.columns)}"
+            )
+
+
+def _face_key(schema: Schema, picture: str, row: Row) -> str:
+    """A picture's name; with boxes, several faces may share it."""
+    return f"{picture}#{','.join(row[name] for name in schema.box)}" if schema.box else picture
+
+
+def _labels(schema: Schema, row: Row, meaningless: Counter) -> tuple[dict[str, float], float | None]:
+    labels: dict[str, float] = {}
+    age = None
+    for column in schema.columns:
+        value = row[column.column]
+        if value.lower() in schema.unknown:
+            continue
+        if column.question is None:
+            years = as_number(value)
+            if years is None or not 0 <= years <= _MAX_AGE:
+                meaningless[column.column, value] += 1
+            else:
+                age = years
+            continue
+        read = column.read(value)
+        if read is None:
+            meaningless[column.column, value] += 1
+        labels |= read or {}
+    return labels, age
+
+
+def _box(schema: Schema, row: Row) -> tuple[Box | None, str]:
+    return read_box([row[name] for name in schema.box]) if schema.box else (None, "")
+
+
+def _splits(
+    schema: Schema, release: Release, rows: Mapping[str, Row], pictures: Mapping[str, Path]
+) -> dict[str, Split]:
+    """The split of every face: the table's own, else by the hash of the person, or of near-duplicate pictures.
+
+    Raises:
+      UserError: the table's split has an unknown word, or puts a person on both sides.
+    """
+    if not schema.split:
+        if schema.person:
+            return {key: hash_split(row[schema.person] or key, schema.name) for key, row in rows.items()}
+        groups, _ = near_duplicate_groups(schema.name, list(rows), [pictures[key] for key in rows])
+        return {key: hash_split(groups[key], schema.name) for key in rows}
+    splits: dict[str, Split] = {}
+    sides: dict[str, Split] = {}
+    for key, row in rows.items():
+        word = row[schema.split].lower()
+        if word not in _SPLIT_WORDS:
+            raise UserError(f"{schema.name}: split '{row[schema.split]}' of {key} is neither train, val nor test")
+        splits[key] = _SPLIT_WORDS[word]
+        person = row[schema.person] if schema.person else ""
+        if person and sides.setdefault(person, splits[key]) != splits[key]:
+            raise UserError(
+                f"{schema.name}: person '{person}' is in {sides[person]} and in {splits[key]}; "
+                "a person must lie in one split (correct the table, or leave 'split' out of the schema)"
+            )
+    return splits
+
+
+def _note_constants(schema: Schema, release: Release, faces: list[FaceRecord]) -> None:
+    for column in schema.columns:
+        said = {_stated(column, face) for face in faces} - {None}
+        if len(said) <= 1 and column.question:
+            release.note(f"column '{column.column}' says the same of every face; nothing can be learnt from it")
+
+
+def _stated(column: Column, face: FaceRecord) -> tuple | None:
+    if column.question is None:
+        return None
+    stated = tuple(face.labels.get(label) for label in column.question.labels if label)
+    return None if None in stated else stated

@@ -1,0 +1,102 @@
+"""Rules that annotations suggest: implications and exclusions that almost always hold, ranked. Ours.
+
+A proposal is no rule: correlation and habits of annotators look the same. A person decides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import beta
+
+from fi_jax.labels.rules import Rule, excludes, implies
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A rule with how often it could be broken, and how often it is."""
+
+    rule: Rule
+    # Faces on which the premise holds and the other label is known.
+    support: int
+    violations: int
+    # 95 % interval of the violation rate (Clopper–Pearson, exact).
+    interval: tuple[float, float]
+    # Violations to be expected if the labels had nothing to do with each other.
+    expected: float
+
+    @property
+    def rate(self) -> float:
+        """Share of the supporting faces that break the rule."""
+        return self.violations / self.support
+
+
+def propose_rules(
+    labels: Float[np.ndarray, "f n"],
+    known: Bool[np.ndarray, "f n"],
+    names: Sequence[str],
+    *,
+    groups: Sequence[Sequence[str]] = (),
+    most_rate: float = 0.01,
+    least_support: int = 30,
+) -> list[Proposal]:
+    """Proposes `a implies b` and `a excludes b` for pairs of labels, the most surprising first.
+
+    Kept are pairs whose violation rate is surely (its interval) below a third of what independence would give, and at
+    most `most_rate`. Left out: pairs inside one of `groups` (exactly-one groups say that already), an exclusion's
+    mirror image, and an implication that follows from two others.
+    """
+    true = (labels >= 0.5) & known
+    both = true.T.astype(np.int64) @ true
+    supports = true.T.astype(np.int64) @ known
+    marginal = true.sum(0) / np.maximum(known.sum(0), 1)
+    together = {frozenset((a, b)) for group in groups for a in group for b in group if a != b}
+    found: list[Proposal] = []
+    for i, j in permutations(range(len(names)), 2):
+        support = int(supports[i, j])
+        if support < least_support or frozenset((names[i], names[j])) in together:
+            continue
+        holds = int(both[i, j])
+        for make, violations, rate in (
+            (implies, support - holds, 1 - marginal[j]),
+            (excludes, holds, marginal[j]),
+        ):
+            low, high = violation_interval(violations, support)
+            if violations / support <= most_rate and high < rate / 3:
+                rule = make(names[i], (names[j],), "proposed from the annotations")
+                found.append(Proposal(rule, support, violations, (low, high), rate * support))
+    ranked = sorted(_without_redundant(found), key=lambda one: one.violations - one.expected)
+    # An exclusion says the same both ways round.
+    return list({_meaning(one.rule): one for one in reversed(ranked)}.values())[::-1]
+
+
+def _meaning(rule: Rule) -> tuple:
+    labels = (str(rule.premise), *rule.labels)
+    return (rule.kind, frozenset(labels) if rule.kind == "excludes" else labels)
+
+
+def _without_redundant(found: Sequence[Proposal]) -> list[Proposal]:
+    """Drops `a implies c` where `a implies b` and `b implies c` stand, and `a excludes c` likewise."""
+    implied: dict[str, set[str]] = {}
+    for one in found:
+        if one.rule.kind == "implies":
+            implied.setdefault(str(one.rule.premise), set()).add(one.rule.labels[0])
+    pairs = {(one.rule.kind, one.rule.premise, one.rule.labels[0]) for one in found}
+
+    def follows(one: Proposal) -> bool:
+        a, c = str(one.rule.premise), one.rule.labels[0]
+        # Labels that imply each other are one; neither makes the other's rules redundant.
+        through = (b for b in implied.get(a, ()) if b != c and a not in implied.get(b, ()))
+        return any((one.rule.kind, b, c) in pairs for b in through)
+
+    return [one for one in found if not follows(one)]
+
+
+def violation_interval(violations: int, support: int, level: float = 0.95) -> tuple[float, float]:
+    """Returns the exact (Clopper–Pearson) interval of a rate; of none it is not [0, 0]."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, violations, support - violations + 1)) if violations else 0.0
+    high = float(beta.ppf(1 - tail, violations + 1, support - violations)) if violations < support else 1.0
+    return low, high
