@@ -171,8 +171,8 @@ def _class_indices(image: Image.Image) -> np.ndarray:
         return stored
     colours = {tuple(colour): index for index, colour in enumerate(PALETTE.tolist())}
     used = np.flatnonzero(np.bincount(stored.ravel()))
-    classes = [colours.get(tuple(palette[3 * index : 3 * index + 3])) for index in used]
-    if None in classes or len(set(classes)) < len(classes):
+    classes = [colours.get(tuple(palette[3 * index : 3 * index + 3]), -1) for index in used]
+    if -1 in classes or len(set(classes)) < len(classes):
         return stored
     table = np.zeros(256, np.uint8)
     table[used] = classes

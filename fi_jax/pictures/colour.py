@@ -42,7 +42,7 @@ def to_srgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "y x 3"]:
         image = opaque.getchannel("R") if image.mode in ("L", "LA", "La") else opaque.convert("RGB")
     transform = _transform(icc) if icc else None
     if transform and (image.mode == transform.input_mode or (transform.input_mode == "RGB" and image.mode != "CMYK")):
-        image = ImageCms.applyTransform(image.convert(transform.input_mode), transform)
+        image = transform.apply(image.convert(transform.input_mode))
     elif transform:
         log.warning(f"'{name}' has a colour profile for {transform.input_mode}, not {image.mode}; it is ignored")
     image = image.convert("RGB")
@@ -82,7 +82,7 @@ def _transform(icc: bytes) -> ImageCms.ImageCmsTransform | None:
     if mode == "RGB":
         steps = np.linspace(0, 255, 9).astype(np.uint8)
         colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
-        changed = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
+        changed = np.asarray(transform.apply(Image.fromarray(colours)))
         if np.abs(changed.astype(int) - colours).max() <= _SAME:
             return None
     return transform

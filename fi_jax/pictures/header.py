@@ -12,11 +12,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fi_jax.errors import UserError
 
 # Larger pictures are refused: one of 200 megapixels already takes 600 MB decoded.
 MAX_PIXELS = 200_000_000
+MAX_BYTES = 2_000_000_000
 # Above so many pixels, a file must hold a byte for so many of them; one that does not is a bomb, or damaged.
 _ALWAYS_PIXELS, _MAX_PIXELS_A_BYTE = 16_000_000, 10_000
 # Pillow refuses twice this number by itself, at 179 megapixels unless told otherwise. The limit is ours.
@@ -91,8 +93,8 @@ def read_bytes(source: Readable | bytes, name: str = "") -> bytes:
         return _read_file(source) if isinstance(source, Path) else source.read_bytes()
     except FileNotFoundError:
         raise UserError(f"image '{name or source}' does not exist") from None
-    except OSError as error:
-        raise UserError(f"image '{name or source}' cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"image '{name or source}' cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def _read_file(path: Path) -> bytes:
@@ -100,6 +102,8 @@ def _read_file(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         size = os.fstat(descriptor).st_size
+        if size > MAX_BYTES:
+            raise UserError(f"'{path}' has {size / 1e9:.1f} GB, too much for a picture")
         data = os.read(descriptor, size)
     finally:
         os.close(descriptor)
@@ -130,14 +134,15 @@ def read_header(data: bytes, name: str) -> Header:
         return Header(height, width, 1, None, space, None)
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
     _check_size(image.height, image.width, data, name)
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         tags = image.tag_v2
         if tags.get(_NEW_SUBFILE_TYPE) == 1 or any(tag in tags for tag in _RAW_TAGS):
             raise UserError(f"'{name}' is {_RAW}")
         # Pillow turns a TIFF as it loads it.
         image.load()
-    marked = image.format not in ("TIFF", "PNG") or (image.format == "PNG" and any(mark in data for mark in _PNG_MARKS))
-    return Header(image.height, image.width, _orientation(image) if marked else 1, None, "", image)
+        return Header(image.height, image.width, 1, None, "", image)
+    silent = image.format == "PNG" and not any(mark in data for mark in _PNG_MARKS)
+    return Header(image.height, image.width, 1 if silent else _orientation(image), None, "", image)
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -94,6 +94,18 @@ def test_bad_files_are_named(tmp_path):
         decoding.decode(empty)
 
 
+def test_files_that_cannot_be_a_picture_are_not_read(tmp_path):
+    sparse = tmp_path / "dump.jpg"
+    with sparse.open("wb") as opened:
+        opened.truncate(3_000_000_000)
+    with pytest.raises(UserError, match="dump.jpg' has 3.0 GB, too much for a picture"):
+        decoding.decode(sparse)
+    with pytest.raises(UserError, match="cannot be read"):
+        decoding.decode(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        decoding.decode(tmp_path / "a\0b.jpg")
+
+
 def test_too_many_pixels_are_refused(monkeypatch):
     monkeypatch.setattr(header, "MAX_PIXELS", 1000)
     for kind in ("JPEG", "PNG"):
