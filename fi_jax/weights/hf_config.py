@@ -158,7 +158,7 @@ def _read(config: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
     if "hidden_act" in values:
         require_choice(f"{config.where}: hidden_act", values["hidden_act"], _ACTIVATIONS)
         values["hidden_act"] = _ACTIVATIONS[values["hidden_act"]]
-    heads, width = values.get("num_heads"), values.get("hidden_size")
+    heads, width = values.get("num_heads", 1), values.get("hidden_size", 0)
     if isinstance(heads, int) and width % heads and not config.get("head_dim"):
         raise UserError(f"{config.where}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return values

@@ -1,6 +1,6 @@
 """JSON that somebody else wrote, read field by field: a wrong type or value is one line that names file and field."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,13 @@ class Fields:
 
     def like(self, name: str, default: Any) -> Any:
         """Returns a field of the type of its default: flag, whole number, number above zero, text or whole numbers."""
-        readers = {bool: self.flag, int: self.integer, float: self.number, str: self.text, tuple: self.integers}
+        readers: dict[type, Callable[[str, Any], Any]] = {
+            bool: self.flag,
+            int: self.integer,
+            float: self.number,
+            str: self.text,
+            tuple: self.integers,
+        }
         return readers[type(default)](name, default)
 
     def _required(self, name: str, default: Any) -> Any:

@@ -136,18 +136,24 @@ def with_tied_head(layout: Layout, config: LlamaConfig) -> Layout:
 def llama_leaves(cfg: LlamaConfig, root: str = "model.") -> list[Leaf]:
     """Rows of `models.llama.Llama`; `root` is what its keys but the head's start with."""
     d, q, kv, m = cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim, cfg.intermediate_size
-    attention = {"bias": cfg.attention_bias, "lora": cfg.lora}
-    mlp = {"bias": cfg.mlp_bias, "lora": cfg.lora}
+
+    def linear(name: str, size_in: int, size_out: int, gguf: str, heads: int = 0) -> list[Leaf]:
+        part = "attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+        key, bias = ("self_attn", cfg.attention_bias) if part == "attn" else ("mlp", cfg.mlp_bias)
+        return _linear(
+            f"{part}/{name}", f"{key}.{name}", size_in, size_out, bias=bias, lora=cfg.lora, gguf=gguf, heads=heads
+        )
+
     layer = [
         Leaf("input_norm/scale", (d,), "input_layernorm.weight", (0,), "attn_norm.weight"),
         Leaf("post_attention_norm/scale", (d,), "post_attention_layernorm.weight", (0,), "ffn_norm.weight"),
-        *_linear("attn/q_proj", "self_attn.q_proj", d, q, gguf="attn_q", heads=cfg.num_heads, **attention),
-        *_linear("attn/k_proj", "self_attn.k_proj", d, kv, gguf="attn_k", heads=cfg.num_kv_heads, **attention),
-        *_linear("attn/v_proj", "self_attn.v_proj", d, kv, gguf="attn_v", **attention),
-        *_linear("attn/o_proj", "self_attn.o_proj", q, d, gguf="attn_output", **attention),
-        *_linear("mlp/gate_proj", "mlp.gate_proj", d, m, gguf="ffn_gate", **mlp),
-        *_linear("mlp/up_proj", "mlp.up_proj", d, m, gguf="ffn_up", **mlp),
-        *_linear("mlp/down_proj", "mlp.down_proj", m, d, gguf="ffn_down", **mlp),
+        *linear("q_proj", d, q, "attn_q", cfg.num_heads),
+        *linear("k_proj", d, kv, "attn_k", cfg.num_kv_heads),
+        *linear("v_proj", d, kv, "attn_v"),
+        *linear("o_proj", q, d, "attn_output"),
+        *linear("gate_proj", d, m, "ffn_gate"),
+        *linear("up_proj", d, m, "ffn_up"),
+        *linear("down_proj", m, d, "ffn_down"),
     ]
     leaves = [
         Leaf("embed/embedding", (cfg.vocab_size, d), f"{root}embed_tokens.weight", (0, 1), "token_embd.weight"),
