@@ -140,7 +140,8 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         leaves, info["llava"] = load(huggingface.load_llava, weights.llava, "")
     elif weights.llm == "smollm2" or weights.llm.endswith(".gguf"):
         # One type for all, in which none loses anything.
-        types = {dtype(f"llm/{leaf.path}") for leaf in leaf_table.llama_leaves(model.llm)}
+        rows = leaf_table.without_adapters(leaf_table.llama_leaves(model.llm))
+        types = {dtype(f"llm/{leaf.path}") for leaf in rows}
         params, info["llm"] = _load_gguf(weights.llm, model.llm, "float32" if "float32" in types else "bfloat16")
         leaves = {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
     elif weights.llm != "random":

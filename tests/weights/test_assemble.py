@@ -13,7 +13,7 @@ from fi_jax.config import LoraConfig, MeshConfig
 from fi_jax.errors import UserError
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.rules import logical_axes, place_parameter
-from fi_jax.weights import leaf_table
+from fi_jax.weights import gguf, leaf_table
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts, load_base, param_shapes
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, load_model, save_model
 from fi_jax.weights.hf_write import export_llama
@@ -133,6 +133,19 @@ def test_an_adapter_of_peft_starts_ours_and_takes_the_place_of_an_earlier_one(sm
     assert [line.split(":")[0] for line in caplog.messages] == ["llm", "adapter"]
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 0.25 if is_llm_adapter(path) else small.leaves[path], err_msg=path)
+
+
+@pytest.mark.parametrize(("trainable", "dtype"), [((".*/lora_[ab]",), jnp.bfloat16), (("llm/norm/.*",), jnp.float32)])
+def test_a_gguf_comes_in_float32_only_where_it_is_itself_trained(small, monkeypatch, trainable, dtype):
+    monkeypatch.setattr(gguf, "read_config", lambda _: replace(small.config.model.llm, lora=LoraConfig()))
+    monkeypatch.setattr(gguf, "read_params", lambda _, dtype: {"norm": {"scale": np.ones(32, dtype)}})
+    monkeypatch.setattr("fi_jax.weights.assemble.file_sha256", lambda _: "ab")
+    config = replace(
+        small.config,
+        weights=replace(small.config.weights, llm="x.gguf"),
+        train=replace(small.config.train, trainable=trainable, frozen_dtype="bfloat16"),
+    )
+    assert small.config.model.llm.lora.rank and load_base(config).leaves["llm/norm/scale"].dtype == dtype
 
 
 def test_a_base_in_shards_is_the_same(small, tmp_path):
