@@ -1,9 +1,11 @@
 """Say what a training run needs on each device of a mesh, before anyone pays for it.
 
 Memory is an analytic model; collectives are read from the step compiled for as many virtual CPU devices, from shapes
-alone. No weights, data or accelerators are needed.
+alone. With --topology the TPU's own compiler (libtpu) compiles the step for that topology, and says what a chip holds.
+No weights, data or accelerators are needed.
 
   fi-jax plan 7b --mesh data=4,fsdp=8 --memory-gib 80
+  fi-jax plan 7b --mesh fsdp=16 --topology v5e:4x4 --libtpu DIR
 """
 
 import argparse
@@ -21,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-gib", type=float, default=0.0, help="memory of one device; with it, exit 1 when it does not fit"
     )
     parser.add_argument("--faces", type=int, default=1, help="faces at once in inference, for the KV cache (default 1)")
+    parser.add_argument(
+        "--topology", default="", help="TPUs to compile for, as in v5e:4x4, or v5e:4x4*2 for two slices"
+    )
+    parser.add_argument("--libtpu", default="", metavar="DIR", help="where libtpu is (default: FI_JAX_LIBTPU)")
     parser.add_argument("--no-compile", action="store_true", help="leave the collectives out")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -34,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
     import math
     import os
 
+    from fi_jax.errors import UserError
+
+    if args.topology and args.no_compile:
+        raise UserError("--topology compiles the step; leave --no-compile out")
     # XLA warns of every reshard; the plan counts them.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
@@ -46,15 +56,24 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.labels.schema import find_vocabulary
     from fi_jax.parallel.mesh import check_batch, make_mesh
     from fi_jax.parallel.report import Facts, Request, render, report
-    from fi_jax.training.abstract import compile_step, split_shapes
+    from fi_jax.parallel.topology import CHIPS, find_libtpu, topology_devices, tpu_facts
+    from fi_jax.training.abstract import split_shapes, trace_step
 
-    devices = make_mesh(MeshConfig(**mesh))
-    check_batch(config.data.batch_size, config.train.accumulate, devices)
+    devices = topology_devices(args.topology, find_libtpu(args.libtpu)) if args.topology else None
+    placed = make_mesh(MeshConfig(**mesh), devices)
+    check_batch(config.data.batch_size, config.train.accumulate, placed)
     labels = find_vocabulary(config.data.vocabulary, config.data.schemas)
     trained, frozen = split_shapes(config)
-    hlo = None if args.no_compile else compile_step(config, devices).as_text()
-    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo)
-    made = report(Request(config, mesh, args.memory_gib, args.faces), facts)
+    hlo = tpu = None
+    if not args.no_compile:
+        traced = trace_step(config, placed)
+        compiled = traced.lower().compile()
+        hlo = compiled.as_text()
+        tpu = tpu_facts(args.topology, traced.jaxpr, compiled, mesh) if args.topology else None
+    chip = CHIPS.get(args.topology.partition(":")[0])
+    memory = args.memory_gib or (chip.memory_gib if chip else 0.0)
+    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo, tpu)
+    made = report(Request(config, mesh, memory, args.faces), facts)
     print(render(made, as_json=args.json))
     return int(made["fits"] is False)
 

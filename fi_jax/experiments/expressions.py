@@ -86,7 +86,8 @@ def integers(low: int, high: int, log: bool = False) -> IntDistribution:
 def choice(*values: Any) -> CategoricalDistribution:
     """One of the values."""
     # A study keeps JSON, which has no tuples.
-    return CategoricalDistribution([list(value) if isinstance(value, tuple) else value for value in values])
+    kept: list[Any] = [list(value) if isinstance(value, tuple) else value for value in values]
+    return CategoricalDistribution(kept)
 
 
 def random(ranges: Ranges, count: int, seed: int = 0) -> Points:

@@ -78,17 +78,17 @@ def check(sweep: Sweep, base: Experiment) -> dict[str, Point]:
     """
     if isinstance(sweep.points, Search):
         for end in (0, -1):
-            ends = {
-                name: one.choices[end] if isinstance(one, CategoricalDistribution) else (one.low, one.high)[end]
-                for name, one in sweep.points.ranges.items()
-            }
-            apply(base, ends)
+            apply(base, {name: _end(one, end) for name, one in sweep.points.ranges.items()})
         return {}
     assert isinstance(sweep.points, Points)
     distinct: dict[str, Point] = {}
     for point in sweep.points.points:
         distinct.setdefault(point_id(apply(base, point)), point)
     return distinct
+
+
+def _end(one: Any, end: int) -> Any:
+    return one.choices[end] if isinstance(one, CategoricalDistribution) else (one.low, one.high)[end]
 
 
 def _about(sweep: Sweep, base: Experiment) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def summarise(work: Work) -> int:
         with atomic_path(folder / "plot.png") as path:
             results.plot(table, sweep).savefig(path, dpi=120)
         score = f"{sweep.metric} {best[sweep.metric]:.6g}"
-        values = {**to_dict(apply(work.base, fields[best["point"]])), "name": f"{folder.name}_best"}
+        values = {**to_dict(apply(work.base, fields[str(best["point"])])), "name": f"{folder.name}_best"}
         title = f"Best of the sweep {folder.name}: point {best['point']}, {score}."
         write_text(folder / "best.py", config_source(values, title))
         shown = ", ".join(f"{name}={best[name]}" for name in sweep.fields)

@@ -2,10 +2,16 @@
 
 import math
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Their asynchronous forms give operands and results.
+_WITH_OPERANDS = ("all-gather", "collective-permute")
 _BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
@@ -20,6 +26,11 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 
 
+# A permute of a product: XLA sends a matrix around a ring piece by piece while it multiplies (a decomposed gather).
+RING = "ring permute"
+_ORDER = (*_KINDS, RING)
+
+
 @dataclass(frozen=True)
 class Collective:
     """All collectives of one kind in one step: `count` of them, `bytes` of results per device in all."""
@@ -27,23 +38,29 @@ class Collective:
     kind: str
     count: int
     bytes: int
+    # Mesh axes that they cross, as in "data+fsdp"; empty where that was not asked for or is not known.
+    axes: str = ""
 
 
-def collectives(hlo: str) -> list[Collective]:
-    """Reads the text of a compiled module. What stands in a loop counts as often as the loop runs, where XLA knows."""
+def collectives(hlo: str, mesh: Mapping[str, int] | None = None) -> list[Collective]:
+    """Reads the text of a compiled module. What stands in a loop counts as often as the loop runs, where XLA knows.
+
+    With `mesh` (sizes by axis, in order), collectives that cross other axes are counted apart.
+    """
     computations, entry = _computations(hlo)
 
     @cache
-    def totals(name: str) -> dict[str, tuple[int, int]]:
-        """Count and bytes by kind of one computation and all that it calls."""
-        sums = dict.fromkeys(_KINDS, (0, 0))
+    def totals(name: str) -> dict[tuple[str, str], tuple[int, int]]:
+        """Count and bytes by kind and axes of one computation and all that it calls."""
+        sums: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
         for line in computations.get(name, ()):
             found = _INSTRUCTION.search(line)
             if found is None:
                 continue
             kind = found[2].removesuffix("-start")
             if kind in _KINDS:
-                sums[kind] = (sums[kind][0] + 1, sums[kind][1] + _size(found[1]))
+                count, size = sums[key := (_named(kind, line), _crossed(line, mesh) if mesh else "")]
+                sums[key] = (count + 1, size + _size(found[1], started=kind != found[2] and kind in _WITH_OPERANDS))
                 continue
             trips = _TRIPS.search(line)
             repeat = int(trips[1]) if trips and kind == "while" else 1
@@ -52,7 +69,37 @@ def collectives(hlo: str) -> list[Collective]:
                     sums[inner] = (sums[inner][0] + repeat * count, sums[inner][1] + repeat * size)
         return sums
 
-    return [Collective(kind, *found) for kind, found in totals(entry).items() if found[0]]
+    found = sorted(totals(entry).items(), key=lambda item: (_ORDER.index(item[0][0]), item[0][1]))
+    return [Collective(kind, *sums, axes) for (kind, axes), sums in found]
+
+
+def _named(kind: str, line: str) -> str:
+    return RING if kind == "collective-permute" and re.search(r'op_name="[^"]*dot_general"', line) else kind
+
+
+def _crossed(line: str, mesh: Mapping[str, int]) -> str:
+    """The mesh axes along which the members of a collective's first group differ."""
+    members = _first_group(line)
+    if members is None:
+        return ""
+    places = np.unravel_index(members, tuple(mesh.values()))
+    return "+".join(axis for axis, place in zip(mesh, places) if len(set(place.tolist())) > 1)
+
+
+def _first_group(line: str) -> list[int] | None:
+    """Devices of the first replica group or source-target pair, in the forms that XLA writes."""
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", line):
+        return [int(n) for n in match[1].split(",")]
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        groups, sizes, order = ([int(n) for n in text.split(",")] if text else None for text in match.groups())
+        ids = np.arange(math.prod(sizes or ())).reshape(sizes or ()).transpose(order)
+        return ids.reshape(groups or ())[0].ravel().tolist()
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes_of = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        varied = re.findall(r"'(\w+)'", match[2])
+        ids = np.arange(math.prod(map(int, sizes_of.values()))).reshape([int(n) for n in sizes_of.values()])
+        return ids[tuple(slice(None) if axis in varied else 0 for axis in sizes_of)].ravel().tolist()
+    return None
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -69,7 +116,10 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _size(shapes: str) -> int:
-    return sum(
-        _BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in _SHAPE.findall(shapes)
-    )
+def _size(shapes: str, started: bool) -> int:
+    """Bytes of a result. What only `started` lists its operands first, and on a TPU two numbers of its own last."""
+    found = _SHAPE.findall(shapes)
+    if started:
+        found = [one for one in found if one != ("u32", "")]
+        found = found[len(found) // 2 :]
+    return sum(_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found)

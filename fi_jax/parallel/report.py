@@ -1,6 +1,7 @@
 """The plan as one dict and as text: memory by use, collectives by kind, and what to change when it does not fit."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,23 +36,27 @@ class Request:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the plan is made of: parameter shapes ({path: shape with dtype}), counts, and the compiled step's text."""
+    """What the plan is made of: parameter shapes ({path: shape with dtype}), counts, and the compiled step's text.
+
+    `tpu` is what libtpu says of a topology: `topology`, `memory` (bytes by use), `flops`, `roofline` (seconds).
+    """
 
     trained: dict[str, Any]
     frozen: dict[str, Any]
     num_labels: int
     num_questions: int
     hlo: str | None = None
+    tpu: dict[str, Any] | None = None
 
 
 def report(request: Request, facts: Facts) -> dict[str, Any]:
     """Makes the plan of one training step, and of inference, on each device."""
     config, sizes = request.config, request.mesh
 
-    def shapes_on(config: Experiment, sizes: dict[str, int]) -> Shapes:
+    def shapes_on(config: Experiment, sizes: Mapping[str, int]) -> Shapes:
         return shapes_of(config, sizes, facts.num_labels, facts.num_questions)
 
-    def memory(config: Experiment, sizes: dict[str, int]) -> MemoryPlan:
+    def memory(config: Experiment, sizes: Mapping[str, int]) -> MemoryPlan:
         return plan_memory(config, sizes, facts.trained, facts.frozen, shapes_on(config, sizes))
 
     plan, shapes = memory(config, sizes), shapes_on(config, sizes)
@@ -69,11 +74,13 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
         "memory_gib": request.memory_gib or None,
         "fits": None,
         "advice": [],
-        "collectives": None if facts.hlo is None else [asdict(one) for one in collectives(facts.hlo)],
+        "collectives": None if facts.hlo is None else [asdict(one) for one in collectives(facts.hlo, sizes)],
+        "tpu": facts.tpu,
     }
     if request.memory_gib:
         limit = request.memory_gib * GIB
-        made["fits"] = plan.training <= limit
+        # What the compiler says of a TPU counts, not the model.
+        made["fits"] = (facts.tpu["memory"]["all"] if facts.tpu else plan.training) <= limit
         if not made["fits"]:
             made["advice"] = advise(config, sizes, lambda c, m: memory(c, m).training <= limit)
     return made
@@ -99,9 +106,20 @@ def render(made: dict[str, Any], as_json: bool = False) -> str:
     ]
     if made["collectives"] is not None:
         lines += ["", "between devices, one training step (compiled)"]
-        lines += [f"  {one['kind']:<26}{_size(one['bytes'])}   in {one['count']} calls" for one in made["collectives"]]
+        lines += [
+            f"  {one['kind']:<26}{_size(one['bytes'])}   in {one['count']} calls"
+            + (f", over {one['axes']}" if one["axes"] else "")
+            for one in made["collectives"]
+        ]
         if not made["collectives"]:
             lines += ["  nothing"]
+    if made["tpu"]:
+        tpu = made["tpu"]
+        lines += ["", f"per chip of {tpu['topology']}, one training step, as its compiler says"]
+        lines += [f"  {name:<26}{_size(value)}" for name, value in tpu["memory"].items()]
+        lines += [f"  {'matrix products':<26}{tpu['flops'] / 1e12:9.3f} TFLOP"]
+        for name, seconds in tpu["roofline"].items():
+            lines += [f"  {'at least, by ' + name.removesuffix('_s'):<26}{seconds * 1e3:9.2f} ms"]
     if made["fits"] is not None:
         word = "fits into" if made["fits"] else "does not fit into"
         lines += ["", f"{word} {made['memory_gib']:g} GiB a device"]

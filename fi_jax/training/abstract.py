@@ -107,8 +107,8 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
     )
 
 
-def compile_step(config: Experiment, mesh: Mesh) -> Any:
-    """Compiles the step ahead of time from shapes alone; returns the compiled object (`as_text`, `cost_analysis`).
+def trace_step(config: Experiment, mesh: Mesh) -> Any:
+    """Traces the step from shapes alone; `.jaxpr` is what it computes, `.lower().compile()` its program for `mesh`.
 
     Without a GPU, flash attention is compiled as plain attention and unrolled layers as a loop: what is sent between
     devices is the same, and a CPU's compiler would take many minutes.
@@ -117,7 +117,7 @@ def compile_step(config: Experiment, mesh: Mesh) -> Any:
         config = replace(config, model=replace(config.model, attention="xla", scan_layers=True))
     step = abstract_step(config, mesh)
     with activation_scope(mesh, config.model):
-        return jit_step(config, step.state, mesh).lower(*step).compile()
+        return jit_step(config, step.state, mesh).trace(*step)
 
 
 def _zeros(shapes: dict[str, Any]) -> dict[str, Any]:

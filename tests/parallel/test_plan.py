@@ -110,7 +110,7 @@ print(collectives(text))
 def test_collectives_of_a_compiled_program():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env)
-    assert "Collective(kind='all-reduce', count=5, bytes=5120)" in done.stdout, (done.stdout, done.stderr)
+    assert "Collective(kind='all-reduce', count=5, bytes=5120" in done.stdout, (done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(

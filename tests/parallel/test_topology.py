@@ -1,0 +1,94 @@
+"""Plans for TPUs that are not here: operations counted, collectives named by axis, and what libtpu says where it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fi_jax.cli.main import main
+from fi_jax.errors import UserError
+from fi_jax.parallel.collectives import RING, Collective, collectives
+from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu
+
+ROOT = Path(__file__).parents[2]
+MESH = {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+def test_operations_are_counted_with_their_loops():
+    def f(x, w):
+        # 3 products of 4x8 by 8x8, their two gradients, and one alone.
+        y = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=3)[0]
+        return (jnp.einsum("ij,kj->ik", y, x)).sum()
+
+    shapes = jnp.zeros((4, 8)), jnp.zeros((8, 8))
+    product, last = 2 * 4 * 8 * 8, 2 * 4 * 4 * 8
+    assert count_flops(jax.make_jaxpr(f)(*shapes).jaxpr) == 3 * product + last
+    both = jax.make_jaxpr(jax.checkpoint(jax.grad(f, (0, 1))))(*shapes)
+    assert count_flops(both.jaxpr) == 9 * product + 3 * last
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", "data"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "fsdp"),
+        ("replica_groups=[1,8]<=[8]", "data+fsdp"),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", "data"),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "fsdp"),
+        ("replica_groups=mesh['axis_0'=8] {'axis_0'}", "data+fsdp"),
+        ("no groups", ""),
+    ],
+)
+def test_axes_that_a_collective_crosses(groups, axes):
+    text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %r = f32[8]{{0}} all-reduce(%p), channel_id=1, {groups}, to_apply=%add\n}}\n"
+    assert collectives(text, MESH) == [Collective("all-reduce", 1, 32, axes)]
+
+
+def test_rings_and_asynchronous_forms():
+    text = """ENTRY %main (p: f32[8]) -> f32[8] {
+  %s = (bf16[1,8]{1,0:T(8,128)S(1)}, bf16[1,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), source_target_pairs={{0,1},{1,2}}, metadata={op_name="jit(step)/attn/dot_general"}
+  %d = bf16[1,8]{1,0} collective-permute-done(%s)
+  %o = bf16[4]{0} collective-permute(%p), source_target_pairs={{0,4},{4,0}}, metadata={op_name="jit(step)/concatenate"}
+  %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%p), replica_groups=[2,4]<=[8], dimensions={0}
+}
+"""
+    assert collectives(text, MESH) == [
+        Collective("all-gather", 1, 32, "fsdp"),
+        Collective("collective-permute", 1, 8, "data"),
+        Collective(RING, 1, 16, "fsdp"),
+    ]
+
+
+def test_libtpu_is_found_or_asked_for(tmp_path, capsys):
+    with pytest.raises(UserError, match=f"neither --libtpu nor {VARIABLE}"):
+        find_libtpu("", {})
+    with pytest.raises(UserError, match="has no libtpu.so"):
+        find_libtpu(str(tmp_path), {})
+    (tmp_path / "libtpu").mkdir()
+    file = tmp_path / "libtpu" / "libtpu.so"
+    file.touch()
+    for given in (tmp_path, file.parent, file):
+        assert find_libtpu(str(given), {}) == find_libtpu("", {VARIABLE: str(given)}) == file
+    assert main(["plan", "tiny", "--topology", "v5e:2x2", "--no-compile"]) == 2
+    assert "leave --no-compile out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(VARIABLE not in os.environ, reason=f"needs libtpu: set {VARIABLE} (docs/cluster.md)")
+def test_tiny_is_compiled_for_eight_chips():
+    """No collective that nobody asked for: those that cut parameters need are gathers, sums and their rings."""
+    command = [sys.executable, "-m", "fi_jax", "plan", "tiny", "--mesh", "fsdp=8", "--topology", "v5e:2x4", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    made = json.loads(done.stdout)
+    assert done.returncode == 0 and made["fits"] is True, done.stderr
+    assert made["tpu"]["memory"]["all"] < 2**30 and made["tpu"]["flops"] > 1e8
+    counts = {one["kind"]: one["count"] for one in made["collectives"]}
+    assert {one["axes"] for one in made["collectives"]} == {"fsdp"}
+    assert set(counts) <= {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", RING}
+    # Activations that follow a parameter's cut and are cut by faces again: to be none.
+    assert counts.get("all-to-all", 0) <= 24
