@@ -114,12 +114,9 @@ class MemoryDataset(FaceDataset):
     ):
         super().__init__(records, vocabulary, size, mask_cache)
         count, n = len(self.records), len(vocabulary)
-        self._arrays: dict[str, np.ndarray] = {
-            "image": np.empty((count, size, size, 3), np.uint8),
-            "mask": np.empty((count, size, size), np.uint8),
-            "labels": np.empty((count, n), np.float32),
-            "known": np.empty((count, n), bool),
-        }
+        kinds = {"image": ((size, size, 3), np.uint8), "mask": ((size, size), np.uint8)}
+        kinds |= {"labels": ((n,), np.float32), "known": ((n,), bool)}
+        self._arrays = {key: np.empty((count, *shape), kind) for key, (shape, kind) in kinds.items()}
         with ThreadPoolExecutor(_PASS_THREADS) as pool, progress_bar("reading pictures", count) as advance:
             for _ in pool.map(self._fill, range(count)):
                 advance()
@@ -172,6 +169,10 @@ class _Steps:
     host_count: int
     transform: Transform | None
 
+    def __post_init__(self):
+        if self.batch_size % self.host_count:
+            raise UserError(f"data.batch_size {self.batch_size} is not a multiple of the {self.host_count} hosts")
+
     def __len__(self) -> int:
         return _ENDLESS if self.seed is not None else -(-len(self.epoch) // self.batch_size)
 
@@ -216,7 +217,6 @@ def training_batches(
       `image`, `mask`, `labels`, `known`, `weight` (all 1) as docs/architecture.md has them, `index` (`b` int64,
       place in the dataset's records) and `row` (`b` int64, row of the global batch).
     """
-    _check_hosts(batch_size, host_index, host_count)
     epoch = np.arange(len(dataset)) if epoch is None else np.asarray(epoch)
     if not len(epoch):
         raise UserError("there are no faces to train on")
@@ -224,28 +224,14 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: FaceDataset,
-    *,
-    batch_size: int,
-    host_index: int = 0,
-    host_count: int = 1,
-    workers: int = 0,
-    transform: Transform | None = None,
+    dataset: FaceDataset, *, batch_size: int, host_index: int = 0, host_count: int = 1
 ) -> Iterator[Batch]:
     """Yields every face once, in order. The last batch is filled up with faces of `weight` 0 and `index` −1.
 
     Every host gets the same number of batches; other arguments and keys are those of `training_batches`.
     """
-    _check_hosts(batch_size, host_index, host_count)
     epoch = np.arange(len(dataset))
-    return _iterate(_Steps(dataset, epoch, batch_size, None, host_index, host_count, transform), 0, workers)
-
-
-def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
-    if batch_size % host_count:
-        raise UserError(f"data.batch_size {batch_size} is not a multiple of the {host_count} hosts")
-    if not 0 <= host_index < host_count:
-        raise UserError(f"host {host_index} is not one of {host_count}")
+    return _iterate(_Steps(dataset, epoch, batch_size, None, host_index, host_count, None), 0, 0)
 
 
 def _iterate(steps: _Steps, start: int, workers: int) -> Iterator[Batch]:

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,11 +13,11 @@ from fi_jax.errors import UserError
 
 def end_with_parent(*_: int) -> None:
     """Ends this worker process when its parent was killed; its shared memory is then freed by Python's tracker."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()  # Returns when the parent ended, be it before this line.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -179,8 +179,10 @@ def _faces(dataset: str, path: Path, index: dict) -> list[FaceRecord]:
         _check(isinstance(key, str) and split in SPLITS and len(codes) == len(names))
         _check(mask in ("", "mask", "crop_mask") and (identity is None or isinstance(identity, str)))
         face_age = None if age is None else float(age)
-        face_box = None if box is None else tuple(map(float, box))
-        _check(face_box is None or len(face_box) == 4)
+        face_box = None
+        if box is not None:
+            left, top, right, bottom = map(float, box)
+            face_box = (left, top, right, bottom)
         image, map_ = InShard(path, i, "image"), InShard(path, i, mask) if mask else None
         labels = AttributeRow(names, codes.encode("ascii"))
         faces.append(FaceRecord(dataset, key, split, image, labels, face_age, face_box, map_, identity))

@@ -62,12 +62,12 @@ def _repaired(
             continue  # Rules never join free labels and others.
         # Over 0/1 labels: premise <= sum of members; premise + member <= 1 for each; sum <= 1; sum = 1.
         for labels in [[member] for member in members] if kind == EXCLUDES else [members]:
-            row = np.zeros(int(free.sum()))
-            row[column[labels]] = 1
+            weights = np.zeros(int(free.sum()))
+            weights[column[labels]] = 1
             if kind in (IMPLIES, EXCLUDES):
-                row[column[premise]] = -1 if kind == IMPLIES else 1
-            matrix.append(row)
-            lower.append({IMPLIES: 0, EXACTLY_ONE: 1}.get(kind, -np.inf))
+                weights[column[premise]] = -1 if kind == IMPLIES else 1
+            matrix.append(weights)
+            lower.append({IMPLIES: 0, EXACTLY_ONE: 1}.get(int(kind), -np.inf))
             upper.append(np.inf if kind == IMPLIES else 1)
     found = milp(
         -_gains(p, in_scope, table)[free],

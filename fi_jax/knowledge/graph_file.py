@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -18,7 +19,8 @@ _OF_ZIP = (zipfile.BadZipFile, zlib.error)
 def graph_bytes(names: Sequence[str], counts: Counts, **matrices: Shaped[np.ndarray, "n n"]) -> bytes:
     """Returns the npz with `names`, the counts `m`, `n`, `k`, and further matrices (`p`, `c`, `graph`)."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, names=np.array(names), **counts._asdict(), **matrices)
+    arrays: dict[str, Any] = {"names": np.array(names), **counts._asdict(), **matrices}
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -30,7 +30,7 @@ def summarise(
     values = lift[rows, columns]
     return {
         "num_edges": len(edges),
-        "labels_without_neighbours": [names[i] for i in np.flatnonzero(c.sum(1) == 0)],
+        "labels_without_neighbours": [names[i] for i in np.flatnonzero(c.sum(1) == 0).tolist()],
         "hubs": {names[i]: int(incoming[i]) for i in hubs},
         "share_into_hubs": round(float(incoming[hubs].sum() / max(len(edges), 1)), 4),
         "edges_below_chance": int((values < 1).sum()),
