@@ -5,10 +5,11 @@ import contextlib
 import json
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -129,7 +130,8 @@ class Demo:
 
     async def ask(self, request: Request) -> Response:
         """Face crop and question in; lines of JSON out, as the answer grows."""
-        loop, items, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        items: asyncio.Queue[Any] = asyncio.Queue()
 
         def put(item) -> None:
             # After the loop has stopped nobody waits for it.
@@ -203,7 +205,7 @@ def _fault(status: int, message: str | None = None, headers: dict | None = None)
 
 
 def make_app(
-    service: Service, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1"), any_address: bool = False
+    service: Service, hosts: Iterable[str] = ("localhost", "127.0.0.1", "::1"), any_address: bool = False
 ) -> Starlette:
     """Returns the ASGI application. It answers under the names `hosts`, and at any address with `any_address`."""
     demo = Demo(service)

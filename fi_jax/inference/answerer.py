@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ class Answerer:
             return OptionProbabilities(None, head, scores)
         llm = np.zeros((len(image), len(questions), width), np.float32)
         for group in self._by_length(questions):
-            rows = self.builder([questions[i] for i in group]).build([range(len(group))])
+            rows = cast(dict[str, np.ndarray], self.builder([questions[i] for i in group]).build([range(len(group))]))
             batch = {key: jnp.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
             logits = self._score(self.params, faces, alignment, batch)
             llm[:, group, : logits.shape[-1]] = option_probabilities(logits)

@@ -1,6 +1,7 @@
 """What is wanted of a picture of a face, and what the model answers: plain values, lines for a terminal, JSON."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -118,7 +119,7 @@ class Response:
 
     def to_json(self, name: str) -> dict:
         """The same as plain values; `name` is the picture's."""
-        found = {
+        found: dict[str, Any] = {
             "image": name,
             "box": [round(v, 1) for v in self.box],
             "question": self.question,

@@ -58,8 +58,8 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
         return replace(response, text=declined)
     if by_llm:
         generated = generate(answerer, crop, mask, text, request.max_new_tokens)
-        sentence, note = checked_text(answerer, crop, mask, text, generated)
-        return replace(response, text=sentence, note=note)
+        answered, note = checked_text(answerer, crop, mask, text, generated)
+        return replace(response, text=answered, note=note)
     # The alignment head's closed answers make a description; other open questions need the LLM.
     if (sentence := _from_closed(text, _all_but_race(answerer, crop, mask, by_llm))) is not None:
         return replace(response, text=sentence, note=FROM_CLOSED)

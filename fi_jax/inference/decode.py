@@ -14,7 +14,7 @@ from fi_jax.errors import UserError
 from fi_jax.models.llama import KVCache, Llama
 
 # Keys and values of the generated tokens: a stack, or one array a layer (`KVCache`).
-_Tails = tuple[Array | tuple[Array, ...], Array | tuple[Array, ...]]
+_Tails = tuple[Any, Any]
 
 # Fills answers after their last token.
 PAD = 0

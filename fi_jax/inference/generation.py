@@ -1,6 +1,6 @@
 """Free-form answers: the shared prefix of a face, a question in words, and the text that the LLM generates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import jax
@@ -87,5 +87,5 @@ def stream(
         yield _text(answerer, ids)
 
 
-def _text(answerer: Answerer, ids: Sequence[int]) -> str:
+def _text(answerer: Answerer, ids: Iterable[int]) -> str:
     return answerer.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()

@@ -11,16 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-
-class ClosedQuestion(Protocol):
-    """What is needed of a question (`labels.questions.Question`)."""
-
-    name: Any
-    family: Any
-    text: Any
-    labels: Any
+# `labels.questions.Question`, or anything with its `name`, `family`, `text` and `labels`.
+ClosedQuestion = Any
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of, readable
+from fi_jax.inference.answers import Answer
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.questions import Question
 from fi_jax.labels.tasks import expected_age
@@ -87,11 +88,11 @@ def part_map(mask: UInt8[Array, "y x"]) -> tuple[UInt8[Array, "y x 3"], list[str
     return colours[mask], [name for name, _, classes in PARTS[1:] if present & set(classes)]
 
 
-def _chosen(answered: Answered) -> int:
+def _chosen(answered: Answered | Answer) -> int:
     return int(np.argmax(answered.probabilities)) if answered.chosen is None else answered.chosen
 
 
-def _choice_block(answered: Answered, age: float | None, most: int = 5) -> _Block:
+def _choice_block(answered: Answered | Answer, age: float | None, most: int = 5) -> _Block:
     question, probs = answered.question, [float(p) for p in answered.probabilities]
     title = {"age_group": "Age group", "race": "Race as annotators name it"}.get(
         question.family, question.family.capitalize()
@@ -111,7 +112,7 @@ def _choice_block(answered: Answered, age: float | None, most: int = 5) -> _Bloc
     return _Block(title, tuple(_Bar(question.options[i], probs[i], i == top) for i in order))
 
 
-def blocks(answers: Sequence[Answered], age: float | None = None) -> list[_Block]:
+def blocks(answers: Sequence[Answered | Answer], age: float | None = None) -> list[_Block]:
     """Groups answers under headings: choices first, then attributes by heading. `age`: years, else the expected value."""
     found = [_choice_block(a, age) for a in answers if not a.question.is_binary]
     for heading in HEADINGS:
@@ -183,7 +184,7 @@ def _show(axes: Axes, image: Array, title: str) -> None:
 def ask_figure(
     image: UInt8[Array, "y x 3"],
     mask: UInt8[Array, "y x"] | None,
-    answers: Sequence[Answered],
+    answers: Sequence[Answered | Answer],
     title: str = "",
     text: str = "",
     age: float | None = None,
