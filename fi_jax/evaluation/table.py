@@ -72,14 +72,19 @@ class Table:
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)]) + "\n"
 
     def to_html(self) -> str:
-        """Returns a `<table>` element; title and notes are left to the page. Needs `jinja2`."""
+        """Returns a `<table>` element; title and notes are left to the page. Needs `jinja2`.
+
+        Each cell carries its column's name (`data-label`), so that a narrow page can stack the cells of a row.
+        """
         from markupsafe import escape
 
         def row(i: int, cells: Sequence[Value]) -> str:
             tags = self.tags[i] if self.tags else {}
             attributes = "".join(f' data-{name}="{escape(value)}"' for name, value in tags.items())
             attributes += ' class="headline"' if i in self.bold else ""
-            return f"<tr{attributes}>{''.join(f'<td>{escape(cell_text(cell))}</td>' for cell in cells)}</tr>"
+            texts = zip(self.header, map(cell_text, cells), strict=True)
+            inner = "".join(f'<td data-label="{escape(name)}">{escape(text)}</td>' for name, text in texts)
+            return f"<tr{attributes}>{inner}</tr>"
 
         header = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.header)
         body = "\n".join(row(i, cells) for i, cells in enumerate(self.rows))

@@ -238,3 +238,21 @@ def test_filters_work_in_a_browser(evaluations, tmp_path):
         some, _ = cards(query.replace(" ", "%20"))
         assert 0 < some < total
     assert cards("?dataset=nothing")[0] == total
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_a_phone_shows_every_number_and_a_wide_page_two_runs_side_by_side(evaluations, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    main(["report", *(str(evaluations / name) for name in ("before", "after")), "--out", str(tmp_path)])
+    with playwright.sync_playwright() as opened:
+        browser = opened.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 375, "height": 800})
+        page.goto((tmp_path / "index.html").as_uri())
+        cut = "[...document.querySelectorAll('#tables td')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+        assert page.evaluate(f"{cut}.length") == 0 and page.evaluate("document.documentElement.scrollWidth") <= 375
+        page.set_viewport_size({"width": 1280, "height": 900})
+        tops = "[...document.querySelectorAll('#figures .row')].map(r => [...r.children].map(f => f.offsetTop))"
+        rows = page.evaluate(tops)
+        assert rows and all(len(row) == 2 and len(set(row)) == 1 for row in rows)
+        browser.close()

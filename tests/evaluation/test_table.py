@@ -30,8 +30,9 @@ def test_people_read_text():
     assert lines[0] == "| variant | accuracy | empty | note |" and lines[2] == "| full | 0.9144 | – | a\\|b |"
     assert lines[-1] == "Two seeds.  "
     html = TABLE.to_html()
-    assert '<tr data-task="race" class="headline"><td>full</td><td>0.9144</td><td>–</td>' in html
-    assert '<tr data-task="&#34;"><td>no [CCM]</td>' in html and "<td>&lt;i&gt;" in html
+    assert '<tr data-task="race" class="headline"><td data-label="variant">full</td>' in html
+    assert '<td data-label="accuracy">0.9144</td><td data-label="empty">–</td>' in html
+    assert '<tr data-task="&#34;"><td data-label="variant">no [CCM]</td>' in html and '"note">&lt;i&gt;' in html
 
 
 def test_the_terminal_leaves_out_columns_without_values():

@@ -1,6 +1,7 @@
 """Builds the report's HTML from evaluations and runs: tables, figures, galleries, configs. Reads no predictions."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,18 @@ def task_figures(evaluation: Evaluation, budget: Budget) -> list[Figure]:
     return figures
 
 
+def side_by_side(figures: Sequence[tuple[str, Figure]]) -> list[list[tuple[str, Figure]]]:
+    """Groups (model, figure) into rows: the models' figures of one kind, data set and task."""
+    rows: dict[tuple, list[tuple[str, Figure]]] = {}
+    drawn: Counter[tuple] = Counter()
+    for model, figure in figures:
+        # A model's figures of one task come in the same order for every model.
+        nth = drawn[model, figure.dataset, figure.task]
+        drawn[model, figure.dataset, figure.task] += 1
+        rows.setdefault((figure.dataset, figure.task, nth), []).append((model, figure))
+    return list(rows.values())
+
+
 def graph_figures(runs: Sequence[Run], budget: Budget) -> list[Figure]:
     """The graph behind Ĉ of every run that has one with an edge; runs with the same graph share a figure."""
     figures: list[Figure] = []
@@ -151,7 +164,7 @@ def build_page(
         curves = _embed(drawn, f"Training curves of {', '.join(r.name for r in runs)}", drawings)
         curves += graph_figures(runs, drawings)
     sides = side_figures(pairs, names, thumbnails, drawings)
-    figures = [(e.name, f) for e in evaluations for f in task_figures(e, drawings)]
+    figures = side_by_side([(e.name, f) for e in evaluations for f in task_figures(e, drawings)])
     cards += [("mistake", c) for e in evaluations for c in mistake_cards(e, thumbnails, pictures)]
     rules = [b for e in evaluations for b in rule_blocks(e, thumbnails, pictures)]
     settings = [
