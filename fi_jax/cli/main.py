@@ -55,16 +55,17 @@ _EXTRAS = {
 _NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class _Stdout(logging.Handler):
-    """Prints what the library logs, plainly, on today's stdout."""
+class _Console(logging.Handler):
+    """Prints what the library logs, plainly: information on today's stdout, warnings on stderr (beside `--json`)."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(self.format(record), file=stream, flush=True)
 
 
-def _log_to_stdout() -> None:
+def _log_to_console() -> None:
     log = logging.getLogger("fi_jax")
-    log.handlers, log.propagate = [_Stdout()], False
+    log.handlers, log.propagate = [_Console()], False
     log.setLevel(logging.INFO)
 
 
@@ -97,7 +98,7 @@ def _overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 2 a user's mistake)."""
     argv = sys.argv[1:] if argv is None else argv
-    _log_to_stdout()
+    _log_to_console()
     commands = _available()
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())

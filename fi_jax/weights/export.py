@@ -52,7 +52,7 @@ def export(
     builder: SequenceBuilder,
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
-    folder: Path,
+    out: Path,
     *,
     parser: Parser | None = None,
     merged: bool = False,
@@ -67,67 +67,56 @@ def export(
       merged: also write the language model with its adapter merged, in its base's own layout.
 
     Raises:
-      UserError: `folder` exists already.
+      UserError: `out` exists already, or cannot be written.
     """
-    with atomic_folder(folder) as work:
-        _write(model, leaves, builder, tokenizer, vocabulary, work, merged, parser)
-
-
-def _write(
-    model: TrainedModel,
-    leaves: Mapping[str, Any],
-    builder: SequenceBuilder,
-    tokenizer: Tokenizer,
-    vocabulary: Vocabulary,
-    folder: Path,
-    merged: bool,
-    parser: Parser | None,
-) -> None:
-    config = model.config
-    llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}
-    adapters = {path: np.asarray(leaf, np.float32) for path, leaf in llm.items() if "/lora_" in path}
-    base = _base(model, llm, adapters, builder, tokenizer, folder)
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    if adapters:
-        name = str(base["name"])
-        export_peft(
-            adapters,
-            config.model.llm,
-            folder / "adapter",
-            base_name=name,
-            base_hash=str(base["hash"]),
-            made_from_hash=str(base.get("made_from", {}).get("hash", "")),
-            in_llava=base["model_type"] == "llava",
+    with atomic_folder(out) as folder:
+        config = model.config
+        llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}
+        adapters = {path: np.asarray(leaf, np.float32) for path, leaf in llm.items() if "/lora_" in path}
+        base = _base(model, llm, adapters, builder, tokenizer, folder)
+        write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+        if adapters:
+            name = str(base["name"])
+            export_peft(
+                adapters,
+                config.model.llm,
+                folder / "adapter",
+                base_name=name,
+                base_hash=str(base["hash"]),
+                made_from_hash=str(base.get("made_from", {}).get("hash", "")),
+                in_llava=base["model_type"] == "llava",
+            )
+            log.info(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
+        state = {
+            key: tensor
+            for leaf in leaf_table.torch_leaves(config.model)
+            for key, tensor in leaf.split(np.asarray(leaves[leaf.path]))
+        }
+        state |= {"prompts": model.prompts.astype(np.float32), "graph": model.graph.astype(np.float32)}
+        write_safetensors(folder / "face_insight.safetensors", state)
+        size = sum(value.size for value in state.values()) / 1e6
+        log.info(f"face_insight.safetensors: {size:.1f} M parameters beside the language model")
+        ours = Path(__file__).parents[1]
+        for source, name in (
+            ("weights/torch_model.py", "face_insight.py"),
+            ("prompting/question_matching.py", "question_matching.py"),
+            ("labels/phrases.json", "phrases.json"),
+        ):
+            shutil.copyfile(ours / source, folder / name)
+        described = settings(model, builder, vocabulary, base)
+        if parser is not None:
+            hf_write.export_segformer(flatten(parser.variables), parser.config, folder / "parser", CLASSES)
+            described["parser_size"] = parser.input_size
+        write_json(folder / "face_insight.json", described, indent=1)
+        write_json(folder / "config.json", to_dict(config), indent=1)
+        write_json(folder / "model.json", model.info, indent=1)
+        write_json(
+            folder / "rules.json", [asdict(rule) | {"reads": str(rule)} for rule in rules_for(vocabulary)], indent=1
         )
-        log.info(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
-    state = {
-        key: tensor
-        for leaf in leaf_table.torch_leaves(config.model)
-        for key, tensor in leaf.split(np.asarray(leaves[leaf.path]))
-    }
-    state |= {"prompts": model.prompts.astype(np.float32), "graph": model.graph.astype(np.float32)}
-    write_safetensors(folder / "face_insight.safetensors", state)
-    size = sum(value.size for value in state.values()) / 1e6
-    log.info(f"face_insight.safetensors: {size:.1f} M parameters beside the language model")
-    ours = Path(__file__).parents[1]
-    for source, name in (
-        ("weights/torch_model.py", "face_insight.py"),
-        ("prompting/question_matching.py", "question_matching.py"),
-        ("labels/phrases.json", "phrases.json"),
-    ):
-        shutil.copyfile(ours / source, folder / name)
-    described = settings(model, builder, vocabulary, base)
-    if parser is not None:
-        hf_write.export_segformer(flatten(parser.variables), parser.config, folder / "parser", CLASSES)
-        described["parser_size"] = parser.input_size
-    write_json(folder / "face_insight.json", described, indent=1)
-    write_json(folder / "config.json", to_dict(config), indent=1)
-    write_json(folder / "model.json", model.info, indent=1)
-    write_json(folder / "rules.json", [asdict(rule) | {"reads": str(rule)} for rule in rules_for(vocabulary)], indent=1)
-    card = model_card(model, base, has_adapter=bool(adapters), has_merged=merged, has_parser=parser is not None)
-    write_text(folder / "README.md", card)
-    if merged:
-        _write_merged(model, llm, builder, tokenizer, folder)
+        card = model_card(model, base, has_adapter=bool(adapters), has_merged=merged, has_parser=parser is not None)
+        write_text(folder / "README.md", card)
+        if merged:
+            _write_merged(model, llm, builder, tokenizer, folder)
 
 
 def settings(
