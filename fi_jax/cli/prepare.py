@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.data.datasets import open_source
     from fi_jax.data.parsing import make_maps
     from fi_jax.data.prepare import Maps, prepare
+    from fi_jax.data.records import Rejected, by_reason
     from fi_jax.errors import UserError
     from fi_jax.faces.map_cache import map_folder
 
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     log.info(f"{args.dataset}: {manifest['faces']} faces ({splits}) in {shards} shards under {args.out}: {state}")
     for note in manifest["notes"]:
         log.info(f"note: {note}")
-    for reason, keys in sorted(manifest["rejected"].items(), key=lambda item: -len(item[1]))[:10]:
-        log.info(f"rejected: {keys[0]}{f' and {len(keys) - 1:,} more' if len(keys) > 1 else ''}: {reason}")
+    rejected = [Rejected(key, reason) for reason, keys in manifest["rejected"].items() for key in keys]
+    for line in by_reason(rejected)[:10]:
+        log.info(f"rejected: {line}")
     if manifest["num_rejected"]:
         log.info(f"all {manifest['num_rejected']} rejected rows and files are in {args.out}/manifest.json")
     return 0

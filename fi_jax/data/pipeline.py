@@ -25,7 +25,7 @@ from fi_jax.config import DataConfig
 from fi_jax.data import examples
 from fi_jax.data.datasets import open_source
 from fi_jax.data.processes import end_with_parent
-from fi_jax.data.records import FaceRecord, Rejected
+from fi_jax.data.records import FaceRecord, Rejected, by_reason
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.progress import progress_bar
@@ -76,9 +76,7 @@ def load_mixture(config: DataConfig) -> Mixture:
         readable, bad = examples.examine(chosen, config.max_unreadable, _PASS_THREADS)
         unreadable += bad
         notes += [f"{given.name}: {note}" for note in source.notes]
-        if source.rejected:
-            first = source.rejected[0]
-            notes.append(f"{given.name}: {len(source.rejected)} rejected; the first: {first.key}: {first.reason}")
+        notes += [f"{given.name}: rejected: {line}" for line in by_reason(source.rejected)[:10]]
         epoch += [np.arange(len(records), len(records) + len(readable))] * given.repeat
         records += readable
     return Mixture(tuple(records), np.concatenate(epoch), tuple(unreadable), tuple(notes))

@@ -1,6 +1,8 @@
 """What every data set yields: faces, where their pictures are, what is known about them, and what was left out."""
 
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
@@ -46,6 +48,19 @@ class Rejected:
 
     key: str
     reason: str
+
+
+def by_reason(rejected: Iterable[Rejected]) -> list[str]:
+    """Returns a line a reason, the commonest first: "000002.jpg and 2 more: picture missing".
+
+    Reasons that differ in the key or the number of a line alone are one.
+    """
+    keys = defaultdict(list)
+    for item in rejected:
+        reason = item.reason.replace(f"'{item.key.rpartition('/')[2]}' ", "").replace(f"'{item.key}' ", "")
+        keys[re.sub(r" line [0-9]+\b", "", reason)].append(item.key)
+    found = sorted(keys.items(), key=lambda pair: -len(pair[1]))
+    return [f"{k[0]}{f' and {len(k) - 1:,} more' if len(k) > 1 else ''}: {reason}" for reason, k in found]
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,11 @@ def test_rejections_are_told_by_reason_with_totals(releases, tmp_path, capsys):
     root = releases.celeba()
     for name in ("000002.jpg", "000003.jpg", "000004.jpg"):
         (root / "img_align_celeba" / name).unlink()
+    for name in ("000005.jpg", "000006.jpg"):
+        (root / "img_align_celeba" / name).write_text("not a picture")
     command = ["prepare", "celeba", "--data-root", str(root), "--out", str(tmp_path / "out"), "--no-masks"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "rejected: 000002.jpg and 2 more: picture missing" in out and "all 3 rejected" in out
+    assert "rejected: 000002.jpg and 2 more: picture missing" in out and "all 5 rejected" in out
+    assert re.search(r"rejected: 000005.jpg and 1 more: is not an image", out)
     assert np.load(tmp_path / "out" / "counts.npz")["m"].shape == (40, 40)
