@@ -148,7 +148,7 @@ def fill_cache(
 def refuse_mirrored(faces: Sequence[Face], most: int = 200) -> None:
     """Checks the sides of up to `most` sets' own maps: the person's left eye is on the picture's right.
 
-    Single maps are let be: 6 % of CelebAMask-HQ's have left and right classes swapped.
+    Single maps are accepted: 6 % of CelebAMask-HQ's have left and right classes swapped.
 
     Raises:
       UserError: left and right are swapped in more than half of them, five or more.

@@ -21,6 +21,9 @@ from fi_jax.pictures.header import (
     upright,
 )
 
+# As many zeros as no encoder writes, and copying programs leave.
+_HOLE = bytes(256)
+
 
 class Decoded(NamedTuple):
     """An upright picture, perhaps at a reduced scale."""
@@ -99,7 +102,7 @@ def _strict(data: bytes, space: str, **scale: int) -> UInt8[np.ndarray, "y x c"]
     try:
         return simplejpeg.decode_jpeg(data, space, **scale)
     except ValueError as error:
-        # A profile whose pieces do not fit is no damage to the picture.
+        # Pieces of a profile that do not fit do not damage the picture.
         if "ICC" not in str(error):
             raise
         kept = [data[start:end] for marker, start, end in segments(data) if marker != 0xE2]
@@ -112,7 +115,7 @@ def _has_hole(data: bytes) -> bool:
     Zeros decode, often without a warning. They are the picture's own where the luminance's code of zeros means "the
     rest of the block is flat", as in tables made for flat pictures. Progressive files are not judged.
     """
-    if bytes(256) not in data:
+    if _HOLE not in data:
         return False
     start = 2
     for marker, place, end in segments(data):
@@ -125,7 +128,7 @@ def _has_hole(data: bytes) -> bool:
             if data[place] == 0x10 and data[place + 17] == 0:
                 return False
             place += 17 + sum(data[place + 1 : place + 17])
-    return bytes(256) in data[start : data.find(b"\xff\xd9", start)]
+    return _HOLE in data[start : data.find(b"\xff\xd9", start)]
 
 
 def thumbnail(source: Readable | bytes, size: int, name: str = "") -> UInt8[np.ndarray, "y x"]:

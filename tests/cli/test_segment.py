@@ -72,7 +72,7 @@ def test_the_map_has_the_pictures_size_and_is_background_outside_the_crop(parser
     expected = np.zeros((60, 100), np.uint8)
     expected[20:50, 10:40] = 1
     np.testing.assert_array_equal(mask, expected)
-    # A box that is no square is squared; one that overruns is cut at the picture's edge.
+    # A box that is not square is squared; one that overruns is cut at the picture's edge.
     assert (picture_map.map_of_picture(skin, image, (70, 30, 130, 60)) == 1).sum() == 30 * 45
     assert (picture_map.map_of_picture(skin, image, (0, 0, 100, 60)) == 1).all()
 
@@ -189,7 +189,7 @@ def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser
 
 
 def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tmp_path, monkeypatch):
-    """Two roots with the same names do not share maps; a read-only cache is no obstacle."""
+    """Two roots with the same names do not share maps; a read-only cache does not stop the work."""
     from fi_jax.config import DataConfig
     from fi_jax.data.records import FaceRecord
 
@@ -274,7 +274,7 @@ def test_neither_pictures_nor_files_of_others_are_overwritten(folder, tmp_path, 
     assert "would both be written to" in capsys.readouterr().err
 
 
-def test_an_out_that_is_no_folder_is_one_line(folder, portrait, tmp_path, capsys, monkeypatch):
+def test_an_out_that_is_not_a_folder_is_one_line(folder, portrait, tmp_path, capsys, monkeypatch):
     run = ["--box", "full", "--parser", str(folder)]
     for out in (portrait, portrait / "maps"):
         assert main(["segment", str(portrait), "--out", str(out), *run]) == 2
@@ -284,7 +284,7 @@ def test_an_out_that_is_no_folder_is_one_line(folder, portrait, tmp_path, capsys
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_thin_pictures_and_huge_boxes_are_no_trap(folder, portrait, tmp_path, capsys):
+def test_thin_pictures_have_no_face_and_huge_boxes_are_clipped(folder, portrait, tmp_path, capsys):
     thin = []
     for shape in ((4000, 1), (2, 40_000), (1, 28_000)):
         thin.append(tmp_path / f"{shape[0]}.png")
