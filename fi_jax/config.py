@@ -40,6 +40,11 @@ class LoraConfig:
         _check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
         _check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
 
+    def check_targets(self, layers: tuple[str, ...]) -> None:
+        """Raises `UserError` for a target that is no layer: it would silently train less."""
+        for target in self.targets if self.rank else ():
+            require_choice("lora.targets", target, layers)
+
 
 @dataclass(frozen=True)
 class VitConfig:
@@ -76,6 +81,7 @@ class VitConfig:
         _check(
             self.grid % self.merge == 0, f"merge {self.merge} does not divide the {self.grid}x{self.grid} patch grid"
         )
+        self.lora.check_targets(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"))
         _check(
             -self.num_layers - 1 <= self.feature_layer <= self.num_layers,
             f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers",
@@ -132,6 +138,7 @@ class LlamaConfig:
             f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
         )
         _check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
+        self.lora.check_targets(LoraConfig.targets)
 
 
 @dataclass(frozen=True)
@@ -349,14 +356,13 @@ class TrainConfig:
     log_every: int = 10
     # Seconds without a finished step after which the run ends with an error (a host hangs); 0 waits for ever.
     stall_seconds: int = 1800
-    evaluate_every: int = 0
 
     def __post_init__(self):
         _check_words(self, "train.")
         _check(self.steps > 0, f"train.steps is {self.steps}; it must be positive")
         for name in ("accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every"):
+        for name in ("learning_rate", "warmup_steps", "weight_decay"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
         _check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 

@@ -5,6 +5,9 @@ import typing
 
 from fi_jax.errors import UserError, require_choice
 
+# Fields of old configs that are gone, and what to do.
+RETIRED = {"train.evaluate_every": "it never did anything; leave it out"}
+
 
 def to_dict(config) -> dict:
     """Returns a config tree as plain dicts, lists and scalars (JSON)."""
@@ -28,10 +31,11 @@ def flat_fields(config, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def from_dict(cls, values: dict, path: str = ""):
-    """Builds config class `cls` from plain dicts; unknown keys are a `UserError` that names them."""
+    """Builds config class `cls` from plain dicts without retired fields; unknown keys are a `UserError` that names them."""
     if not isinstance(values, dict):
         raise UserError(f"config field '{path or 'the top'}' is {values!r}; it must be a group of fields")
     hints = typing.get_type_hints(cls)
+    values = {key: value for key, value in values.items() if f"{path}.{key}" not in RETIRED}
     for key in values:
         require_choice(f"config field under '{path or 'the top'}'", key, hints)
     return cls(**{key: _from_plain(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in values.items()})

@@ -31,6 +31,9 @@ from fi_jax.errors import UserError, did_you_mean, require_choice
     [
         (lambda: LoraConfig(rank=-1), "lora.rank is -1"),
         (lambda: LoraConfig(alpha=0.0), "lora.alpha"),
+        # The other targets are right: a typo would silently train less.
+        (lambda: LlamaConfig(lora=LoraConfig(2, targets=("q_proj", "v_prj"))), "v_prj.*did you mean 'v_proj'"),
+        (lambda: VitConfig(lora=LoraConfig(2, targets=("q_proj", "o_proj"))), "o_proj.*did you mean"),
         (lambda: VitConfig(image_size=30, patch_size=8), "image_size 30 is not a multiple of patch_size 8"),
         (lambda: VitConfig(hidden_size=100, num_heads=16), "hidden_size 100"),
         (lambda: VitConfig(image_size=112, patch_size=16, merge=2), "merge 2 does not divide the 7x7"),
@@ -88,6 +91,14 @@ def test_unknown_keys_are_named():
     values["train"]["lerning_rate"] = 1
     with pytest.raises(UserError, match="'lerning_rate'.*did you mean 'learning_rate'"):
         from_dict(Experiment, values)
+
+
+def test_fields_that_are_gone_are_read_over_and_explained():
+    old = to_dict(Experiment())
+    old["train"]["evaluate_every"] = 100
+    assert from_dict(Experiment, old) == Experiment()
+    with pytest.raises(UserError, match="--train.evaluate-every is gone: it never did anything"):
+        override(Experiment(), ["--train.evaluate-every", "5"])
 
 
 def test_flat_fields_name_every_leaf():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fi_jax.config import Experiment
-from fi_jax.config_tree import flat_fields
+from fi_jax.config_tree import RETIRED, flat_fields
 from fi_jax.errors import UserError, did_you_mean
 
 # The user's own come before those of the package.
@@ -93,6 +93,8 @@ def override(config: Experiment, flags: list[str]) -> Experiment:
         if flag.startswith("--"):
             name = flag[2:].split("=")[0].replace("-", "_")
             last = name.rsplit(".", 1)[-1]
+            if name in RETIRED:
+                raise UserError(f"{flag} is gone: {RETIRED[name]}")
             positive = name[: -len(last)] + last.removeprefix("no_")
             if name not in fields and positive not in fields:
                 raise UserError(f"unknown option '{flag}'{_guess(name, fields)}")

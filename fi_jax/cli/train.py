@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--finish", action="store_true", help="end a stopped run at its last checkpoint: write its model, train no more"
     )
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="resume although the faces are not those that the checkpoint was trained on",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,4 +41,6 @@ def run(args: argparse.Namespace) -> int:
     hosts = start()
     from fi_jax.training.loop import train
 
-    return train(config, Path(args.runs) / config.name, hosts, finish=args.finish)
+    return train(
+        config, Path(args.runs) / config.name, hosts, finish=args.finish, accept_changed_data=args.accept_changed_data
+    )

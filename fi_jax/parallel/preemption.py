@@ -3,6 +3,7 @@
 Exit status 75 (`EX_TEMPFAIL`) says "saved, run me again"; the launch scripts requeue on it and on nothing else.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -29,8 +30,15 @@ class PreemptionFlag:
         self.num_processes = num_processes
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._announced = False
 
     def __enter__(self) -> "PreemptionFlag":
+        # Python runs its handlers between two operations of the main thread, which a first compile can keep for a minute.
+        # What C writes into a pipe is read at once.
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._announce, args=(reading,), name="signals", daemon=True).start()
         # Among many processes JAX's coordination service owns SIGTERM: any process's notice reaches all of them.
         mine = _SIGNALS if self.num_processes == 1 else (signal.SIGUSR1, signal.SIGINT)
         for number in mine:
@@ -43,6 +51,18 @@ class PreemptionFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writing)
+
+    def _announce(self, reading: int) -> None:
+        """Tells at once what a signal will lead to; ends when the other end of the pipe is closed."""
+        with open(reading, "rb", buffering=0) as pipe:  # noqa: PTH123 - a descriptor
+            while numbers := pipe.read(1):
+                if numbers[0] in self._previous and not self._announced:
+                    self._announced = True
+                    with contextlib.suppress(OSError):
+                        name = signal.Signals(numbers[0]).name
+                        os.write(2, f"{name}: will save after this step and stop\n".encode())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -4,19 +4,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from fi_jax.config import LOSS_TERMS, Experiment
 from fi_jax.errors import UserError
 from fi_jax.training.checkpoints import Checkpoints
 from fi_jax.training.members import member
-from fi_jax.training.state import Leaves, TrainState
+from fi_jax.training.state import Leaves, TrainState, all_finite
 from fi_jax.training.step import Metrics
 
 log = logging.getLogger(__name__)
@@ -168,13 +167,6 @@ class Save:
         for i, (checkpoints, sums) in enumerate(zip(self._checkpoints, self._log.saved(), strict=True)):
             if i not in self._log.diverged:
                 checkpoints.save(member(now.state, i, count), self._carried, {**self._info, "log": sums})
-
-
-@partial(jax.jit, static_argnums=1)
-def all_finite(state: TrainState, axes: int) -> Bool[Array, "..."]:
-    """Whether every number of a state is finite; with `axes` 1, of each row of a stacked state."""
-    leaves = jax.tree.leaves((state.trained, state.opt_state, state.average))
-    return jnp.stack([jnp.isfinite(leaf).all(tuple(range(axes, leaf.ndim))) for leaf in leaves]).all(0)
 
 
 @jax.jit

@@ -15,13 +15,13 @@ import numpy as np
 from fi_jax.config import Experiment
 from fi_jax.errors import UserError
 from fi_jax.models.face_insight import Constants
-from fi_jax.parallel.hosts import Hosts, check_shared, ends_together
+from fi_jax.parallel.hosts import Hosts, check_shared, ends_together, from_first
 from fi_jax.parallel.preemption import PreemptionFlag, Watchdog
 from fi_jax.parallel.rules import activation_scope, fetch, place, state_shardings
 from fi_jax.training.callbacks import Callback, Diverged, Log, Progress, Save
 from fi_jax.training.checkpoints import Checkpoints, restore_last
 from fi_jax.training.members import check_members, member, shared_config, side_by_side, stack
-from fi_jax.training.run_folder import RunLog
+from fi_jax.training.run_folder import RunLog, check_unlocked, diverged_at, locked
 from fi_jax.training.setup import setup
 from fi_jax.training.state import Leaves, TrainState, final_leaves
 from fi_jax.training.step import Batch, Metrics, jit_step
@@ -53,15 +53,23 @@ def run_steps(
     return state
 
 
-def train(config: Experiment, folder: Path, hosts: Hosts, *, finish: bool = False) -> int:
+def train(
+    config: Experiment, folder: Path, hosts: Hosts, *, finish: bool = False, accept_changed_data: bool = False
+) -> int:
     """Trains until `train.steps`, from the last checkpoint in `folder` if there is one.
 
-    With `finish`, a run that was stopped ends where its last checkpoint is: the model is written without another step.
+    Args:
+      finish: end a run that was stopped where its last checkpoint is: its model is written without another step.
+      accept_changed_data: resume although the faces are not those that the checkpoint was trained on.
 
-    Returns the exit status: 0 when done, else the one that asks the scheduler to start the job again.
-    Raises `UserError` before any compute for what can be checked before.
+    Returns:
+      The exit status: 0 when done, else the one that asks the scheduler to start the job again.
+
+    Raises:
+      UserError: before any compute, for what can be checked before.
+      Diverged: the loss, its gradient or a weight is not finite; the checkpoints are from before that.
     """
-    return _train([config], [folder], hosts, finish)
+    return _train([config], [folder], hosts, finish, accept_changed_data)
 
 
 def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts) -> int:
@@ -74,21 +82,39 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     if hosts.count > 1:
         raise UserError("members train on one host; start one program a host with configs of its own")
     check_members(configs)
-    log.info(f"{len(configs)} member{'s' if len(configs) > 1 else ''} in one program")
-    return _train(configs, folders, hosts, finish=False)
+    # Who has diverged in an earlier start would do so again, and hold the others at the step that it has saved.
+    gone = {i: step for i, folder in enumerate(folders) if (step := diverged_at(folder))}
+    left = [i for i in range(len(configs)) if i not in gone] or list(range(len(configs)))
+    log.info(f"{len(left)} member{'s' if len(left) > 1 else ''} in one program")
+    try:
+        status = _train([configs[i] for i in left], [folders[i] for i in left], hosts)
+    except Diverged as error:
+        raise Diverged(gone | {left[i]: step for i, step in error.members.items()}, len(configs)) from None
+    if gone and not status:
+        raise Diverged(gone, len(configs))
+    return status
 
 
-def _train(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts, finish: bool) -> int:
+def _train(
+    configs: Sequence[Experiment],
+    folders: Sequence[Path],
+    hosts: Hosts,
+    finish: bool = False,
+    accept_changed_data: bool = False,
+) -> int:
     if finish and not any((folders[0] / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{folders[0]} has no checkpoint to finish at; train without --finish first")
+    for folder in folders:
+        check_unlocked(folder)
     run, states = setup(configs, hosts)
     config, count = shared_config(configs), len(configs)
     log.info(f"run folder {folders[0]}" if count == 1 else f"run folders under {folders[0].parent}")
     check_shared(folders[0], hosts)
     with ExitStack() as stack_of:
+        _lock(stack_of, folders, hosts)
         # Closed whatever happens: a manager left open complains when Python ends.
         checkpoints = [stack_of.enter_context(closing(Checkpoints(f, c))) for f, c in zip(folders, configs)]
-        states = restore_last(checkpoints, states, run.carried)
+        states = restore_last(checkpoints, states, run.carried, None if accept_changed_data else run.fingerprint)
         start = int(states[0].step)
         logs = [RunLog(f, c, start) for f, c in zip(folders, configs)] if hosts.is_first else []
         for one in logs:
@@ -111,7 +137,8 @@ def _train(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts,
             watchdog.beat()
             now.stop = preempted.reached(now.step)
 
-        save = Save(checkpoints, run.carried, run.info, config.train.checkpoint_every, measured)
+        about = {**run.info, "data": run.fingerprint}
+        save = Save(checkpoints, run.carried, about, config.train.checkpoint_every, measured)
         state = run_steps(
             lambda state, batch: step(state, run.inputs, batch),
             state,
@@ -134,6 +161,19 @@ def _train(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts,
     if measured.diverged:
         raise Diverged(measured.diverged, count)
     return 0
+
+
+def _lock(stack: ExitStack, folders: Sequence[Path], hosts: Hosts) -> None:
+    """Holds the locks of the folders until `stack` is closed; the first process does it for all."""
+    error = None
+    try:
+        if hosts.is_first:
+            stack.enter_context(locked(folders))
+    except UserError as problem:
+        error = problem
+    failed = bool(from_first(np.asarray(error is not None), hosts))
+    if failed:
+        raise error or UserError("the first process could not lock the run's folder; its log says why")
 
 
 def finished_model(

@@ -6,8 +6,8 @@ Every term is a sum and the count it is divided by, so that micro-batches and ho
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 from fi_jax.config import LossConfig
@@ -26,25 +26,22 @@ class Answers(NamedTuple):
 def _closed(logits: Float[Array, "b q k"], batch: dict[str, Array]) -> tuple[Array, Array]:
     """L_bce: cross-entropy between target and said distribution of each question that has a known answer."""
     targets = batch["option_targets"]
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     known = (targets.sum(-1) > 0) * batch["weight"][:, None]
-    loss = -jnp.sum(jnp.where(targets > 0, targets * log_probabilities, 0.0), axis=-1)
+    loss = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
     return jnp.sum(loss * known), jnp.sum(known)
 
 
 def _head(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
     """L_bce on the alignment head: Bernoulli throughout, unknown labels masked."""
     known = batch["known"] * batch["weight"][:, None]
-    y, s = batch["labels"], answers.scores.astype(jnp.float32)
-    loss = jnp.maximum(s, 0) - s * y + jnp.log1p(jnp.exp(-jnp.abs(s)))
+    loss = optax.sigmoid_binary_cross_entropy(answers.scores.astype(jnp.float32), batch["labels"])
     return jnp.sum(loss * known), jnp.sum(known)
 
 
 def _tokens(logits: Float[Array, "b m v"], batch: dict[str, Array]) -> tuple[Array, Array]:
     """L_lm: next-token cross-entropy of free-form answers."""
     weights = batch["lm_weights"] * batch["weight"][:, None]
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    loss = -jnp.take_along_axis(log_probabilities, batch["lm_targets"][..., None], axis=-1)[..., 0]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["lm_targets"])
     return jnp.sum(loss * weights), jnp.sum(weights)
 
 

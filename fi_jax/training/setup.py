@@ -29,6 +29,7 @@ from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, st
 from fi_jax.prompting.builders import training_builders
 from fi_jax.prompting.question_sampling import training_sequences
 from fi_jax.training.abstract import split_shapes
+from fi_jax.training.fingerprint import fingerprint
 from fi_jax.training.members import shares_encoders
 from fi_jax.training.numbers import stacked_numbers
 from fi_jax.training.optimizer import cast, make_optimizer, split_params
@@ -67,6 +68,8 @@ class Setup:
     carried: Leaves
     # What the finished model says about itself (JSON).
     info: dict[str, Any]
+    # What the faces are, for a resume to compare.
+    fingerprint: dict[str, Any]
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Yields the global batches after step `start` on the mesh; this process reads its own rows."""
@@ -149,7 +152,9 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     everywhere = replicated(mesh)
     # The frozen leaves have their places.
     inputs = StepInputs(frozen, *(place(part, everywhere) for part in inputs[1:]))
-    made = Setup(tuple(configs), mesh, mixture, data, vocabulary, transform, kinds, inputs, constants, carried, info)
+    faces = fingerprint(mixture.records)
+    parts = (data, vocabulary, transform, kinds, inputs, constants, carried, info, faces)
+    made = Setup(tuple(configs), mesh, mixture, *parts)
     return made, states
 
 

@@ -30,12 +30,13 @@ def command(data: Path, name: str, *more: str) -> list[str]:
     ]
 
 
-def start(folder: Path, arguments: list[str]) -> subprocess.Popen:
+def start(folder: Path, arguments: list[str], **more: str) -> subprocess.Popen:
     environment = {
         **os.environ,
         "FI_JAX_CACHE": str(ROOT / ".cache" / "tests"),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
+        **more,
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(arguments, cwd=folder, env=environment, **pipes)
@@ -50,7 +51,7 @@ def run(folder: Path, arguments: list[str]) -> tuple[int, str, str]:
 def steps_of(folder: Path) -> list[int]:
     try:
         return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return []
 
 
