@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import readable
-from fi_jax.evaluation.titles import format_value, metric_title
+from fi_jax.evaluation.titles import GROUP_TITLES, format_value, metric_title
 
-_GROUPINGS = {"gender": "Gender", "race": "Race", "age_group": "Age"}
+_GROUPINGS = {name: title.capitalize() for name, title in GROUP_TITLES.items()}
 
 
 def _percent(axes, which: str = "y") -> None:
@@ -107,20 +107,16 @@ def groups_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
     shown = {name: r for name, r in results.items() if r["groups"]}
     if not shown:
         raise UserError("these faces state neither gender, race nor age, so there is no breakdown")
-    first = next(iter(shown.values()))
     rows: list[tuple[str, str, int] | None] = []
     for grouping in _GROUPINGS:
-        names = dict.fromkeys(n for r in shown.values() for n in r["groups"].get(grouping, {"groups": {}})["groups"])
-        if names:
-            faces = {
-                n: max(
-                    r["groups"].get(grouping, {"groups": {}})["groups"].get(n, {"faces": 0})["faces"]
-                    for r in shown.values()
-                )
-                for n in names
-            }
-            rows += [None, *((grouping, n, faces[n]) for n in names)]
+        faces: dict[str, int] = {}
+        for result in shown.values():
+            for name, group in result["groups"].get(grouping, {"groups": {}})["groups"].items():
+                faces[name] = max(group["faces"], faces.get(name, 0))
+        if faces:
+            rows += [None, *((grouping, name, count) for name, count in faces.items())]
     rows = rows[1:]
+    first = next(iter(shown.values()))
     metric = first["headline"]
     height = 0.9 + 0.24 * len(rows) + 0.16 * len(shown)
     with style.styled():
@@ -149,24 +145,15 @@ def groups_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
         axes.grid(axis="x", color=style.TRACK)
         starts = [(i, row[0]) for i, row in enumerate(rows) if row and (i == 0 or rows[i - 1] is None)]
         for start, grouping in starts:
-            axes.text(
-                -0.43,
-                start,
-                _GROUPINGS[grouping],
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                weight="bold",
-            )
+            where = axes.get_yaxis_transform()
+            axes.text(-0.43, start, _GROUPINGS[grouping], transform=where, va="center", weight="bold")
         if metric != "mae_years":
             _percent(axes, "x")
         axes.set_xlabel(f"{metric_title(metric)}; 95 % interval; dashed: all faces")
         if len(shown) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
-            drawn.suptitle(title or "By group", x=0.02, y=0.99, ha="left", weight="bold", fontsize=10)
-        else:
-            drawn.suptitle(
-                title or f"By group: {next(iter(shown))}", x=0.02, y=0.99, ha="left", weight="bold", fontsize=10
-            )
+        title = title or ("By group" if len(shown) > 1 else f"By group: {next(iter(shown))}")
+        drawn.suptitle(title, x=0.02, y=0.99, ha="left", weight="bold", fontsize=10)
     return drawn
 
 
@@ -199,15 +186,8 @@ def attributes_figure(result: Mapping, metric: str = "accuracy", title: str = ""
         axes.set_xlabel(
             "bar: majority;  dot: better than it;  square: worse" if metric == "accuracy" else "bar: chance"
         )
-        drawn.suptitle(
-            title or f"Attributes: {metric_title(metric)}",
-            x=0.02,
-            y=1 - 0.08 / height,
-            ha="left",
-            va="top",
-            weight="bold",
-            fontsize=10,
-        )
+        title = title or f"Attributes: {metric_title(metric)}"
+        drawn.suptitle(title, x=0.02, y=1 - 0.08 / height, ha="left", va="top", weight="bold", fontsize=10)
     return drawn
 
 
