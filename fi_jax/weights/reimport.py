@@ -61,6 +61,10 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
     # Not only those of `settings["trained"]`: PyTorch may have gone on with others.
     file = folder / "face_insight.safetensors"
     state = load_leaves(file)
+    if "image_encoder.patch_embed.weight" in state:
+        raise UserError(
+            f"{folder} was exported by fi_jax 0.1, which named the encoders' weights otherwise; export it again"
+        )
     missing = [name for name in ("prompts", "graph") if name not in state]
     if missing:
         raise UserError(f"{file} lacks {' and '.join(missing)}; export it again")

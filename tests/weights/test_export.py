@@ -435,6 +435,8 @@ def test_what_does_not_come_back_is_said(odd, tmp_path, capsys):
         "of another shape: head.bias [2] instead of []",
     ):
         assert part in wrong
+    save_file({"image_encoder.patch_embed.weight": np.zeros(1)}, tmp_path / "copy" / "face_insight.safetensors")
+    assert "was exported by fi_jax 0.1" in said(str(tmp_path / "copy"))
     adapter = tmp_path / "copy" / "adapter" / "adapter_model.safetensors"
     save_file(load_file(adapter), adapter, {"base_hash": "ab" * 32})
     assert "another base" in said(str(tmp_path / "copy"))
