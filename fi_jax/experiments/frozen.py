@@ -22,6 +22,7 @@ from fi_jax.data.pipeline import evaluation_batches, open_dataset, stream_places
 from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
+from fi_jax.files import atomic_path, is_intact, seal
 from fi_jax.knowledge.correlation import Counts, build_graph
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
@@ -115,12 +116,12 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
     for path in sorted(towers):
         digest.update(np.ascontiguousarray(towers[path]).tobytes())
     file = cache / f"{digest.hexdigest()[:16]}.npz"
-    if not file.is_file():
+    # A file that was damaged is made anew.
+    if not is_intact(file):
         found = _encode_all(config, towers, records, mask_cache)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".part.npz")
-        np.savez(temporary, **found)
-        temporary.replace(file)
+        with atomic_path(file) as temporary:
+            np.savez(temporary, **found)
+        seal(file)
     with np.load(file) as arrays:
         segmentation = arrays.get("segmentation")
         return Features(arrays["image"], segmentation, labels, known)

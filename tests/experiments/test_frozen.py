@@ -64,5 +64,5 @@ def test_features_are_computed_once(base, tmp_path, monkeypatch):
     first = face_features(model, records, tmp_path)
     monkeypatch.setattr("fi_jax.experiments.frozen._encode_all", None)
     again = face_features(model, records, tmp_path)
-    assert first.image.dtype == np.float32 and len(list(tmp_path.iterdir())) == 1
+    assert first.image.dtype == np.float32 and len(list(tmp_path.glob("*.npz"))) == 1
     np.testing.assert_array_equal(first.image, again.image)
