@@ -88,7 +88,8 @@ class Log:
             return
         lines = self._lines()
         self._sums, self._counts = {}, {}
-        for i, (write, line) in enumerate(zip(self._writers, lines, strict=True)):
+        # Of many processes, the first alone writes.
+        for i, (write, line) in enumerate(zip(self._writers, lines)):
             if i not in self.diverged:
                 write(now.step, line)
         rate = (now.step - self._clock_step) / max(time.monotonic() - self._clock, 1e-9)
