@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,6 @@ from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.prompting.builders import slots_of
-from fi_jax.weights.assemble import param_shapes
 
 # Text tokens of the prefix (system prompt) and of one question: 64 in all a question, as `--what` counts them.
 PREFIX_TEXT, QUESTION_TEXT = 40, 24
@@ -89,11 +87,6 @@ def small(config: Experiment) -> Experiment:
     return replace(config, model=model, data=replace(config.data, image_size=28))
 
 
-def model_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of all parameters; the attention kernel does not matter for them (and may not exist here)."""
-    return param_shapes(replace(config.model, attention="xla"))
-
-
 def random_leaves(
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     dtype: str,
@@ -121,7 +114,7 @@ def random_leaves(
                 return jnp.ones(shape, dtype, device=sharding)
             return _generator(shape, dtype, sharding)(key)
 
-        if unrolled and re.match("(llm/)?layers/", path) and sharding is None:
+        if unrolled and path.startswith("llm/layers/") and sharding is None:
             keys = jax.random.split(key, shape.shape[0])
             layers: dict[str, tuple] = {path: ()}
             for own in keys:

@@ -15,12 +15,12 @@ from fi_jax.benchmarks.measure import peak_gib, timed
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.prepare import prepare_for_inference, without_adapters
-from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama, make_llm, prepare_frozen
+from fi_jax.models.llama import make_llm, prepare_frozen
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.prompting.probabilities import option_probabilities
-from fi_jax.trees import flatten, unflatten
+from fi_jax.trees import unflatten
+from fi_jax.weights.assemble import param_shapes
 
 _QUESTION_KEYS = (
     "prefix_tokens",
@@ -36,7 +36,7 @@ def score40(case: Case) -> dict:
     mesh = cases.mesh_of(config)
     config = run_on(config, mesh)
     check_batch(case.batch, 1, mesh)
-    shapes = cases.model_shapes(config)
+    shapes = param_shapes(config.model)
     prepare = partial(prepare_for_inference, model=config.model)
     params = unflatten(
         cases.random_leaves(
@@ -88,15 +88,13 @@ def decode_shared(case: Case) -> dict:
 
 def _decode(case: Case, faces: int, questions: int) -> dict:
     config = without_adapters(case.config.model)
-    llm = make_llm(config)
-    prepare = partial(prepare_frozen, model=config, differentiated=False, prefix="")
-    params = unflatten(
-        cases.random_leaves(_llm_shapes(llm), config.dtype, prepare=prepare, unrolled=not config.scan_layers)
-    )
+    shapes = {path: shape for path, shape in param_shapes(config).items() if path.startswith("llm/")}
+    prepare = partial(prepare_frozen, model=config, differentiated=False)
+    leaves = cases.random_leaves(shapes, config.dtype, prepare=prepare, unrolled=not config.scan_layers)
     p = cases.random_batch(case.config, 1, 1)["prefix_tokens"].shape[1]
     rng = np.random.default_rng(0)
     arguments = (
-        *(llm, params),
+        *(make_llm(config), unflatten(leaves)["llm"]),
         jnp.asarray(rng.normal(size=(faces, p, config.llm.hidden_size)) * 0.02, config.dtype),
         jnp.asarray(rng.integers(1, config.llm.vocab_size, (faces, questions, cases.QUESTION_TEXT)), jnp.int32),
     )
@@ -127,13 +125,3 @@ def _decode(case: Case, faces: int, questions: int) -> dict:
         "compile_s": round(compile_s, 2),
         "peak_gib": peak_gib(),
     }
-
-
-def _llm_shapes(llm: Llama) -> dict[str, jax.ShapeDtypeStruct]:
-    plain = replace(llm, attention="xla")
-
-    def touch(model: Llama):
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        return model.logits(model(model.embed(tokens), PrefixLayout(2)))
-
-    return flatten(jax.eval_shape(lambda: plain.init(jax.random.key(0), method=touch))["params"])

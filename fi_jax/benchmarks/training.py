@@ -14,6 +14,7 @@ from fi_jax.training.optimizer import make_optimizer, split_params
 from fi_jax.training.state import init_state
 from fi_jax.training.step import StepInputs, jit_step
 from fi_jax.trees import unflatten
+from fi_jax.weights.assemble import param_shapes
 
 FLOPS = "4 N a token (forward 2 N, backward 2 N), N = parameters of the LLM without its embedding; no attention, vision, adapters or recomputation"
 
@@ -46,7 +47,7 @@ def _step(case: Case, questions: int) -> dict:
     mesh = cases.mesh_of(config)
     config = run_on(config, mesh)
     check_batch(case.batch, 1, mesh)
-    shapes = cases.model_shapes(config)
+    shapes = param_shapes(config.model)
     trained, frozen = split_params(unflatten(shapes), config.train.trainable)
     leaves = cases.random_leaves(trained, "float32", state_shardings(trained, mesh))
     state = init_state(leaves, make_optimizer(config.train), config.train)
@@ -93,5 +94,5 @@ def _step(case: Case, questions: int) -> dict:
 
 
 def _llm_parameters(config) -> int:
-    shapes = cases.model_shapes(replace(config, model=without_adapters(config.model)))
+    shapes = param_shapes(without_adapters(config.model))
     return sum(leaf.size for path, leaf in shapes.items() if path.startswith("llm/") and "/embed/" not in path)

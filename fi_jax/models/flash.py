@@ -185,7 +185,11 @@ def _logits(q, k, num_keys, causal):
 
 
 def require_cudnn(q: Float[Array, "b t h d"]):
-    """Returns the cuDNN attention module of JAX, after checking that it can be used; it has no public backward pass."""
+    """Returns the cuDNN attention module of JAX, after checking that it can be used.
+
+    It has no public backward pass that takes a merged log-sum-exp, so `flash` stands on a private one: tried with jax
+    0.11.2 on H100 and H200. Where it is gone or has moved the error says so, and which option does without.
+    """
     remedy = "use --model.attention xla"
     if jax.default_backend() != "gpu":
         raise UserError(

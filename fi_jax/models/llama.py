@@ -392,14 +392,12 @@ def unstack_layers(leaves: dict[str, Any], scan_layers: bool = False, prefix: st
     return cut
 
 
-def prepare_frozen(
-    leaves: dict[str, Any], model: ModelConfig, *, differentiated: bool = True, prefix: str = "llm/"
-) -> dict[str, Any]:
+def prepare_frozen(leaves: dict[str, Any], model: ModelConfig, *, differentiated: bool = True) -> dict[str, Any]:
     """Frozen leaves as the model reads them: kernels in `frozen_precision`, layers apart where they are unrolled.
 
     `leaves` are flat and given up. `differentiated`: whether gradients go through the kernels to their inputs.
     """
-    leaves = unstack_layers(leaves, model.scan_layers, prefix)
+    leaves = unstack_layers(leaves, model.scan_layers)
     return quantise_frozen(leaves, model.frozen_precision, differentiated)
 
 

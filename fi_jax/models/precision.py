@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 Precision = Literal["bf16", "fp8", "int8"]
 
 # Linear layers of the LLM. Encoders, embeddings, the LM head, connectors and everything small stay as they are.
-_KERNELS = re.compile(r"(llm/)?layers/(attn|mlp)/\w+_proj/kernel")
+_KERNELS = re.compile(r"llm/layers/(attn|mlp)/\w+_proj/kernel")
 _STORED = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
 
 

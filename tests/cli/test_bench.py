@@ -10,6 +10,7 @@ from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.parallel.rules import state_shardings
+from fi_jax.weights.assemble import param_shapes
 
 
 def _lines(capsys):
@@ -69,7 +70,7 @@ def test_one_device_unless_the_mesh_names_more():
 def test_random_leaves_are_the_same_wherever_they_lie():
     config = load_config("7b", ["--mesh.fsdp", "2"])
     names = ("llm/layers/attn/q_proj/lora_a", "llm/norm/scale", "head/image/kernel")
-    every = cases.model_shapes(cases.small(config))
+    every = param_shapes(cases.small(config).model)
     shapes = {name: every[name] for name in names}
     shardings = state_shardings(shapes, cases.mesh_of(config))
     placed, alone = cases.random_leaves(shapes, "float32", shardings), cases.random_leaves(shapes, "float32")
@@ -101,5 +102,5 @@ def test_counts_the_peers_tokens_and_makes_weights_without_zeros():
     config = load_config("7b")
     # 1152 visual and 64 text tokens.
     assert cases.counted_tokens(config) == 1216
-    leaves = cases.random_leaves(cases.model_shapes(cases.small(config)), "bfloat16")
+    leaves = cases.random_leaves(param_shapes(cases.small(config).model), "bfloat16")
     assert all(leaf.dtype == jnp.bfloat16 and bool((leaf != 0).any()) for leaf in leaves.values())
