@@ -15,7 +15,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Precision = Literal["bf16", "fp8", "int8"]
 
@@ -30,9 +30,10 @@ class Quantised(flax.struct.PyTreeNode):
     `forward` has what `x W` contracts last, `backward` (fp8 that is differentiated through) what `dy Wᵀ` contracts last.
     """
 
-    forward: Array  # [*l o i]
-    backward: Array | None  # [*l i o]
-    scale: Float[Array, "*l o"]
+    # `Any`: JAX also builds such nodes of other things than arrays.
+    forward: Any  # [*l o i], int8 or e4m3
+    backward: Any  # [*l i o] or None
+    scale: Any  # [*l o], float32
 
     @property
     def is_fp8(self) -> bool:
@@ -43,8 +44,8 @@ class Quantised(flax.struct.PyTreeNode):
 class Rows(flax.struct.PyTreeNode):
     """A cache's keys or values in 8 bits with one scale a token: `values * scale`."""
 
-    values: Float[Array, "*b i"]
-    scale: Float[Array, "*b 1"]
+    values: Any  # [*b i], int8
+    scale: Any  # [*b 1], float32
 
 
 def quantise_tokens(x: Float[Array, "*b i"]) -> Rows:
@@ -92,7 +93,7 @@ def _quantise(kernel, precision, differentiated):
     return jax.lax.map(one, kernel) if kernel.ndim == 3 else one(kernel)
 
 
-def contract(a: Float[Array, "*b i"], kernel: Float[Array, "o i"]) -> Float[Array, "*b o"]:
+def contract(a: Float[Array, "*b i"], kernel: Shaped[Array, "o i"]) -> Float[Array, "*b o"]:
     """The product over the last axes, in the type of `a`; of a kernel in 8 bits after widening it, which is exact."""
     return jax.lax.dot_general(a, kernel.astype(a.dtype), (((a.ndim - 1,), (1,)), ((), ())))
 
