@@ -65,7 +65,9 @@ class AlignmentHead(nn.Module):
         hidden = Linear(self.features, name="image", dtype=self.dtype)(faces.image_pooled)
         if faces.segmentation_pooled is not None:
             hidden += Linear(self.features, name="segmentation", dtype=self.dtype)(faces.segmentation_pooled)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "embed"))
         f = Linear(self.features, name="out", dtype=self.dtype)(nn.gelu(hidden)).astype(jnp.float32)
+        f = nn.with_logical_constraint(f, ("batch", "embed"))
         log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), (), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(-1.5), (), jnp.float32)
         cosine = _unit(f) @ _unit(prompts.astype(jnp.float32)).T
@@ -124,7 +126,8 @@ class FaceInsight(nn.Module):
         prefix, segments = batch["prefix_tokens"], batch["segment_tokens"]
         b, q, s = segments.shape
         embedded = self.embed_prefix(prefix, faces, alignment), self.llm.embed(segments.reshape(b, q * s))
-        return Sequence(jnp.concatenate(embedded, axis=1), PrefixLayout(prefix.shape[1], q, s))
+        x = nn.with_logical_constraint(jnp.concatenate(embedded, axis=1), ("batch", "seq", "embed"))
+        return Sequence(x, PrefixLayout(prefix.shape[1], q, s))
 
     def embed_prefix(self, tokens: Int[Array, "b p"], faces: Faces, alignment: Alignment) -> Float[Array, "b p d"]:
         """Embeds prefix tokens, with the slots filled by connector outputs in order."""

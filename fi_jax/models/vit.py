@@ -134,7 +134,8 @@ class Vit(nn.Module):
         # The stride equals the patch, so the convolution is one matmul (faster than a convolution on CPUs).
         kernel = PatchEmbed(p, d, name="patch_embed")()
         patches = rearrange(pixels.astype(self.dtype), "b (y p) (x q) c -> b (y x) (p q c)", p=p, q=p)
-        x = patches @ kernel.reshape(-1, d).astype(self.dtype)
+        # Cut by faces: without a word, XLA would gather all pictures on every device and cut the width.
+        x = nn.with_logical_constraint(patches @ kernel.reshape(-1, d).astype(self.dtype), ("batch", "seq", "embed"))
 
         cls = self.param("class_embedding", nn.initializers.normal(0.02), (d,))
         positions = self.param("position_embedding", sines_and_cosines, (cfg.grid**2 + 1, d))
@@ -142,7 +143,7 @@ class Vit(nn.Module):
         if keep is not None:
             x = jnp.take_along_axis(x, keep[..., None], axis=1)
         cls = jnp.broadcast_to((cls + positions[0]).astype(self.dtype), (x.shape[0], 1, d))
-        x = jnp.concatenate([cls, x], axis=1)
+        x = nn.with_logical_constraint(jnp.concatenate([cls, x], axis=1), ("batch", "seq", "embed"))
         x = layer_norm(cfg.layer_norm_eps, "pre_norm", self.dtype)(x)
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
@@ -168,7 +169,7 @@ class Vit(nn.Module):
         rates = jnp.linspace(0.0, cfg.drop_path, cfg.num_layers)
         (x, selected), _ = scan(layers, (x, x), (jnp.arange(1, cfg.num_layers + 1), rates))
 
-        pooled = x[:, 0] if cfg.pool == "class" else x[:, 1:].mean(1)
+        pooled = nn.with_logical_constraint(x[:, 0] if cfg.pool == "class" else x[:, 1:].mean(1), ("batch", "embed"))
         pooled = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)(pooled)
         if keep is not None:
             return VitOutput(x[:, 1:], pooled)
