@@ -60,6 +60,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._config, self._folder, self._failed = config, folder, False
+        # Orbax also raises whatever it logs with a traceback.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         with self._on_disk():
             self._manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
 
@@ -154,10 +156,10 @@ class Checkpoints:
             if not any(word in text.lower() for word in _DISK):
                 raise
             self._failed = True
-            line = next((line for line in text.splitlines() if any(word in line.lower() for word in _DISK)), text)
+            reason = next(word for word in _DISK if word in text.lower())
             raise UserError(
-                f"cannot write a checkpoint under '{self._folder}' ({line.strip()[:200]}); the ones before it are "
-                "whole. Free space, then repeat the command: it resumes"
+                f"cannot write a checkpoint under '{self._folder}' ({reason}); the ones before it are whole. "
+                "Free space, then repeat the command: it resumes"
             ) from error
 
 
