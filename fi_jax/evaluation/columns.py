@@ -95,8 +95,8 @@ class _Column:
             for option, value in p.probabilities.items():
                 self.probs[face][self.option(option, p)] = value
         if p.task == "age_years":
-            years = (np.nan if value is None else float(value) for value in (p.label, p.answer))
-            self.values[face] = (-1, -1, *years)
+            truth, years = (np.nan if value is None else float(value) for value in (p.label, p.answer))
+            self.values[face] = (-1, -1, truth, years)
         else:
             self.values[face] = (self.option(p.label, p), self.option(p.answer, p), np.nan, np.nan)
 
@@ -127,7 +127,7 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
     Raises:
       UserError: an unknown question or option, or a question answered twice for one face in one block.
     """
-    faces: dict[tuple, dict[str, int]] = {}
+    faces: dict[tuple[str, str, bool], dict[str, int]] = {}
     groups: dict[tuple, list[tuple]] = {}
     columns: dict[tuple, dict[str, _Column]] = {}
     splits: dict[tuple, set[str]] = {}

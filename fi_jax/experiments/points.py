@@ -73,7 +73,7 @@ def point_id(config: Experiment, *depends_on: Any) -> str:
 def config_source(values: dict[str, Any], title: str) -> str:
     """Python source of a config file that `fi-jax train` takes and that depends on no other file."""
     return (
-        f'"""{title}"""\n\nfrom fi_jax.config import Experiment, from_dict\n\n'
+        f'"""{title}"""\n\nfrom fi_jax.config import Experiment\nfrom fi_jax.config_tree import from_dict\n\n'
         f"VALUES = {pprint.pformat(values, sort_dicts=False, width=118)}\n\n\n"
         "def config() -> Experiment:\n    return from_dict(Experiment, VALUES)\n"
     )

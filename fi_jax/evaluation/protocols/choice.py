@@ -109,7 +109,7 @@ class _Judged:
         self.target = np.stack([column.known_target for column in columns], -1)
         self.answer = np.stack([column.answer for column in columns], -1)
         self.known = self.target >= 0
-        self.counted = self.known.any(-1)
+        self.counted: Array = np.any(self.known, axis=-1)
         self.majority = [majority_of(column, baselines.get(column.question)) for column in columns]
         constant = np.broadcast_to([option for option, _ in self.majority], self.target.shape)
         self.stats, self.baseline = self._cells(self.answer), self._cells(constant)

@@ -55,7 +55,7 @@ def judge(
             for name, years in read.items()
         }
         measured = {ERROR.name: headline} | {f"{ERROR.name}_{name}": name for name in ESTIMATORS if name in stats}
-        result = {}
+        result: dict[str, dict] = {}
         for metric_name, name in measured.items():
             metric = Metric(metric_name, metrics.mean_error, higher_is_better=False)
             result |= scores(stats[name][counted], (metric,), bootstrap, constant)
