@@ -50,6 +50,7 @@ _EXTRAS = {
     "tensorflow_datasets": "tfds",
     "starlette": "demo",
     "uvicorn": "demo",
+    "h11": "demo",
 }
 # Full, read-only and forbidden disks: the user's to mend.
 _NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
