@@ -112,9 +112,12 @@ class MemoryDataset(FaceDataset):
     ):
         super().__init__(records, vocabulary, size, mask_cache)
         count, n = len(self.records), len(vocabulary)
-        kinds = {"image": ((size, size, 3), np.uint8), "mask": ((size, size), np.uint8)}
+        kinds: dict[str, tuple[tuple[int, ...], type]] = {
+            "image": ((size, size, 3), np.uint8),
+            "mask": ((size, size), np.uint8),
+        }
         kinds |= {"labels": ((n,), np.float32), "known": ((n,), bool)}
-        self._arrays = {key: np.empty((count, *shape), kind) for key, (shape, kind) in kinds.items()}
+        self._arrays: Batch = {key: np.empty((count, *shape), kind) for key, (shape, kind) in kinds.items()}
         with ThreadPoolExecutor(_PASS_THREADS) as pool, progress_bar("reading pictures", count) as advance:
             for _ in pool.map(self._fill, range(count)):
                 advance()

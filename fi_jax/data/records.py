@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class FaceRecord:
     """One face of one data set; pure data, nothing decoded.
 
-    `labels` holds only what is known: label name -> True/False. `box` (left, top, right, bottom, pixels)
+    `labels` holds only what is known: label name -> True/False, or a share in [0, 1]. `box` (left, top, right, bottom, pixels)
     is the region cropped for the model, squared and padded by `pictures.crop.crop_square`; None is the
     whole picture. `image` is a path (or another `Readable`), or the bytes of the image file.
     """
@@ -33,7 +33,7 @@ class FaceRecord:
     key: str
     split: Split
     image: Readable | bytes
-    labels: Mapping[str, bool] = field(default_factory=dict)
+    labels: Mapping[str, float] = field(default_factory=dict)
     # Years, where the release states them.
     age: float | None = None
     box: Box | None = None

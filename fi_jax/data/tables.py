@@ -148,7 +148,8 @@ def _read(schema: Schema, folder: Path, root: Path | str = "") -> Source:
     release.reject_unpaired({picture_of[key] for key in unique}, pictures, schema.table or "folders")
     present = {key: row for key, row in unique.items() if picture_of[key] in pictures}
     splits = _splits(schema, release, present, {key: pictures[picture_of[key]] for key in present})
-    faces, meaningless = [], Counter()
+    faces: list[FaceRecord] = []
+    meaningless: Counter[tuple[str, str]] = Counter()
     for key, row in present.items():
         box, problem = _box(schema, row)
         labels, age = _labels(schema, row, meaningless)

@@ -6,7 +6,7 @@ third of the memory's speed, with a dozen small kernels between them.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,8 @@ def attend_chunks(
     if isinstance(k, Rows) and isinstance(v, Rows):
         scales = [k.scale[..., 0], v.scale[..., 0]]
         k, v = k.values, v.values
-    (n, r, d), t = q.shape, k.shape[1]
+    keys = cast(Array, k)
+    (n, r, d), t = q.shape, keys.shape[1]
     chunks, rows = pl.cdiv(t, CHUNK), min(max(pl.next_power_of_2(r), _ROWS[0]), _ROWS[1])
     if visible is None:
         visible = jnp.ones((1, t), bool)

@@ -1,7 +1,7 @@
 """A Llama-architecture language model: layers in a scan or unrolled, shared prefixes, and a cache of them."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax
 import flax.linen as nn
@@ -145,7 +145,7 @@ class Attention(nn.Module):
         else:
             tail_k, tail_v = (jax.lax.dynamic_index_in_dim(tail, layer, keepdims=False) for tail in tail_kv)
         prefix_k, prefix_v = prefix_kv
-        out = cached_attention(q, prefix_k, prefix_v, tail_k, tail_v, shared.visible, self.implementation)
+        out = cached_attention(q, prefix_k, prefix_v, tail_k, tail_v, cast(Array, shared.visible), self.implementation)
         return self._output(out), tail_kv
 
 
@@ -316,7 +316,10 @@ class Llama(nn.Module):
         tail_valid = jax.lax.dynamic_update_slice(cache.tail_valid, valid, (0, 0, cache.used))
         causal = jnp.arange(m) <= cache.used + jnp.arange(s)[:, None]
         shared = self._pass(positions, visible=tail_valid[:, :, None, :] & causal, used=cache.used)
-        x, tails, prefix = x.astype(self.dtype), (cache.tail_k, cache.tail_v), (cache.prefix_k, cache.prefix_v)
+        # `Any`: stacks where the layers run in a scan, tuples of one a layer where not.
+        tails: Any = (cache.tail_k, cache.tail_v)
+        prefix: Any = (cache.prefix_k, cache.prefix_v)
+        x = x.astype(self.dtype)
         if self.scan_layers:
             inputs = (jnp.arange(self.config.num_layers), prefix)
             (x, (tail_k, tail_v)), _ = self.layers.extend((x, tails), inputs, shared)

@@ -1,7 +1,7 @@
 """Linear layers with optional low-rank adapters (Hu et al. 2021, LoRA), and their merging."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -40,7 +40,7 @@ class Linear(nn.Module):
         """Maps the last axis; returns `dtype`."""
         kernel, bias, a, b = self.parts(x.shape[-1])
         x = x.astype(self.dtype)
-        y = x @ kernel
+        y = x @ cast(Array, kernel)
         if bias is not None:
             y += bias
         return y if a is None or b is None else y + (x @ a) @ b
@@ -49,7 +49,7 @@ class Linear(nn.Module):
     def parts(self, size: int) -> LinearParts:
         """Makes or fetches the parameters for inputs of `size`, in `dtype`."""
         bias = a = b = None
-        kernel = self.get_variable("params", "kernel")
+        kernel: Any = self.get_variable("params", "kernel")
         if not isinstance(kernel, Quantised):
             kernel = self.param("kernel", self.kernel_init, (size, self.features)).astype(self.dtype)
         if self.use_bias:

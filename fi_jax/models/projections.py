@@ -7,6 +7,7 @@ then lets a GPU's matrix library add inside the product. JAX's own gradients wou
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def project(
     x = x.astype(layers[0].dtype)
     weights = tuple((part.kernel, part.a, part.b) for part in parts)
     if all(part.a is None and not isinstance(part.kernel, Quantised) for part in parts):
-        made = [_named(x @ part.kernel, names, i) for i, part in enumerate(parts)]
+        made = [_named(x @ cast(Array, part.kernel), names, i) for i, part in enumerate(parts)]
     else:
         made = _products(x, weights, tuple(names))
     return tuple(y if part.bias is None else y + part.bias for y, part in zip(made, parts, strict=True))

@@ -148,7 +148,9 @@ class Log:
         for kind, of in saved[0].items():
             self._counts[kind] = of["steps"]
             names = dict.fromkeys(name for one in saved for name in one[kind]["sums"])
-            rows = {name: np.asarray([one[kind]["sums"].get(name, 0) for one in saved], np.float32) for name in names}
+            rows: dict[str, Any] = {
+                name: np.asarray([one[kind]["sums"].get(name, 0) for one in saved], np.float32) for name in names
+            }
             self._sums[kind] = rows if len(saved) > 1 else {name: value[0] for name, value in rows.items()}
 
 

@@ -114,11 +114,11 @@ def _train(
         _lock(stack_of, folders, hosts)
         # Closed whatever happens: a manager left open complains when Python ends.
         checkpoints = [stack_of.enter_context(closing(Checkpoints(f, c))) for f, c in zip(folders, configs)]
-        states = restore_last(checkpoints, states, run.carried, None if accept_changed_data else run.fingerprint)
+        states = [*restore_last(checkpoints, states, run.carried, None if accept_changed_data else run.fingerprint)]
         start = int(states[0].step)
         logs = [RunLog(f, c, start) for f, c in zip(folders, configs)] if hosts.is_first else []
-        for one in logs:
-            stack_of.enter_context(closing(one))
+        for run_log in logs:
+            stack_of.enter_context(closing(run_log))
         measured = Log(configs, [one.write for one in logs], run.kinds)
         if start:
             log.info(f"resumed at step {start}")
@@ -143,12 +143,12 @@ def _train(
             lambda state, batch: step(state, run.inputs, batch),
             state,
             # Nothing is read for a run that has no step left.
-            run.batches(start) if start < steps else (),
+            run.batches(start) if start < steps else iter(()),
             [measured, stop, save],
             steps,
         )
-        for one in checkpoints:
-            one.wait()
+        for kept in checkpoints:
+            kept.wait()
         if int(state.step) < steps:
             log.info(f"stopped at step {int(state.step)}; the same command resumes there")
             return preempted.exit_status

@@ -32,7 +32,7 @@ class Numbers(NamedTuple):
 def numbers_of(config: Experiment) -> Numbers:
     """Returns the numbers of a run of its own."""
     weights = {name: getattr(config.loss, name) for name in (*LOSS_TERMS, "pixels")}
-    return Numbers(*(getattr(config.train, name) for name in _TRAIN), loss=weights)
+    return Numbers(**{name: getattr(config.train, name) for name in _TRAIN}, loss=weights)
 
 
 def stacked_numbers(configs: Sequence[Experiment]) -> Numbers:

@@ -1,6 +1,7 @@
 """Configs -> everything that their runs need: faces, sequences, model leaves, constants and the first states."""
 
 import logging
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from fi_jax.knowledge.logic import compile_rules
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
+from fi_jax.models import batch as contract
 from fi_jax.models.face_insight import Constants
 from fi_jax.models.llama import prepare_frozen
 from fi_jax.parallel.hosts import Hosts, check_same
@@ -71,7 +73,7 @@ class Setup:
     # What the faces are, for a resume to compare.
     fingerprint: dict[str, Any]
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
         """Yields the global batches after step `start` on the mesh; this process reads its own rows."""
         size = self.data.batch_size
         rows = local_rows(self.mesh, size)
@@ -182,7 +184,14 @@ def make_transform(
     def transform(batch: Batch, step: int) -> Batch:
         builder = builders[step % len(builders)]
         open_per_face = config.data.open_per_face if builder.lm_length else 0
-        return training_sequences(batch, builder, vocabulary, (config.data.seed, step), open_per_face=open_per_face)
+        made = training_sequences(
+            typing.cast(contract.Batch, batch),
+            builder,
+            vocabulary,
+            (config.data.seed, step),
+            open_per_face=open_per_face,
+        )
+        return typing.cast(Batch, made)
 
     return ("short", "long") if len(builders) > 1 else ("",), transform
 
