@@ -410,3 +410,12 @@ class Experiment:
                 f"data.mixup blends faces and their labels, which stage {self.train.stage} cannot use; set it to 0",
             )
             _check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
+
+
+def __getattr__(name: str):
+    # Configs that 0.1 wrote (a sweep's best point) import this from here; for one release.
+    if name == "from_dict":
+        from fi_jax.config_tree import from_dict
+
+        return from_dict
+    raise AttributeError(f"module 'fi_jax.config' has no attribute '{name}'")
