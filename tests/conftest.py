@@ -1,5 +1,8 @@
 """What all tests share: eight CPU devices, a compile cache, hypothesis' settings, real data, and one small model."""
 
+import contextlib
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -49,6 +52,10 @@ def _free_compiled_programs():
     """Compiled programs of one module are not kept for the next: a process stays below 4 GB."""
     yield
     jax.clear_caches()
+    gc.collect()
+    # What is free goes back to the system, which glibc would otherwise keep.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def smooth_picture(seed: int, size: int) -> np.ndarray:
