@@ -40,7 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write '{path}' ({error.strerror or error})") from error
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror or error}); free space or choose another place, and repeat the command"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     from fi_jax.errors import UserError
 
+    if any(flag.startswith("--mesh.") for flag in args.overrides):
+        raise UserError("plan takes the mesh as --mesh data=2,fsdp=1,tensor=1")
     if args.topology and args.no_compile:
         raise UserError("--topology compiles the step; leave --no-compile out")
     # XLA warns of every reshard; the plan counts them.

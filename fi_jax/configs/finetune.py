@@ -20,6 +20,8 @@ def config() -> Experiment:
         batch_size=8,
         questions_per_face=4,
         open_per_face=0,
+        # As long as the longest question.
+        segment_length=0,
         short_segment=0,
         augment_strength=0.5,
     )

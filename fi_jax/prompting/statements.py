@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fi_jax.labels.question_bank import question
+from fi_jax.labels.question_bank import is_built_in, question
 from fi_jax.prompting.question_matching import load_phrases
 
 Stated = Mapping[str, bool]
@@ -100,6 +100,9 @@ def decided(probabilities: Mapping[str, Sequence[float]]) -> dict[str, bool | No
     """
     labels: dict[str, bool | None] = {}
     for name, given in probabilities.items():
+        # Of labels of one's own no words are known here: texts neither state nor deny them.
+        if not is_built_in(name):
+            continue
         about, p = question(name), np.asarray(given, float)
         if about.is_binary:
             labels.setdefault(name, bool(p[0] >= 0.5) if max(p[0], 1 - p[0]) >= SURE else None)

@@ -63,6 +63,9 @@ def test_from_a_table_to_answers(table, monkeypatch, capsys):
     assert main([*ask, "--head", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert answer["question"] == "frame" and set(answer["probabilities"]) == {"red", "blue"}
+    # A description is made of built-in labels; those of one's own do not get in its way.
+    describe = ["ask", "photos/00.png", "--box", "full", "--checkpoint", "runs/second", "--head"]
+    assert main(describe) == 0
     out = ["predict", "photos", "--out", "answers.csv", "--whole", "--head", "--checkpoint", "runs/second"]
     assert main([*out, "--questions", "badge", "frame"]) == 0
     assert len(Path("answers.csv").read_text().splitlines()) == 1 + 24
