@@ -127,7 +127,8 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(model, folder, tmp_p
     next(stream), next(stream)
     stream.close()
     with file.partial.open("a") as lines:
-        lines.write('{"image": "cut sho')  # As a kill leaves it.
+        # A damaged line, and one cut as a kill leaves it.
+        lines.write(json.dumps({"image": names[2], "rows": 3}) + '\n{"image": "cut sho')
     command = ["predict", *names, "--out", str(out), "--head", "--whole", "--questions", *SOME]
     assert main([*command[:-1]]) == 2, "other questions, other columns"
     assert "other options" in capsys.readouterr().err
@@ -163,3 +164,18 @@ def test_a_response_turns_into_plain_values(model, portrait):
     response = model.ask(portrait, "Is this person smiling?", by="head")
     assert "%" in response.to_text()
     assert json.loads(json.dumps(response.to_json("p")))["answers"][0]["question"] == "Smiling"
+
+
+def test_places_that_cannot_be_written_are_one_line(folder, tmp_path, capsys):
+    for out in (folder / "portrait.png" / "p.csv", Path("/proc/p.csv")):
+        assert main(["predict", str(folder / "portrait.png"), "--out", str(out), "--head", "--questions", *SOME]) == 2
+        assert capsys.readouterr().err.startswith("fi-jax: ")
+
+
+def test_a_figure_replaces_no_photograph(folder, tmp_path, capsys):
+    other = tmp_path / "other.png"
+    other.write_bytes((folder / "portrait.png").read_bytes())
+    command = ["ask", str(folder / "portrait.png"), "Is this person smiling?", "--head", "--figure"]
+    assert main([*command, str(other)]) == 2 and "not written by this command" in capsys.readouterr().err
+    card = tmp_path / "card.png"
+    assert main([*command, str(card)]) == 0 and main([*command, str(card)]) == 0

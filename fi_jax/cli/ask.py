@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
     question = None if args.question is None else checked_question(args.question)
     if args.figure:
-        refuse_overwrite([Path(args.figure)], [Path(args.image)])
+        # Figures of ours are matplotlib's; a photograph of the same name stays.
+        mark = b"atplotlib" if args.figure.lower().endswith((".png", ".svg")) else b""
+        refuse_overwrite([Path(args.figure)], [Path(args.image)], mark)
     image = decode(Path(args.image))
     model = load_model(args.checkpoint)
     with _step("loading the model"):

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"fi-jax: figure '{args.kind}' is now called '{_RENAMED[args.kind]}'", file=sys.stderr)
         args.kind = _RENAMED[args.kind]
     require_choice("figure format", args.out.suffix.lstrip(".").lower(), style.FORMATS)
-    refuse_overwrite([args.out], [path for path in (*args.inputs, args.picture, args.mask) if path])
+    mark = b"atplotlib" if args.out.suffix.lower() in (".png", ".svg") else b""
+    refuse_overwrite([args.out], [path for path in (*args.inputs, args.picture, args.mask) if path], mark)
     require_writable(args.out.parent)
     draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph, "attribution": _attribution}
     print(style.save(draw.get(args.kind, _of_summary)(args), args.out))

@@ -52,8 +52,8 @@ _EXTRAS = {
     "uvicorn": "demo",
     "h11": "demo",
 }
-# Full, read-only and forbidden disks: the user's to mend.
-_NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# Full, read-only and forbidden disks, whatever file it was.
+_NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 class _Console(logging.Handler):
@@ -129,10 +129,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     except OSError as error:
-        if error.errno not in _NOT_OURS:
+        if error.errno not in _NOT_OURS and error.filename is None:
             raise
         where = f" '{error.filename}'" if error.filename else ""
-        print(f"fi-jax: cannot write{where} ({error.strerror}); free space or choose another folder", file=sys.stderr)
+        print(
+            f"fi-jax: cannot read or write{where} ({error.strerror}); free space or name another place", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("fi-jax: interrupted", file=sys.stderr)

@@ -172,9 +172,17 @@ def map_of(crop: UInt8[np.ndarray, "s s 3"], parser: str) -> UInt8[np.ndarray, "
 def _without_map(faces: Sequence[Face], cache: Path) -> Iterator[Face]:
     def has_map(face: Face) -> bool:
         try:
-            return Path(cached_map(cache, read_bytes(face.image, face.key), face.box)).exists()
+            path = Path(cached_map(cache, read_bytes(face.image, face.key), face.box))
         except UserError:
             return False
+        if not path.exists():
+            return False
+        try:
+            read_mask(path)
+        except UserError as error:
+            log.info(f"{error}; the map is made again")
+            return False
+        return True
 
     with ThreadPoolExecutor(_threads()) as pool:
         for face, there in zip(faces, pool.map(has_map, faces), strict=True):

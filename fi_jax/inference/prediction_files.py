@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fi_jax.errors import UserError, require_choice
-from fi_jax.files import atomic_path
+from fi_jax.files import atomic_path, require_writable
 from fi_jax.inference.batch_prediction import ROW_COLUMNS, FacePrediction, Picture
 from fi_jax.labels.questions import Question
 
@@ -86,6 +86,13 @@ def _column(path: Path, column: str) -> list[str]:
     return [str(name) for name in table[chosen].dropna()]
 
 
+def _whole(entry: dict[str, Any]) -> str:
+    """The picture of a line of a partial file; a `TypeError` or `KeyError` where the line is damaged."""
+    if not all(isinstance(row, dict) for row in entry["rows"]):
+        raise TypeError
+    return str(entry["image"])
+
+
 class PredictionFile:
     """What `predict` leaves at `path`; what is done already is kept in `path`.partial until the end."""
 
@@ -99,6 +106,7 @@ class PredictionFile:
             raise UserError(f"--out '{path}' must end in {', '.join(OUTPUT_SUFFIXES)}")
         if path.exists():
             raise UserError(f"'{path}' is there already; choose another --out, or delete it")
+        require_writable(path.parent)
         self.path, self.partial = path, path.with_name(f"{path.name}.partial")
         answers = [column for question in questions for column in (question.name, f"{question.name}_probability")]
         self.columns = [*ROW_COLUMNS, *answers]
@@ -115,8 +123,8 @@ class PredictionFile:
             for number, line in enumerate(lines):
                 try:
                     entry = json.loads(line)
-                    done |= set() if number == 0 else {entry["image"]}
-                except (ValueError, KeyError, TypeError):
+                    done |= set() if number == 0 else {_whole(entry)}
+                except (ValueError, KeyError, TypeError, RecursionError):
                     break  # The line that an interruption cut short.
                 if number == 0 and entry != self._header:
                     raise UserError(

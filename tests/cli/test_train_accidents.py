@@ -65,7 +65,7 @@ def test_what_is_not_finite_never_replaces_a_good_checkpoint(tmp_path, data):
     [
         (lambda root: sorted((root / "UTKFace").iterdir())[3].unlink(), "had 24 faces and has "),
         (lambda root: _rename(sorted((root / "UTKFace").iterdir())[3]), "other "),
-        (lambda root: _add_bytes(sorted((root / "UTKFace").iterdir())), "another size"),
+        (lambda root: _add_bytes(sorted((root / "UTKFace").iterdir())), "other pictures"),
     ],
 )
 def test_data_that_changed_need_a_flag(half, data, change, says):

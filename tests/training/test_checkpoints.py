@@ -251,7 +251,7 @@ THEN = {"utkface": {"faces": 2, "names": "a", "labels": "b", "pictures": "c"}}
         ({"faces": 1}, "utkface had 2 faces and has 1"),
         ({"names": "x"}, "other faces, or in another order"),
         ({"labels": "x"}, "other labels or boxes"),
-        ({"pictures": "x"}, "pictures or maps of another size"),
+        ({"pictures": "x"}, "other pictures or maps"),
     ],
 )
 def test_changed_data_need_a_flag(opened, change, says):

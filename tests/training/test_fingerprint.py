@@ -36,7 +36,7 @@ def test_folder_and_time_do_not_matter(records, tmp_path):
         (lambda r: [replace(r[0], labels={"Male": True}), *r[1:]], "other labels"),
         (lambda r: [replace(r[0], age=40.0), *r[1:]], "other labels"),
         (lambda r: [replace(r[0], box=(0, 0, 5, 5)), *r[1:]], "other labels or boxes"),
-        (lambda r: [replace(r[0], image=b"bytes"), *r[1:]], "another size"),
+        (lambda r: [replace(r[0], image=b"bytes"), *r[1:]], "other pictures"),
         (lambda r: [replace(r[0], dataset="fairface"), *r[1:]], "fairface had 0 faces and has 1"),
     ],
 )
@@ -47,5 +47,9 @@ def test_what_is_noticed(records, change, says):
 
 def test_a_replaced_file_is_noticed(records):
     before = fingerprint(records)
-    records[1].image.write_bytes(b"another picture")
-    assert differences(before, fingerprint(records)) == ["utkface has pictures or maps of another size"]
+    whole = records[1].image.read_bytes()
+    for other in (b"another picture", whole[:-1] + bytes([whole[-1] ^ 1])):
+        records[1].image.write_bytes(other)
+        assert differences(before, fingerprint(records)) == ["utkface has other pictures or maps"]
+    records[1].image.write_bytes(whole)
+    assert differences(before, fingerprint(records)) == []
