@@ -22,7 +22,7 @@ from fi_jax.evaluation.other_models import OtherModel
 from fi_jax.evaluation.predictions import Answer, true_answer, write_predictions
 from fi_jax.evaluation.summarise import train_baseline
 from fi_jax.faces.map_cache import with_maps
-from fi_jax.files import sha256, write_json
+from fi_jax.files import file_sha256, sha256, write_json
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate_many
 from fi_jax.labels.question_bank import questions_for
@@ -87,10 +87,11 @@ def fill_part(
     path = out / "parts" / f"{stem}.jsonl"
     beside = path.with_suffix(".json")
     if path.is_file():
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             found = json.loads(beside.read_text())
-            return Part(path, dict(found["baseline"]), dict(found["unreadable"]))
-        log.info(f"{beside} is missing or damaged; {name} is evaluated again")
+            if found["sha256"] == file_sha256(path):
+                return Part(path, dict(found["baseline"]), dict(found["unreadable"]))
+        log.info(f"{path} or {beside.name} is damaged; {name} is evaluated again")
     readable, rejected = examine(records)
     if not readable:
         raise UserError(
@@ -105,7 +106,7 @@ def fill_part(
     _answer(path, assignment, readable, questions, options, model)
     truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
     found = {"baseline": train_baseline(truths), "unreadable": {r.key: r.reason for r in rejected}}
-    write_json(beside, found)
+    write_json(beside, found | {"sha256": file_sha256(path)})
     return Part(path, **found)
 
 

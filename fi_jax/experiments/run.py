@@ -105,7 +105,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     lines: list[Any] = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / "metrics.jsonl").read_text(errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(ValueError, RecursionError):
                 lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
 

@@ -99,8 +99,8 @@ def diverged_at(folder: Path) -> int:
     """The last logged step of a run where its loss was not finite there; else 0."""
     try:
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-        return last["step"] if last.get("loss", 0) is None else 0
-    except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError):
+        return int(last["step"]) if last.get("loss", 0) is None else 0
+    except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
         return 0
 
 

@@ -76,6 +76,9 @@ def test_a_damaged_part_is_made_again(root, tmp_path):
         part.path.with_suffix(".json").write_text(text)
         assert fill(root, out, model) == part
     assert model.loaded == 4
+    whole = part.path.read_text()
+    part.path.write_text(whole.replace("0.", "0.0", 1))
+    assert fill(root, out, model) == part and part.path.read_text() == whole
 
 
 def test_damaged_pictures_are_left_out_and_listed(root, tmp_path):
