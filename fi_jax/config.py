@@ -40,11 +40,6 @@ class LoraConfig:
         _check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
         _check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
 
-    def check_targets(self, layers: tuple[str, ...]) -> None:
-        """Raises `UserError` for a target that is no layer: it would silently train less."""
-        for target in self.targets if self.rank else ():
-            require_choice("lora.targets", target, layers)
-
 
 @dataclass(frozen=True)
 class VitConfig:
@@ -81,7 +76,6 @@ class VitConfig:
         _check(
             self.grid % self.merge == 0, f"merge {self.merge} does not divide the {self.grid}x{self.grid} patch grid"
         )
-        self.lora.check_targets(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"))
         _check(
             -self.num_layers - 1 <= self.feature_layer <= self.num_layers,
             f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers",
@@ -138,7 +132,6 @@ class LlamaConfig:
             f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
         )
         _check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
-        self.lora.check_targets(LoraConfig.targets)
 
 
 @dataclass(frozen=True)

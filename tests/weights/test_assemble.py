@@ -95,9 +95,9 @@ def test_a_lora_target_that_names_no_layer_is_refused(small):
     model = small.config.model
     for part in ("llm", "image_encoder"):
         lora = LoraConfig(2, targets=("q_proj", "v_prj"))
-        # The LLM's are checked when the config is made, an encoder's when its layers are known.
-        with pytest.raises(UserError, match="lora.targets .*v_prj.*did you mean 'v_proj'"):
-            param_shapes(replace(model, **{part: replace(getattr(model, part), lora=lora)}))
+        wrong = replace(model, **{part: replace(getattr(model, part), lora=lora)})
+        with pytest.raises(UserError, match=f"model.{part}.lora.targets names v_prj, .*did you mean 'v_proj'"):
+            param_shapes(wrong)
     # The default of an encoder names the LLM's layers as well.
     param_shapes(replace(model, image_encoder=replace(model.image_encoder, lora=LoraConfig(2))))
 
