@@ -26,4 +26,6 @@ def test_unrolled_layers_equal_scanned_ones():
     # Written-out layers keep one array a layer.
     stacks = {name: jnp.stack(getattr(cache, name)) for name in ("prefix_k", "prefix_v", "tail_k", "tail_v")}
     got = hidden, (after, cache.replace(**stacks)), logits
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
