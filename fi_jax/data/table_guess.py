@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fi_jax.data.sources.release import IMAGE_SUFFIXES
-from fi_jax.data.tables import Row, Table
+from fi_jax.data.tables import Table
 from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
@@ -214,6 +214,3 @@ def folders_guess(folder: Path) -> Guess:
     }
     guess.doubts.append("'class': put the question and the prompts into words")
     return guess
-
-
-Rows = Sequence[Row]
