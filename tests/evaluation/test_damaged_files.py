@@ -81,8 +81,8 @@ def evaluation(folder: Path, lines: list) -> Path:
 
 @pytest.fixture(autouse=True)
 def _unpainted(monkeypatch):
-    """Figures are laid out and not painted."""
-    monkeypatch.setattr(style, "to_bytes", lambda *args, **kwargs: b"<svg/>")
+    """Figures are laid out and not painted; the program that paints leaves its name, by which they are replaced."""
+    monkeypatch.setattr(style, "to_bytes", lambda *args, **kwargs: b"<svg><!-- Matplotlib --></svg>")
 
 
 @pytest.fixture
