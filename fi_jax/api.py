@@ -72,11 +72,11 @@ class Model:
         Raises:
           UserError: the picture cannot be read or holds no face, or the question cannot be answered.
         """
-        return self._respond(image, Request(question, by_llm=self._by(by)), face, box)
+        return self.respond(image, Request(question, by_llm=self._by(by)), face, box)
 
     def describe(self, image: PictureLike, *, face: int = 0, box: Box | None = None) -> str:
         """Describes a face in a few sentences. Arguments and errors are those of `ask`."""
-        return self._respond(image, Request(), face, box).to_text()
+        return self.respond(image, Request(), face, box).to_text()
 
     def answers(
         self,
@@ -94,7 +94,7 @@ class Model:
         those of `ask`.
         """
         request = Request(everything=True, race=race, consistent=consistent, by_llm=self._by(by))
-        return self._respond(image, request, face, box)
+        return self.respond(image, request, face, box)
 
     def predict(
         self,
@@ -152,18 +152,23 @@ class Model:
             require_choice("question", name, self._bank)
         return [self._bank[name] for name in dict.fromkeys(names)]
 
+    def faces(self, image: PictureLike) -> list[Box]:
+        """The faces found in a picture, largest first: left, top, right, bottom in pixels."""
+        pixels = _pixels(image)
+        with self._turn:
+            return faces_in(parser_of(self._answerer.config.weights.parser), pixels)
+
+    def respond(self, image: PictureLike, request: Request, face: int = 0, box: Box | None = None) -> Response:
+        """What `ask`, `describe` and `answers` build on: answers a request about one face of a picture."""
+        pixels = _pixels(image)
+        if box is None:
+            box = crop_for_model(choose_face(self.faces(pixels), face, _picture(image, 0).name))
+        with self._turn:
+            return respond(self._answerer, pixels, box, request)
+
     def _by(self, by: By) -> bool:
         require_choice("by", by, ("llm", "head"))
         return by == "llm"
-
-    def _respond(self, image: PictureLike, request: Request, face: int, box: Box | None) -> Response:
-        source = _picture(image, 0)
-        pixels = source.source if isinstance(source.source, np.ndarray) else decode(source.source, source.name)
-        with self._turn:
-            if box is None:
-                faces = faces_in(parser_of(self._answerer.config.weights.parser), pixels)
-                box = crop_for_model(choose_face(faces, face, source.name))
-            return respond(self._answerer, pixels, box, request)
 
 
 def load(name_or_folder: str | Path = "nano") -> Model:
@@ -173,6 +178,11 @@ def load(name_or_folder: str | Path = "nano") -> Model:
       UserError: there is no such model, or its base is not installed.
     """
     return Model(load_model(str(name_or_folder)))
+
+
+def _pixels(image: PictureLike) -> np.ndarray:
+    picture = _picture(image, 0)
+    return picture.source if isinstance(picture.source, np.ndarray) else decode(picture.source, picture.name)
 
 
 def _picture(image: PictureLike | Picture, number: int) -> Picture:

@@ -13,7 +13,8 @@ from skimage import data
 import fi_jax
 from fi_jax.cli.main import main
 from fi_jax.data.synthetic.face import draw_face
-from fi_jax.inference.prediction_files import PredictionFile, find_pictures
+from fi_jax.inference.prediction_files import PredictionFile
+from fi_jax.pictures.find import find_pictures
 
 SOME = ["Smiling", "gender", "age_years"]
 
@@ -139,11 +140,11 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(model, folder, tmp_p
 
 
 def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
-    everything = [picture.name for picture in find_pictures([str(folder)])]
-    assert len(everything) == 6 and str(folder / "drawn" / "0.PNG") in everything
+    everything = find_pictures([str(folder)])
+    assert len(everything) == 6 and folder / "drawn" / "0.PNG" in everything
     assert len(find_pictures([str(folder / "drawn" / "*.PNG"), str(folder / "drawn")])) == 3
     (folder / "list.txt").write_text("drawn/0.PNG\n\nportrait.png\n")
-    assert [p.source for p in find_pictures([str(folder / "list.txt")])] == [
+    assert find_pictures([str(folder / "list.txt")]) == [
         folder / "drawn/0.PNG",
         folder / "portrait.png",
     ]
@@ -151,9 +152,9 @@ def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
     table = pd.DataFrame({"id": [1, 2], "Path": ["drawn/1.PNG", "portrait.png"]})
     for write, name in ((table.to_csv, "t.csv"), (table.to_parquet, "t.parquet")):
         write(tmp_path / name, index=False)
-        assert [p.source.name for p in find_pictures([str(tmp_path / name)])] == ["1.PNG", "portrait.png"]
+        assert [p.name for p in find_pictures([str(tmp_path / name)])] == ["1.PNG", "portrait.png"]
     (tmp_path / "semi.csv").write_text("﻿id;picture\n1;a.png\n", encoding="utf-8")
-    assert [p.source.name for p in find_pictures([str(tmp_path / "semi.csv")])] == ["a.png"]
+    assert [p.name for p in find_pictures([str(tmp_path / "semi.csv")])] == ["a.png"]
     with pytest.raises(fi_jax.UserError, match="did you mean 'Path'"):
         find_pictures([str(tmp_path / "t.csv")], "Pth")
     with pytest.raises(fi_jax.UserError, match="neither a file nor a folder"):
@@ -179,3 +180,47 @@ def test_a_figure_replaces_no_photograph(folder, tmp_path, capsys):
     assert main([*command, str(other)]) == 2 and "not written by this command" in capsys.readouterr().err
     card = tmp_path / "card.png"
     assert main([*command, str(card)]) == 0 and main([*command, str(card)]) == 0
+
+
+def test_ask_answers_questions_about_pictures_and_folders_and_loads_once(folder, capsys, monkeypatch):
+    import fi_jax.api
+
+    loads, real = [], fi_jax.api.load
+    monkeypatch.setattr(fi_jax.api, "load", lambda name: loads.append(name) or real(name))
+    command = ["ask", str(folder / "drawn"), str(folder / "portrait.png"), "Is she smiling?", "Is she older than 40?"]
+    assert main([*command, "--head", "--json", "--box", "full"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(loads) == 1 and [Path(f["image"]).name for f in found[::2]] == [
+        "0.PNG",
+        "1.PNG",
+        "2.PNG",
+        "portrait.png",
+    ]
+    assert [f["question"] for f in found[:2]] == command[3:]
+    # What cannot be read stops nothing, and is no success.
+    assert main(["ask", str(folder / "*.*"), "Is she smiling?", "--head"]) == 2
+    said = capsys.readouterr()
+    assert f"{folder}/portrait.png: Is she smiling?\n  Yes (" in said.out and "answered: Is this person" in said.out
+    assert "2 of 3 pictures failed" in said.err and "broken.jpg" in said.err and "grey.jpg" in said.err
+    assert main([*command, "--chat"]) == 2 and "--chat is about one picture" in capsys.readouterr().err
+
+
+def test_a_chat_keeps_the_face_for_questions_that_follow(folder, capsys, monkeypatch):
+    import io
+
+    from fi_jax.faces import face_detector
+
+    looked = []
+    monkeypatch.setattr(
+        face_detector, "_search", lambda *a, real=face_detector._search, **k: looked.append(1) or real(*a, **k)
+    )
+    command = ["ask", str(folder / "portrait.png"), "Is she smiling?", "--head"]
+    assert main(command) == 0
+    first, searches = capsys.readouterr().out, len(looked)
+    typed = "Is she smiling?\n\n" + "x" * 1001 + "\nWhat is her name?\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert main([*command, "--chat"]) == 0
+    said = capsys.readouterr()
+    assert said.out == first * 2 + "I do not identify people. I can describe the face instead.\n"
+    assert "1,000" in said.err or "1000" in said.err, "a mistake is said, and the conversation goes on"
+    assert len(looked) == 2 * searches, "the face is looked for once"

@@ -1,6 +1,8 @@
-"""Ask about a face in a picture; without a question, describe the face.
+"""Ask about the faces in pictures; without a question, describe them.
 
 fi-jax ask photo.jpg "Is this person smiling?"
+fi-jax ask photos/ "Is she smiling?" "How old is she?" --json
+fi-jax ask photo.jpg --chat
 fi-jax ask photo.jpg --all --figure answers.png
 """
 
@@ -8,15 +10,26 @@ import argparse
 import contextlib
 import json
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("image", help="a picture with at least one face")
-    parser.add_argument("question", nargs="?", help='e.g. "Is this person smiling?", "age", "Describe this face."')
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="PICTURE|QUESTION",
+        help='pictures, folders, globs or lists (at least one, the first), and questions about each: "Is this person '
+        'smiling?", "age", "Describe this face."',
+    )
+    parser.add_argument("--chat", action="store_true", help="go on with questions about the same face, a line each")
     parser.add_argument(
         "--checkpoint", default="nano", metavar="RUN", help="a run folder or a bundled model (default: nano)"
     )
@@ -32,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--consistent", action="store_true", help="with --all: the most probable answers that break no rule"
     )
     parser.add_argument("--head", action="store_true", help="answer by the alignment head instead of the LLM (faster)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; of several answers, one a line")
     parser.add_argument("--figure", metavar="F.png", help="save photo, segmentation map and answers as a picture")
 
 
@@ -49,58 +62,103 @@ def _step(words: str) -> Iterator[None]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Finds the face, parses it, answers."""
+    """Loads the model once, and answers every question about every picture; what cannot be read is said, and passed."""
+    from fi_jax.errors import UserError
     from fi_jax.files import refuse_overwrite
     from fi_jax.pictures.decode import decode
+    from fi_jax.pictures.find import find_pictures, is_named_like_pictures
     from fi_jax.prompting.refusals import checked_question
-    from fi_jax.weights.bundle import load_model
 
-    question = None if args.question is None else checked_question(args.question)
+    first, *others = args.words
+    pictures = find_pictures([first, *filter(is_named_like_pictures, others)])
+    questions = [checked_question(word) for word in others if not is_named_like_pictures(word)]
+    if (args.figure or args.chat) and (len(pictures) > 1 or len(questions) > 1):
+        raise UserError(f"--{'figure' if args.figure else 'chat'} is about one picture and at most one question")
     if args.figure:
         # Figures of ours are matplotlib's; a photograph of the same name stays.
         mark = b"atplotlib" if args.figure.lower().endswith((".png", ".svg")) else b""
-        refuse_overwrite([Path(args.figure)], [Path(args.image)], mark)
-    image = decode(Path(args.image))
-    model = load_model(args.checkpoint)
+        refuse_overwrite([Path(args.figure)], pictures, mark)
+    if len(pictures) == 1:
+        decode(pictures[0])  # A mistake is said before the model is loaded.
     with _step("loading the model"):
         from fi_jax.cli.runtime import start
-        from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
 
-        faces, box = [], parse_box(args.box, *image.shape[:2]) if args.box else None
         start()
-        from fi_jax.inference.answerer import load_answerer
-        from fi_jax.inference.answers import Request
-        from fi_jax.inference.conversation import respond
+        from fi_jax.api import load
 
-        answerer = load_answerer(model)
-    if box is None:
-        with _step("finding faces"):
-            from fi_jax.faces.parser import load_parser
-            from fi_jax.faces.picture_map import faces_in
+        model = load(args.checkpoint)
+    asked: list[str | None] = [*questions] or ([] if args.chat else [None])
+    several, failed = len(pictures) * len(asked) > 1, 0
+    for path in pictures:
+        try:
+            face = _find(model, path, args)
+            for question in asked:
+                _answer(model, face, question, args, several)
+        except UserError as error:
+            if len(pictures) == 1:
+                raise
+            failed += 1
+            print(f"fi-jax: {error}", file=sys.stderr)
+    if failed:
+        print(f"fi-jax: {failed} of {len(pictures)} pictures failed", file=sys.stderr)
+    for question in _typed() if args.chat else ():
+        try:
+            _answer(model, face, checked_question(question), args, several=args.json)
+        except UserError as error:
+            print(error, file=sys.stderr)
+    return 2 if failed else 0
 
-            faces = faces_in(load_parser(model.config.weights.parser), image)
-            box = crop_for_model(choose_face(faces, args.face, args.image))
-    request = Request(
-        question,
-        everything=args.all or bool(args.figure),
-        race=args.race,
-        by_llm=not args.head,
-        consistent=args.consistent,
-    )
+
+class _Face(NamedTuple):
+    path: Path
+    image: "np.ndarray"
+    box: tuple[float, float, float, float]
+    # How many faces the picture has; 0 with --box, where none is looked for.
+    of: int
+
+
+def _find(model, path: Path, args: argparse.Namespace) -> _Face:
+    """Reads a picture and finds its face."""
+    from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
+    from fi_jax.pictures.decode import decode
+
+    image = decode(path)
+    if args.box:
+        return _Face(path, image, parse_box(args.box, *image.shape[:2]), 0)
+    with _step("finding faces"):
+        faces = model.faces(image)
+    box = crop_for_model(choose_face(faces, args.face, str(path)))
+    if len(faces) > 1 and not args.face and not args.json:
+        print(f"{len(faces)} faces; answering about the largest (choose with --face N: {list_faces(faces)})")
+    return _Face(path, image, box, len(faces))
+
+
+def _typed() -> Iterator[str]:
+    """Questions as they are typed, until the end of the input."""
+    print("Questions about this face, one a line; Ctrl-D ends.", file=sys.stderr)
+    for line in sys.stdin:
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(model, face: _Face, question: str | None, args: argparse.Namespace, several: bool) -> None:
+    """Answers one question, or describes the face, and prints what was found."""
+    from fi_jax.inference.answers import Request
+
+    everything = args.all or bool(args.figure)
+    request = Request(question, everything=everything, race=args.race, by_llm=not args.head, consistent=args.consistent)
     with _step("answering (a first run compiles programs, which are kept)"):
-        response = respond(answerer, image, box, request)
+        response = model.respond(face.image, request, box=face.box)
     if args.figure:
         from fi_jax.evaluation.figures.ask import save_answer_card
 
         save_answer_card(args.figure, response)
     if args.json:
-        # With --box no faces were looked for.
-        found = response.to_json(args.image) | ({"faces": len(faces)} if faces else {})
-        print(json.dumps(found, ensure_ascii=False, indent=1))
-    else:
-        if len(faces) > 1 and not args.face:
-            print(f"{len(faces)} faces; answering about the largest (choose with --face N: {list_faces(faces)})")
-        print(response.to_text())
-        if args.figure:
-            print(f"figure: {args.figure}")
-    return 0
+        found = response.to_json(str(face.path)) | ({"faces": face.of} if face.of else {})
+        print(json.dumps(found, ensure_ascii=False, indent=None if several else 1), flush=True)
+        return
+    if several:
+        print(f"{face.path}: {question}" if question else face.path)
+    print(textwrap.indent(response.to_text(), "  " if several else ""), flush=True)
+    if args.figure:
+        print(f"figure: {args.figure}")

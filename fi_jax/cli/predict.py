@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}; it must be at least 1")
     from fi_jax.api import load
-    from fi_jax.inference.prediction_files import PredictionFile, find_pictures
+    from fi_jax.inference.prediction_files import PredictionFile
+    from fi_jax.pictures.find import find_pictures
 
     pictures = find_pictures(args.paths, args.column)
     start()
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         "whole": args.whole,
     }
     file = PredictionFile(args.out, questions, made_with)
-    left = [picture for picture in pictures if picture.name not in file.done]
+    left = [path for path in pictures if str(path) not in file.done]
     if file.done:
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures were done before", flush=True)
     from fi_jax.progress import progress_bar

@@ -1,4 +1,4 @@
-"""Pictures named on a command line, and the file of predictions about them: CSV, Parquet or JSON lines, resumable."""
+"""The file of predictions about many pictures: CSV, Parquet or JSON lines, resumable."""
 
 import csv
 import itertools
@@ -7,83 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fi_jax.errors import UserError, require_choice
+from fi_jax.errors import UserError
 from fi_jax.files import atomic_path, require_writable
-from fi_jax.inference.batch_prediction import ROW_COLUMNS, FacePrediction, Picture
+from fi_jax.inference.batch_prediction import ROW_COLUMNS, FacePrediction
 from fi_jax.labels.questions import Question
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".pgm")
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 OUTPUT_SUFFIXES = (".csv", ".parquet", ".jsonl")
-# Names of the column that holds pictures, first match first.
-PICTURE_COLUMNS = ("image", "picture", "path", "file", "filename", "image_path", "file_name", "name")
 _ROWS_AT_ONCE = 1000
-
-
-def find_pictures(paths: Sequence[str], column: str = "") -> list[Picture]:
-    """Lists the pictures that paths name, each once: files, folders (searched through), globs, lists and tables.
-
-    A list (`.txt`) has a path a line; a table (CSV, TSV, Parquet, JSON lines) has them in `column`. Relative paths in
-    either start at its own folder.
-
-    Raises:
-      UserError: a path that names nothing, or a table without such a column.
-    """
-    found: dict[str, Picture] = {}
-    for text in paths:
-        for path in _named_by(text, column):
-            found.setdefault(str(path), Picture(str(path), path))
-    return list(found.values())
-
-
-def _named_by(text: str, column: str) -> list[Path]:
-    path = Path(text)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
-        if not files:
-            raise UserError(f"folder '{path}' holds no picture ({', '.join(PICTURE_SUFFIXES)})")
-        return files
-    if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix == ".txt":
-            return [path.parent / line.strip() for line in _lines(path) if line.strip()]
-        return [path.parent / name for name in _column(path, column)] if suffix in TABLE_SUFFIXES else [path]
-    matches = sorted(Path().glob(text)) if not path.is_absolute() else sorted(Path("/").glob(text.lstrip("/")))
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise UserError(f"'{text}' is neither a file nor a folder, and no file matches it")
-    return files
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"'{path}' is not UTF-8 text; save it as UTF-8") from None
-
-
-def _column(path: Path, column: str) -> list[str]:
-    import pandas as pd
-
-    readers = {
-        ".csv": lambda: pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig"),
-        ".tsv": lambda: pd.read_csv(path, dtype=str, sep="\t", encoding="utf-8-sig"),
-        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
-        ".parquet": lambda: pd.read_parquet(path),
-    }
-    try:
-        table = readers[path.suffix.lower()]()
-    except (ValueError, OSError, csv.Error) as error:
-        raise UserError(f"table '{path}' cannot be read ({str(error).splitlines()[0]})") from None
-    if column:
-        require_choice(f"column of '{path.name}'", column, [str(name) for name in table.columns])
-    names = {str(name).strip().lower(): name for name in table.columns}
-    chosen = column or next((names[name] for name in PICTURE_COLUMNS if name in names), None)
-    if chosen is None:
-        raise UserError(
-            f"table '{path}' has none of the columns {', '.join(PICTURE_COLUMNS)}; name the pictures' with --column"
-        )
-    return [str(name) for name in table[chosen].dropna()]
 
 
 def _whole(entry: dict[str, Any]) -> str:

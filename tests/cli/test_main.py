@@ -70,7 +70,7 @@ def test_help_is_quick():
         (["train", "no/such/file.py"], "no config file no/such/file.py"),
         (["train", "tiny", "--train.lerning-rate", "1"], "did you mean '--train.learning_rate'"),
         (["train", "tiny", "--train.steps", "many"], "--train.steps"),
-        (["ask"], "ask: the following arguments are required: image"),
+        (["ask"], "ask: the following arguments are required: PICTURE|QUESTION"),
         (["ask", "nothing.jpg"], "nothing.jpg"),
         (["ask", "x.jpg", "--jsno"], "did you mean '--json'"),
         (["evaluate", "tiny", "--checkpoint", "no/run"], "no model 'no/run'"),
