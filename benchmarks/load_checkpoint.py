@@ -21,10 +21,10 @@ def make(folder: Path, num_layers: int) -> int:
     """Writes the checkpoint, one shard a group of leaves, and returns its bytes."""
     from safetensors.numpy import save_file
 
-    from fi_jax.config import LlamaConfig, VitConfig
+    from fi_jax.config import LlmConfig, VitConfig
     from fi_jax.weights import leaf_table
 
-    leaves = leaf_table.llava_leaves(VitConfig(), replace(LlamaConfig(), num_layers=num_layers))
+    leaves = leaf_table.llava_leaves(VitConfig(), replace(LlmConfig(), num_layers=num_layers))
     shapes = {source: leaf.source_shape for leaf in leaves for source in leaf.sources}
     folder.mkdir(parents=True)
     block = np.random.default_rng(0).normal(size=1 << 20).astype(np.float16)

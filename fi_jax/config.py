@@ -4,209 +4,24 @@ A config file (`fi_jax/configs/` has ours) has one function, `config() -> Experi
 on the command line by its dotted name, e.g. `--train.learning-rate 3e-4`.
 """
 
-import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fi_jax.errors import UserError, require_choice
+from fi_jax.config_model import (  # noqa: F401 (the whole tree has one door)
+    DecoderConfig,
+    Dtype,
+    KnowledgeConfig,
+    LlmConfig,
+    LoraConfig,
+    ModelConfig,
+    RopeScaling,
+    VitConfig,
+    check,
+    check_words,
+)
 
-Dtype = Literal["float32", "bfloat16"]
 # Terms of L about labels, as the fields of `LossConfig` that weigh them; `head_*` act on the alignment head.
 LOSS_TERMS = ("lm", "bce", "logic", "head_bce", "head_logic")
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise UserError(message)
-
-
-def _check_words(config, where: str) -> None:
-    """Checks every field that is one of a few words: the flags' parser does, a config file does not."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            require_choice(f"{where}{name}", getattr(config, name), typing.get_args(hint))
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters. Rank 0 means none. The scale alpha/rank is applied once, in `models.lora`."""
-
-    rank: int = 0
-    alpha: float = 16.0
-    # Names of the linear layers that get an adapter, as Hugging Face calls them.
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-    def __post_init__(self):
-        _check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
-        _check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
-
-
-@dataclass(frozen=True)
-class VitConfig:
-    """A CLIP-style vision transformer. Defaults: CLIP ViT-L/14-336, as in LLaVA-1.5."""
-
-    image_size: int = 336
-    patch_size: int = 14
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_layers: int = 24
-    num_heads: int = 16
-    hidden_act: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    # Index of the hidden state that becomes the image tokens; -2 is the layer before the last (LLaVA).
-    feature_layer: int = -2
-    # Side of the square of neighbouring patches concatenated into one token before the connector.
-    merge: int = 1
-    # What speaks for the whole picture to the alignment head: the class token, or the mean of all patches.
-    pool: Literal["class", "mean"] = "class"
-    # Stochastic depth rate of the last layer (linear from 0), at training time.
-    drop_path: float = 0.0
-    lora: LoraConfig = LoraConfig()
-
-    def __post_init__(self):
-        _check_words(self, "encoder ")
-        _check(
-            self.image_size % self.patch_size == 0,
-            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
-        )
-        _check(
-            self.hidden_size % self.num_heads == 0,
-            f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}",
-        )
-        _check(
-            self.grid % self.merge == 0, f"merge {self.merge} does not divide the {self.grid}x{self.grid} patch grid"
-        )
-        _check(
-            -self.num_layers - 1 <= self.feature_layer <= self.num_layers,
-            f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers",
-        )
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the LLM sees of one image."""
-        return (self.grid // self.merge) ** 2
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """RoPE scaling as Hugging Face's `rope_parameters` names it; `kind="default"` is none."""
-
-    kind: Literal["default", "linear", "llama3"] = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-    def __post_init__(self):
-        _check_words(self, "llm.rope_scaling.")
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """A Llama-architecture causal language model. Defaults: Vicuna-7B as in LLaVA-1.5."""
-
-    vocab_size: int = 32064
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_layers: int = 32
-    num_heads: int = 32
-    num_kv_heads: int = 32
-    head_dim: int = 128
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling = RopeScaling()
-    rms_norm_eps: float = 1e-5
-    tie_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    max_position_embeddings: int = 4096
-    lora: LoraConfig = LoraConfig()
-
-    def __post_init__(self):
-        _check(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
-        )
-        _check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
-
-
-@dataclass(frozen=True)
-class KnowledgeConfig:
-    """The Correlation Constraint Module: graph, GCN, alignment head and knowledge tokens.
-
-    tau, omega and depth follow the design's defaults (ours, after ML-GCN and SCPNet).
-    """
-
-    # False: "without CCM"; the same number of knowledge tokens, made from T_p^0.
-    enabled: bool = True
-    graph: Literal["cooccurrence", "lift", "shuffled"] = "cooccurrence"
-    tau: float = 0.4
-    omega: float = 0.2
-    depth: int = 2
-    hidden_size: int = 512
-    # Width of the space in which faces and prompts meet (cosine similarity).
-    align_size: int = 512
-    leaky_slope: float = 0.2
-    residual: bool = True
-    # Knowledge tokens are multiplied by sigma(s_i); False leaves them ungated.
-    gated: bool = True
-    # Width of T_p^0: the text encoder's output size.
-    prompt_size: int = 768
-
-    def __post_init__(self):
-        _check_words(self, "knowledge.")
-        _check(0 <= self.tau <= 1, f"knowledge.tau is {self.tau}; it must lie in [0, 1]")
-        _check(0 <= self.omega < 1, f"knowledge.omega is {self.omega}; it must lie in [0, 1)")
-        _check(self.depth >= 1, f"knowledge.depth is {self.depth}; it must be at least 1")
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """What reconstructs hidden patches in stage `pretrain` (a masked autoencoder, He et al. 2022); no other stage has it."""
-
-    # 0: no decoder.
-    num_layers: int = 0
-    hidden_size: int = 192
-    num_heads: int = 3
-    # Share of the patches that the encoder does not see.
-    mask_ratio: float = 0.75
-
-    def __post_init__(self):
-        _check(self.num_layers >= 0, f"model.decoder.num_layers is {self.num_layers}; it must be 0 (none) or more")
-        _check(
-            self.hidden_size % (4 * self.num_heads) == 0,
-            f"model.decoder.hidden_size {self.hidden_size} is not a multiple of 4 * num_heads {self.num_heads}",
-        )
-        _check(0 < self.mask_ratio < 1, f"model.decoder.mask_ratio is {self.mask_ratio}; it lies between 0 and 1")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """FaceInsight: two encoders, three connectors, one LLM, one knowledge module."""
-
-    image_encoder: VitConfig = VitConfig()
-    segmentation_encoder: VitConfig = VitConfig()
-    llm: LlamaConfig = LlamaConfig()
-    knowledge: KnowledgeConfig = KnowledgeConfig()
-    # False: "without segmentation"; the map's tokens leave the sequence and the alignment head.
-    use_segmentation: bool = True
-    decoder: DecoderConfig = DecoderConfig()
-    dtype: Dtype = "bfloat16"
-    # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
-    remat: Literal["none", "dots", "full"] = "full"
-    attention: Literal["xla", "flash"] = "xla"
-    # False: no loop over the LLM's layers (faster, compiles longer). Cut over devices (fsdp, tensor) they always loop.
-    scan_layers: bool = True
-    # The LLM's frozen kernels: `train.frozen_dtype`, or 8 bits (`models.precision`); a prefix's cache in generation.
-    frozen_precision: Literal["bf16", "fp8", "int8"] = "bf16"
-    kv_precision: Literal["bf16", "int8"] = "bf16"
-
-    def __post_init__(self):
-        _check_words(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -233,7 +48,7 @@ class WeightsConfig:
     parser: str = "bundled"
 
     def __post_init__(self):
-        _check_words(self, "weights.")
+        check_words(self, "weights.")
 
 
 @dataclass(frozen=True)
@@ -287,13 +102,13 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _check_words(self, "data.")
+        check_words(self, "data.")
         for name in ("questions_per_face", "open_per_face", "workers", "short_segment"):
-            _check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
-        _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
-        _check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
-        _check(0 <= self.mixup <= 1, f"data.mixup is {self.mixup}; it is a share in [0, 1]")
-        _check(0 <= self.max_unreadable <= 1, f"data.max_unreadable is {self.max_unreadable}; it is a share in [0, 1]")
+            check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
+        check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
+        check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
+        check(0 <= self.mixup <= 1, f"data.mixup is {self.mixup}; it is a share in [0, 1]")
+        check(0 <= self.max_unreadable <= 1, f"data.max_unreadable is {self.max_unreadable}; it is a share in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -312,9 +127,9 @@ class LossConfig:
     logic_alpha: float = 1.0
 
     def __post_init__(self):
-        _check_words(self, "loss.")
+        check_words(self, "loss.")
         for name in (*LOSS_TERMS, "pixels", "logic_alpha"):
-            _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it must not be negative")
+            check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it must not be negative")
 
 
 @dataclass(frozen=True)
@@ -351,13 +166,13 @@ class TrainConfig:
     stall_seconds: int = 1800
 
     def __post_init__(self):
-        _check_words(self, "train.")
-        _check(self.steps > 0, f"train.steps is {self.steps}; it must be positive")
+        check_words(self, "train.")
+        check(self.steps > 0, f"train.steps is {self.steps}; it must be positive")
         for name in ("accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
-            _check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
+            check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("learning_rate", "warmup_steps", "weight_decay"):
-            _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
-        _check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
+            check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
+        check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -370,8 +185,8 @@ class MeshConfig:
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)
-        _check(sum(s == -1 for s in sizes) <= 1, f"mesh {sizes}: at most one axis may be -1")
-        _check(all(s == -1 or s >= 1 for s in sizes), f"mesh {sizes}: sizes are positive, or -1 for the rest")
+        check(sum(s == -1 for s in sizes) <= 1, f"mesh {sizes}: at most one axis may be -1")
+        check(all(s == -1 or s >= 1 for s in sizes), f"mesh {sizes}: sizes are positive, or -1 for the rest")
 
 
 @dataclass(frozen=True)
@@ -387,26 +202,28 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        _check(
+        check(
             self.data.batch_size % self.train.accumulate == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",
         )
         pretrain = self.train.stage == "pretrain"
-        _check(
+        check(
             pretrain == (self.model.decoder.num_layers > 0),
             "stage pretrain, and it alone, needs a decoder: set model.decoder.num_layers (fi_jax/configs/nano_pretrain.py)",
         )
-        _check(not pretrain or self.train.accumulate == 1, "stage pretrain needs train.accumulate 1")
+        check(not pretrain or self.train.accumulate == 1, "stage pretrain needs train.accumulate 1")
         if self.data.mixup:
-            _check(
+            check(
                 self.train.stage == "align",
                 f"data.mixup blends faces and their labels, which stage {self.train.stage} cannot use; set it to 0",
             )
-            _check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
+            check(self.train.accumulate == 1, "data.mixup does not go with train.accumulate; set one of them back")
 
 
 def __getattr__(name: str):
-    # Configs that 0.1 wrote (a sweep's best point) import this from here; for one release.
+    # Names of 0.1 that configs import from here; for one release.
+    if name == "LlamaConfig":
+        return LlmConfig
     if name == "from_dict":
         from fi_jax.config_tree import from_dict
 

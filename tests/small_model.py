@@ -10,7 +10,7 @@ from fi_jax.config import (
     DataConfig,
     Experiment,
     KnowledgeConfig,
-    LlamaConfig,
+    LlmConfig,
     LoraConfig,
     ModelConfig,
     TrainConfig,
@@ -50,7 +50,7 @@ def small_config() -> Experiment:
     vit = VitConfig(
         image_size=16, patch_size=8, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, feature_layer=-1
     )
-    llm = LlamaConfig(
+    llm = LlmConfig(
         vocab_size=290,
         hidden_size=32,
         intermediate_size=48,

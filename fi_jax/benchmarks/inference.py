@@ -15,7 +15,8 @@ from fi_jax.benchmarks.measure import peak_gib, timed
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.prepare import prepare_for_inference, without_adapters
-from fi_jax.models.llama import make_llm, prepare_frozen
+from fi_jax.models.layer_stack import prepare_frozen
+from fi_jax.models.llm import make_llm
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.prompting.probabilities import option_probabilities

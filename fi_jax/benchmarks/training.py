@@ -7,7 +7,7 @@ from fi_jax.benchmarks import case as cases
 from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import compiled, peak_gib, sent, timed
 from fi_jax.inference.prepare import without_adapters
-from fi_jax.models.llama import prepare_frozen
+from fi_jax.models.layer_stack import prepare_frozen
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.optimizer import make_optimizer, split_params

@@ -144,7 +144,7 @@ def _measured(args: argparse.Namespace, what: str, batch: int, remat: str) -> di
     from fi_jax.benchmarks.case import Case, mesh_of, small
     from fi_jax.benchmarks.measure import machine
     from fi_jax.models.attention import Implementation
-    from fi_jax.models.llama import Remat
+    from fi_jax.models.llm import Remat
 
     attention: Implementation = args.attention or ("flash" if jax.default_backend() == "gpu" else "xla")
     # The config says so if it is no such policy.

@@ -7,7 +7,7 @@ from fi_jax.config import (
     DataConfig,
     Experiment,
     KnowledgeConfig,
-    LlamaConfig,
+    LlmConfig,
     LoraConfig,
     ModelConfig,
     SourceConfig,
@@ -18,13 +18,13 @@ from fi_jax.config import (
 
 CLIP = "openai/clip-vit-large-patch14-336"
 
-# The defaults of VitConfig and LlamaConfig are CLIP ViT-L/14-336 and Vicuna-7B as LLaVA-1.5 uses them.
+# The defaults of VitConfig and LlmConfig are CLIP ViT-L/14-336 and Vicuna-7B as LLaVA-1.5 uses them.
 IMAGE_ENCODER = VitConfig()
 # A map is not a photograph: CLIP's weights start this encoder, adapters of its own fit it to colour-coded maps.
 SEGMENTATION_ENCODER = VitConfig(
     lora=LoraConfig(rank=16, alpha=32.0, targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"))
 )
-LLM = LlamaConfig(lora=LoraConfig(rank=128, alpha=256.0))
+LLM = LlmConfig(lora=LoraConfig(rank=128, alpha=256.0))
 
 
 def config() -> Experiment:

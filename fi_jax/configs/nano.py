@@ -8,7 +8,7 @@ from fi_jax.config import (
     DataConfig,
     Experiment,
     KnowledgeConfig,
-    LlamaConfig,
+    LlmConfig,
     LoraConfig,
     ModelConfig,
     SourceConfig,
@@ -17,7 +17,7 @@ from fi_jax.config import (
     WeightsConfig,
 )
 
-SMOLLM2 = LlamaConfig(
+SMOLLM2 = LlmConfig(
     vocab_size=49152,
     hidden_size=576,
     intermediate_size=1536,

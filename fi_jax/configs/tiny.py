@@ -4,7 +4,7 @@ from fi_jax.config import (
     DataConfig,
     Experiment,
     KnowledgeConfig,
-    LlamaConfig,
+    LlmConfig,
     LoraConfig,
     ModelConfig,
     SourceConfig,
@@ -18,7 +18,7 @@ def config() -> Experiment:
     vit = VitConfig(
         image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, feature_layer=-1
     )
-    llm = LlamaConfig(
+    llm = LlmConfig(
         vocab_size=320,
         hidden_size=64,
         intermediate_size=128,

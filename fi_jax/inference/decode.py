@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.errors import UserError
-from fi_jax.models.llama import KVCache, Llama
+from fi_jax.models.llm import KVCache, Llm
 
 # Keys and values of the generated tokens: a stack, or one array a layer (`KVCache`).
 _Tails = tuple[Any, Any]
@@ -37,7 +37,7 @@ class _State(flax.struct.PyTreeNode):
 
 
 def generate(
-    model: Llama,
+    model: Llm,
     params: Any,
     prefix: Float[Array, "b p d"],
     question_tokens: Int[Array, "b q s"],
@@ -59,7 +59,7 @@ def generate(
 
 
 def stream(
-    model: Llama, params: Any, *inputs: Array, max_new_tokens: int, eos_ids: tuple[int, ...]
+    model: Llm, params: Any, *inputs: Array, max_new_tokens: int, eos_ids: tuple[int, ...]
 ) -> Iterator[Int[np.ndarray, "b q"]]:
     """Yields what `generate` returns for the same arguments, one token of every answer at a time; zeros after its end."""
     state = _prefill(model, max_new_tokens, eos_ids, params, *inputs)
@@ -83,7 +83,7 @@ def _prefill(model, max_new_tokens, eos_ids, params, prefix, tokens, valid=None)
     if valid is None:
         valid = jnp.ones(tokens.shape, bool)
 
-    def run(model: Llama):
+    def run(model: Llm):
         (b, q, s), p = tokens.shape, prefix.shape[1]
         _, cache = model.prefill(prefix, s + max_new_tokens - 1, q)
         own = jnp.broadcast_to(p + jnp.arange(s, dtype=jnp.int32), (b, q, s))
@@ -102,8 +102,8 @@ def _is_end(token, eos_ids: tuple[int, ...]):
     return jnp.isin(token, jnp.array(eos_ids, jnp.int32))
 
 
-def _advance(model: Llama, eos_ids, params, state: _State) -> _State:
-    def run(model: Llama):
+def _advance(model: Llm, eos_ids, params, state: _State) -> _State:
+    def run(model: Llm):
         hidden, cache = model.extend(
             model.embed(state.token)[:, :, None],
             state.position[:, :, None],

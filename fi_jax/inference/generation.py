@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
 from fi_jax.models.face_insight import FaceInsight
-from fi_jax.models.llama import make_llm
+from fi_jax.models.llm import make_llm
 
 
 def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: Sequence[str]):

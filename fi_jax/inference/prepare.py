@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from fi_jax.config import LoraConfig, ModelConfig
-from fi_jax.models.llama import unstack_layers
+from fi_jax.models.layer_stack import unstack_layers
 from fi_jax.models.lora import merge_lora
 from fi_jax.models.precision import quantise_frozen
 

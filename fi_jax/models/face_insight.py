@@ -17,7 +17,7 @@ from fi_jax.knowledge.gcn import PromptGcn
 from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.models.connector import Connector
-from fi_jax.models.llama import make_llm
+from fi_jax.models.llm import make_llm
 from fi_jax.models.lora import Linear
 from fi_jax.models.masked import PatchDecoder
 from fi_jax.models.vit import Vit

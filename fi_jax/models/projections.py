@@ -62,7 +62,7 @@ def _forward(x, weights, names):
     adapters = [a for _, a, _ in weights if a is not None]
     if adapters:
         low = x @ jnp.concatenate(adapters, axis=-1)
-        # Kept by `models.llama`'s remat "dots": narrow to store, and as slow to compute again as x is wide to read.
+        # Kept by `models.llm`'s remat "dots": narrow to store, and as slow to compute again as x is wide to read.
         low = checkpoint_name(low, "lora_low")
     few = iter(_by_few_rows(x, [kernel for kernel, _, _ in weights if isinstance(kernel, Quantised)]))
     made = []

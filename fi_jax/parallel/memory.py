@@ -225,7 +225,7 @@ def _llm_bytes(model: ModelConfig, shapes: Shapes, size: int, tensor: int) -> fl
         attended = heads / tensor * size * tokens
     kept = {
         "none": everything * size * tokens + weights,
-        # The layer's input is the residual stream before it; `models.llama` names the rest.
+        # The layer's input is the residual stream before it; `models.llm` names the rest.
         "dots": named * size * tokens + attended,
         "full": d * size * tokens,
     }

@@ -18,7 +18,7 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.models.llama import prepare_frozen
+from fi_jax.models.layer_stack import prepare_frozen
 from fi_jax.parallel.memory import TEXT_TOKENS
 from fi_jax.parallel.mesh import run_on
 from fi_jax.parallel.rules import activation_scope, batch_sharding, replicated, state_shardings

@@ -24,7 +24,7 @@ from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models import batch as contract
 from fi_jax.models.face_insight import Constants
-from fi_jax.models.llama import prepare_frozen
+from fi_jax.models.layer_stack import prepare_frozen
 from fi_jax.parallel.hosts import Hosts, check_same
 from fi_jax.parallel.mesh import check_batch, make_mesh, run_on
 from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, state_shardings

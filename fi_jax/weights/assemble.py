@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 
-from fi_jax.config import Experiment, LlamaConfig, LoraConfig, ModelConfig, VitConfig
+from fi_jax.config import Experiment, LlmConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import file_sha256
 from fi_jax.labels.vocabulary import Vocabulary
@@ -71,7 +71,7 @@ def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _require_targets(config: ModelConfig) -> None:
     encoders = ["image_encoder", *(["segmentation_encoder"] if config.use_segmentation else [])]
     rows = {part: leaf_table.vit_leaves(getattr(config, part)) for part in encoders}
-    for part, leaves in (rows | {"llm": leaf_table.llama_leaves(config.llm)}).items():
+    for part, leaves in (rows | {"llm": leaf_table.llm_leaves(config.llm)}).items():
         lora = getattr(config, part).lora
         layers = {leaf.path.split("/")[-2]: None for leaf in leaves if leaf.layers and leaf.path.endswith("/kernel")}
         unknown = [name for name in lora.targets if name not in layers]
@@ -140,13 +140,13 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         leaves, info["llava"] = load(huggingface.load_llava, weights.llava, "")
     elif weights.llm == "smollm2" or weights.llm.endswith(".gguf"):
         # One type for all, in which none loses anything.
-        rows = leaf_table.without_adapters(leaf_table.llama_leaves(model.llm))
+        rows = leaf_table.without_adapters(leaf_table.llm_leaves(model.llm))
         types = {dtype(f"llm/{leaf.path}") for leaf in rows}
         params, info["llm"] = _load_gguf(weights.llm, model.llm, "float32" if "float32" in types else "bfloat16")
         leaves = {f"llm/{path}": leaf for path, leaf in flatten(params).items()}
     elif weights.llm != "random":
-        _require_same("llm", hf_config.read_llama_config(resolve_folder(weights.llm)), model.llm)
-        leaves, info["llm"] = load(huggingface.load_llama, weights.llm, "llm")
+        _require_same("llm", hf_config.read_llm_config(resolve_folder(weights.llm)), model.llm)
+        leaves, info["llm"] = load(huggingface.load_llm, weights.llm, "llm")
     for part in ("image_encoder", "segmentation_encoder"):
         source, wanted = getattr(weights, part), getattr(model, part)
         if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
@@ -169,7 +169,7 @@ def _placement(prefix: str, mesh: Mesh) -> Callable[[str, tuple[int, ...]], Name
     return placement
 
 
-def _load_gguf(source: str, wanted: LlamaConfig, dtype: str) -> tuple[dict, dict]:
+def _load_gguf(source: str, wanted: LlmConfig, dtype: str) -> tuple[dict, dict]:
     """Returns the parameters of a GGUF file or of "smollm2", and the name and hash."""
     from fi_jax.weights import gguf, smollm2
 
@@ -182,7 +182,7 @@ def _load_gguf(source: str, wanted: LlamaConfig, dtype: str) -> tuple[dict, dict
     return gguf.read_params(source, jnp.dtype(dtype)), {"name": source, "hash": file_sha256(Path(source))}
 
 
-def _load_adapter(source: str, llm: LlamaConfig) -> Adapter:
+def _load_adapter(source: str, llm: LlmConfig) -> Adapter:
     """Reads a PEFT adapter that the config's own adapter can hold: same rank and alpha, no other layer."""
     adapter = import_peft(resolve_folder(source), llm)
     theirs, ours = adapter.lora, llm.lora
@@ -209,7 +209,7 @@ def _require_its_base(source: str, adapter: Adapter, info: dict) -> None:
         )
 
 
-def _require_same(part: str, loaded: LlamaConfig | VitConfig, wanted: LlamaConfig | VitConfig) -> None:
+def _require_same(part: str, loaded: LlmConfig | VitConfig, wanted: LlmConfig | VitConfig) -> None:
     # What the config adds on top of a checkpoint may differ.
     ours = {"lora", "feature_layer", "merge", "pool", "drop_path", "max_position_embeddings"}
     names = [name for name in wanted.__dataclass_fields__ if name not in ours]

@@ -30,7 +30,7 @@ from fi_jax.weights.peft import export_peft
 log = logging.getLogger(__name__)
 
 PLAIN_LLAVA = "merged/ is a plain LLaVA: it carries the picture, but neither segmentation nor knowledge tokens; face_insight.py does"
-PLAIN_LLAMA = "merged/ is a plain language model: it carries neither image, segmentation nor knowledge tokens; face_insight.py does"
+PLAIN_LLM = "merged/ is a plain language model: it carries neither image, segmentation nor knowledge tokens; face_insight.py does"
 
 
 class Parser(Protocol):
@@ -176,7 +176,7 @@ def _base(
         kind = hf_config.model_type(resolve_folder(source))
         return {"name": source, "hash": stream.checkpoint_hash(files), "model_type": kind}
     bare = {path: leaf for path, leaf in llm.items() if path not in adapters}
-    _write_llama(bare, model.config, builder, tokenizer, folder / "base")
+    _write_llm(bare, model.config, builder, tokenizer, folder / "base")
     digest = stream.checkpoint_hash(stream.find_files(folder / "base"))
     made_from = model.info.get("base", {}).get("llm", {"name": weights.llm})
     return {"name": "base", "hash": digest, "model_type": "llama", "made_from": made_from}
@@ -186,7 +186,7 @@ def _is_checkpoint(llm: str, llava: str) -> bool:
     return bool(llava) or not (llm in ("random", "smollm2") or llm.endswith(".gguf"))
 
 
-def _write_llama(
+def _write_llm(
     leaves: Mapping[str, Any], config: Experiment, builder: SequenceBuilder, tokenizer: Tokenizer, folder: Path
 ) -> None:
     """Writes the LLM (adapters among `leaves` are merged) with its tokenizer, for `from_pretrained`."""
@@ -195,7 +195,7 @@ def _write_llama(
     end_id = builder.end_id
     named = {"eos_token": end, "pad_token": end} if tokenizer.token_to_id(end) is not None else {}
     extra = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": end_id}
-    hf_write.export_llama(leaves, config.model.llm, folder, dtype=config.model.dtype, extra=extra)
+    hf_write.export_llm(leaves, config.model.llm, folder, dtype=config.model.dtype, extra=extra)
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named}, indent=1)
 
@@ -206,13 +206,13 @@ def _write_merged(
     config = model.config
     weights, target = config.weights, folder / "merged"
     if not _is_checkpoint(weights.llm, weights.llava):
-        _write_llama(llm, config, builder, tokenizer, target)
-        log.info(PLAIN_LLAMA)
+        _write_llm(llm, config, builder, tokenizer, target)
+        log.info(PLAIN_LLM)
         return
     if weights.llava:
         rows, layout = leaf_table.llava_leaves(config.model.image_encoder, config.model.llm), leaf_table.LLAVA
     else:
-        rows, layout = leaf_table.under("llm", leaf_table.llama_leaves(config.model.llm)), leaf_table.LLAMA
+        rows, layout = leaf_table.under("llm", leaf_table.llm_leaves(config.model.llm)), leaf_table.LLM
     # The adapter from where it answers: of a run that kept an imported one frozen, the model's own leaves lack it.
     trained = {**model.leaves, **{f"llm/{path}": np.asarray(leaf) for path, leaf in llm.items() if "/lora_" in path}}
     hf_write.merge_into_copy(
@@ -223,4 +223,4 @@ def _write_merged(
         trained,
         lambda path: config.model.llm.lora if path.startswith("llm/") else config.model.image_encoder.lora,
     )
-    log.info(PLAIN_LLAVA if weights.llava else PLAIN_LLAMA)
+    log.info(PLAIN_LLAVA if weights.llava else PLAIN_LLM)

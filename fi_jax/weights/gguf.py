@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fi_jax.config import LlamaConfig, RopeScaling
+from fi_jax.config import LlmConfig, RopeScaling
 from fi_jax.errors import UserError
-from fi_jax.models.llama import rope_frequencies
+from fi_jax.models.rope import rope_frequencies
 from fi_jax.trees import unflatten
 from fi_jax.weights import leaf_table
 from fi_jax.weights.json_fields import Fields
@@ -21,7 +21,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _LONGEST_LIST = 2**21
 
 
-def read_config(path: Path | str) -> LlamaConfig:
+def read_config(path: Path | str) -> LlmConfig:
     """Returns the architecture of a GGUF Llama; another architecture is a `UserError`."""
     return _config(_open(path), path)
 
@@ -38,7 +38,7 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
     config = _config(reader, path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
-    leaves = [replace(leaf, key=leaf.gguf) for leaf in leaf_table.without_adapters(leaf_table.llama_leaves(config))]
+    leaves = [replace(leaf, key=leaf.gguf) for leaf in leaf_table.without_adapters(leaf_table.llm_leaves(config))]
     match(str(path), leaves, shapes, leaf_table.GGUF)
 
     def read(name: str, heads: int) -> np.ndarray:
@@ -128,7 +128,7 @@ def _shape(tensor) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def _config(reader, path) -> LlamaConfig:
+def _config(reader, path) -> LlmConfig:
     architecture = _fields(reader, path, "general.architecture").text("general.architecture", "")
     if architecture != "llama":
         raise UserError(f"{path} holds a '{architecture}' model; only 'llama' can be read")
@@ -150,7 +150,7 @@ def _config(reader, path) -> LlamaConfig:
         scaling = RopeScaling("linear", fields.number("llama.rope.scaling.factor"))
     elif kind != "none":
         raise UserError(f"{path} uses RoPE scaling '{kind}'; known: none, linear, llama3")
-    return LlamaConfig(
+    return LlmConfig(
         vocab_size=_shape(tensors["token_embd.weight"])[0],
         hidden_size=hidden,
         intermediate_size=fields.integer("llama.feed_forward_length"),

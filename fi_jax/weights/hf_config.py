@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fi_jax.config import LlamaConfig, RopeScaling, VitConfig
+from fi_jax.config import LlmConfig, RopeScaling, VitConfig
 from fi_jax.errors import UserError, require_choice
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
@@ -59,10 +59,10 @@ class LlavaConfig:
     """A LLaVA-1.5 checkpoint: vision tower, its connector (as wide as the LLM) and LLM."""
 
     image_encoder: VitConfig
-    llm: LlamaConfig
+    llm: LlmConfig
 
 
-def read_llama_config(folder: Path) -> LlamaConfig:
+def read_llm_config(folder: Path) -> LlmConfig:
     """Reads the config of a Llama-architecture causal LM (Vicuna, Llama 2 and 3, SmolLM2, …)."""
     return _llama(_typed(folder, ("llama",)))
 
@@ -180,7 +180,7 @@ def _feature_layer(config: Fields) -> int:
     return layer
 
 
-def _llama(config: Fields) -> LlamaConfig:
+def _llama(config: Fields) -> LlmConfig:
     if (act := config.text("hidden_act", "silu")) != "silu":
         raise UserError(f"{config.where}: hidden_act is '{act}'; Llama's is silu")
     if config.get("quantization_config"):
@@ -193,7 +193,7 @@ def _llama(config: Fields) -> LlamaConfig:
     fields = _read(config, LLAMA)
     # `rope_parameters` is transformers 5's name; before, theta stood beside `rope_scaling`.
     rope = config.group("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
-    return LlamaConfig(
+    return LlmConfig(
         **fields,
         num_kv_heads=config.integer("num_key_value_heads", fields["num_heads"]),
         head_dim=config.integer("head_dim", fields["hidden_size"] // fields["num_heads"]),

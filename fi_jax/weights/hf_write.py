@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.files import write_json
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import leaf_table, stream
@@ -21,7 +21,7 @@ from fi_jax.weights.matching import match
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
-def llama_json(config: LlamaConfig, dtype: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def llm_json(config: LlmConfig, dtype: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `config.json` of a Llama, with RoPE under the names of transformers 4 and 5."""
     scaling = asdict(config.rope_scaling)
     rope: dict[str, Any] = {"rope_type": scaling.pop("kind"), "rope_theta": config.rope_theta}
@@ -42,9 +42,9 @@ def llama_json(config: LlamaConfig, dtype: str, extra: Mapping[str, Any] | None 
     }
 
 
-def export_llama(
+def export_llm(
     leaves: Mapping[str, Any],
-    config: LlamaConfig,
+    config: LlmConfig,
     folder: Path,
     *,
     dtype: str = "float32",
@@ -62,7 +62,7 @@ def export_llama(
     import ml_dtypes
 
     kind = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
-    rows = leaf_table.without_adapters(leaf_table.llama_leaves(config))
+    rows = leaf_table.without_adapters(leaf_table.llm_leaves(config))
 
     where = {source: (leaf, i) for leaf in rows for i, source in enumerate(leaf.sources)}
 
@@ -73,7 +73,7 @@ def export_llama(
 
     sizes = {source: kind.itemsize * int(np.prod(leaf.source_shape)) for source, (leaf, _) in where.items()}
     _write_shards(folder, sizes, tensor, shard_bytes)
-    write_json(folder / "config.json", llama_json(config, dtype, extra), indent=2)
+    write_json(folder / "config.json", llm_json(config, dtype, extra), indent=2)
 
 
 def export_segformer(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from fi_jax.config import LlamaConfig, VitConfig
+from fi_jax.config import LlmConfig, VitConfig
 from fi_jax.models.clip_text import ClipText, ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.models.vit import resize_position_embedding
@@ -63,14 +63,14 @@ def load_llava(
     return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
 
 
-def load_llama(
+def load_llm(
     name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
-) -> tuple[LlamaConfig, dict, LoadReport]:
-    """Loads a Llama-architecture causal LM as the tree of `models.llama.Llama`. Arguments as `load_llava`."""
+) -> tuple[LlmConfig, dict, LoadReport]:
+    """Loads a Llama-architecture causal LM as the tree of `models.llm.Llm`. Arguments as `load_llava`."""
     folder = resolve_folder(name_or_folder)
-    config = hf_config.read_llama_config(folder)
-    layout = leaf_table.with_tied_head(leaf_table.LLAMA, config)
-    return config, *_load(name_or_folder, folder, leaf_table.llama_leaves(config), layout, dtype, placement)
+    config = hf_config.read_llm_config(folder)
+    layout = leaf_table.with_tied_head(leaf_table.LLM, config)
+    return config, *_load(name_or_folder, folder, leaf_table.llm_leaves(config), layout, dtype, placement)
 
 
 def load_clip_vision(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fi_jax.config import KnowledgeConfig, LlamaConfig, LoraConfig, ModelConfig, VitConfig
+from fi_jax.config import KnowledgeConfig, LlmConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 
@@ -93,7 +93,7 @@ class Layout:
 # Buffers that some releases store and every implementation computes.
 _BUFFERS = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.num_batches_tracked")
 
-LLAMA = Layout((), _BUFFERS)
+LLM = Layout((), _BUFFERS)
 # Both generations of its keys.
 LLAVA = Layout(
     (
@@ -115,7 +115,7 @@ CLIP_TEXT = Layout(
 )
 SEGFORMER = Layout((), _BUFFERS)
 GGUF = Layout((), (r"rope_freqs\.weight",))
-# An adapter's keys as `peft` saves them, and as an older LLaVA has them; then those of `llama_leaves`.
+# An adapter's keys as `peft` saves them, and as an older LLaVA has them; then those of `llm_leaves`.
 PEFT = Layout(
     (
         (
@@ -128,13 +128,13 @@ PEFT = Layout(
 TORCH = Layout(((r"^(.*)\.base_layer\.", r"\1."), (r"^(.*\.lora_[AB])\.default\.", r"\1.")))
 
 
-def with_tied_head(layout: Layout, config: LlamaConfig) -> Layout:
+def with_tied_head(layout: Layout, config: LlmConfig) -> Layout:
     """Lets a tied model store its head all the same: it is a copy of the embeddings."""
     return replace(layout, unused=(*layout.unused, r"lm_head\.weight")) if config.tie_embeddings else layout
 
 
-def llama_leaves(cfg: LlamaConfig, root: str = "model.") -> list[Leaf]:
-    """Rows of `models.llama.Llama`; `root` is what its keys but the head's start with."""
+def llm_leaves(cfg: LlmConfig, root: str = "model.") -> list[Leaf]:
+    """Rows of `models.llm.Llm`; `root` is what its keys but the head's start with."""
     d, q, kv, m = cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim, cfg.intermediate_size
 
     def linear(name: str, size_in: int, size_out: int, gguf: str, heads: int = 0) -> list[Leaf]:
@@ -219,14 +219,14 @@ def head_leaves(model: ModelConfig, root: str) -> list[Leaf]:
     return [*linear, *(Leaf(name, (), root + name, ()) for name in ("log_scale", "bias"))]
 
 
-def llava_leaves(image: VitConfig, llm: LlamaConfig) -> list[Leaf]:
+def llava_leaves(image: VitConfig, llm: LlmConfig) -> list[Leaf]:
     """Rows of a LLaVA: the parts of `models.face_insight.FaceInsight` that it has."""
     return [
         *under("image_encoder", vit_leaves(image, _LLAVA_TOWER)),
         *under(
             "image_connector", connector_leaves(_token_size(image), llm.hidden_size, "model.multi_modal_projector.")
         ),
-        *under("llm", llama_leaves(llm, _LLAVA_LLM)),
+        *under("llm", llm_leaves(llm, _LLAVA_LLM)),
     ]
 
 

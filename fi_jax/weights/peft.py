@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.files import write_json
 from fi_jax.weights import leaf_table
@@ -44,7 +44,7 @@ class Adapter:
 
 def export_peft(
     leaves: Mapping[str, np.ndarray],
-    config: LlamaConfig,
+    config: LlmConfig,
     folder: Path,
     *,
     base_name: str,
@@ -68,7 +68,7 @@ def export_peft(
       UserError: the model has no adapter.
     """
     tensors: dict[str, np.ndarray] = {}
-    rows = leaf_table.adapters(leaf_table.llama_leaves(config, "model.language_model." if in_llava else "model."))
+    rows = leaf_table.adapters(leaf_table.llm_leaves(config, "model.language_model." if in_llava else "model."))
     for a, b in zip(rows[::2], rows[1::2], strict=True):
         if a.path not in leaves:
             continue
@@ -101,7 +101,7 @@ def export_peft(
     write_safetensors(folder / WEIGHTS, tensors, metadata)
 
 
-def import_peft(folder: Path, config: LlamaConfig) -> Adapter:
+def import_peft(folder: Path, config: LlmConfig) -> Adapter:
     """Reads an adapter that PEFT trained, as leaves of our LLM of shape `config`.
 
     Layers without an adapter get zeros for A and B: they stay without one, under training too, since each is the
@@ -157,9 +157,9 @@ class _Module(NamedTuple):
         return self.a.shape[1]
 
 
-def _modules(tensors: Mapping[str, np.ndarray], config: LlamaConfig, folder: Path) -> list[_Module]:
+def _modules(tensors: Mapping[str, np.ndarray], config: LlmConfig, folder: Path) -> list[_Module]:
     """Accounts for every tensor of an adapter; its rank is its own, all else must be as in the leaf table."""
-    table = leaf_table.adapters(leaf_table.llama_leaves(replace(config, lora=LoraConfig(1))))
+    table = leaf_table.adapters(leaf_table.llm_leaves(replace(config, lora=LoraConfig(1))))
     wanted = {key: (leaf, layer) for leaf in table for layer, key in enumerate(leaf.sources)}
     sides: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     wrong = []

@@ -9,7 +9,7 @@ from fi_jax.errors import UserError
 from fi_jax.trees import flatten
 from fi_jax.weights import leaf_table
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config, read_info
-from fi_jax.weights.huggingface import load_llama
+from fi_jax.weights.huggingface import load_llm
 from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaves import load_leaves
 from fi_jax.weights.matching import match
@@ -53,7 +53,7 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
         config = replace(config, model=model, weights=replace(config.weights, adapter=""))
     own = {path for path in settings.texts("trained") if path.startswith("llm/") and not is_llm_adapter(path)}
     if own:
-        _, params, _ = load_llama(folder / "base", dtype="float32")
+        _, params, _ = load_llm(folder / "base", dtype="float32")
         whole = flatten({"llm": params})
         if strangers := sorted(own - whole.keys()):
             raise UserError(f"{settings.where}: trained names {', '.join(strangers)}, which the base does not have")

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fi_jax.config import LlamaConfig
+from fi_jax.config import LlmConfig
 from fi_jax.config_tree import from_dict, to_dict
 from fi_jax.errors import UserError
 from fi_jax.files import atomic_path, cache_folder, file_sha256, is_intact, seal
@@ -54,7 +54,7 @@ def load_tokenizer():
     return tokenizer
 
 
-def load(dtype: Any = np.float32) -> tuple[LlamaConfig, dict[str, Any]]:
+def load(dtype: Any = np.float32) -> tuple[LlmConfig, dict[str, Any]]:
     """Returns the config and the parameters (numpy, `dtype` float32 or bfloat16), mapped from the cached file.
 
     A cached file is hashed once a process; one that is damaged is made anew.
@@ -97,12 +97,12 @@ def _keep(path: Path, write: Callable[[Path], Any]) -> bool:
     return True
 
 
-def _map_safetensors(path: Path) -> tuple[LlamaConfig, dict[str, Any]]:
+def _map_safetensors(path: Path) -> tuple[LlmConfig, dict[str, Any]]:
     """Maps the file's arrays without reading them (the library's numpy loader copies)."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    config = from_dict(LlamaConfig, json.loads(header.pop("__metadata__")["config"]))
+    config = from_dict(LlmConfig, json.loads(header.pop("__metadata__")["config"]))
     data = np.memmap(path, np.uint8, mode="r", offset=8 + size)
     leaves = {
         name: data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fi_jax.config import LlamaConfig
+from fi_jax.config import LlmConfig
 from fi_jax.errors import UserError
 from fi_jax.inference import decode
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama
+from fi_jax.models.llm import Llm
 
-MODEL = Llama(LlamaConfig(31, 16, 24, 2, 4, 2, 6))
+MODEL = Llm(LlmConfig(31, 16, 24, 2, 4, 2, 6))
 STEPS = 6
 
 

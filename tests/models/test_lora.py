@@ -8,9 +8,9 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama
+from fi_jax.models.llm import Llm
 from fi_jax.models.lora import Linear, merge_lora
 
 
@@ -63,7 +63,7 @@ def test_starts_as_the_base_and_only_named_layers_adapt():
 
 def test_merges_stacked_layers_and_keeps_dtypes():
     lora = LoraConfig(2, alpha=6.0)
-    config = LlamaConfig(31, 16, 24, 2, 2, 1, 8, lora=lora)
+    config = LlmConfig(31, 16, 24, 2, 2, 1, 8, lora=lora)
     tokens = jnp.arange(9)[None]
 
     def run(model, tokens):
@@ -72,12 +72,12 @@ def test_merges_stacked_layers_and_keeps_dtypes():
     def logits(model, params):
         return jax.jit(functools.partial(model.apply, method=run))({"params": params}, tokens)
 
-    model = Llama(config)
+    model = Llm(config)
     params = jax.jit(functools.partial(model.init, method=run))(jax.random.key(0), tokens)["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(1), leaf.shape), params)
     merged = unflatten_dict(merge_lora(flatten_dict(params, sep="/"), lora), sep="/")
     assert "lora_a" not in merged["layers"]["attn"]["q_proj"] and "lora_a" in params["layers"]["attn"]["q_proj"]
-    plain = Llama(LlamaConfig(31, 16, 24, 2, 2, 1, 8))
+    plain = Llm(LlmConfig(31, 16, 24, 2, 2, 1, 8))
     np.testing.assert_allclose(logits(plain, merged), logits(model, params), rtol=1e-4, atol=1e-4)
     half = merge_lora(flatten_dict(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), sep="/"), lora)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}

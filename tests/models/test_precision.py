@@ -7,10 +7,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from fi_jax.config import LlamaConfig, LoraConfig, MeshConfig
+from fi_jax.config import LlmConfig, LoraConfig, MeshConfig
 from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.few_rows import few_rows_products
-from fi_jax.models.llama import Llama, unstack_layers
+from fi_jax.models.layer_stack import unstack_layers
+from fi_jax.models.llm import Llm
 from fi_jax.models.lora import Linear
 from fi_jax.models.precision import Quantised, quantise_frozen, quantise_kernel
 from fi_jax.models.projections import project
@@ -98,7 +99,7 @@ def test_an_input_is_quantised_once_for_all_its_products():
     assert program.count("new_dtype=float8_e4m3fn") == 1
 
 
-CONFIG = LlamaConfig(37, 32, 64, 3, 4, 2, 8, lora=LoraConfig(rank=4))
+CONFIG = LlmConfig(37, 32, 64, 3, 4, 2, 8, lora=LoraConfig(rank=4))
 LAYOUT = PrefixLayout(6, 2, 3)
 
 
@@ -109,9 +110,9 @@ def _logits(model, tokens):
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_a_small_llm_learns_as_in_full_precision(precision, scan_layers):
-    model = Llama(CONFIG, scan_layers=scan_layers)
+    model = Llm(CONFIG, scan_layers=scan_layers)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (8, LAYOUT.total)))
-    leaves = flatten(Llama(CONFIG).init(jax.random.key(0), tokens, method=_logits)["params"])
+    leaves = flatten(Llm(CONFIG).init(jax.random.key(0), tokens, method=_logits)["params"])
     leaves = {f"llm/{path}": leaf for path, leaf in leaves.items()}
     start = {path: leaf for path, leaf in leaves.items() if "lora" in path}
     kernels = {path: leaf * (3 if path.endswith("kernel") else 1) for path, leaf in leaves.items() if path not in start}
@@ -172,10 +173,10 @@ def test_a_prefix_in_8_bits_changes_what_follows_little(scan_layers):
         _, cache = model.prefill(x[:, :6], 4)
         return model.extend(x[:, None, 6:], positions, positions >= 0, cache)[0]
 
-    params = Llama(CONFIG).init(jax.random.key(0), jnp.zeros((2, 12), int), method=_logits)["params"]
+    params = Llm(CONFIG).init(jax.random.key(0), jnp.zeros((2, 12), int), method=_logits)["params"]
     params = jax.tree.map(lambda leaf: 5 * leaf, params)
     want, got = (
-        Llama(CONFIG, scan_layers=scan_layers, kv_precision=kv).apply({"params": params}, method=run)
+        Llm(CONFIG, scan_layers=scan_layers, kv_precision=kv).apply({"params": params}, method=run)
         for kv in ("bf16", "int8")
     )
     assert 0 < relative_error(got, want) < 0.02

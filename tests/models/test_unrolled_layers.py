@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama, unstack_layers
+from fi_jax.models.layer_stack import unstack_layers
+from fi_jax.models.llm import Llm
 
 LAYOUT = PrefixLayout(6, 2, 3)
-PLAIN = LlamaConfig(37, 24, 40, 4, 4, 4, 6)
+PLAIN = LlmConfig(37, 24, 40, 4, 4, 4, 6)
 CONFIG = replace(PLAIN, attention_bias=True, mlp_bias=True, num_kv_heads=1, lora=LoraConfig(rank=3))
 
 
@@ -29,7 +30,7 @@ def _inputs():
 
 
 def _params(config):
-    params = Llama(config).init(jax.random.key(0), _inputs()[0], method=_logits)["params"]
+    params = Llm(config).init(jax.random.key(0), _inputs()[0], method=_logits)["params"]
     # Every leaf is random, B and biases included, so that nothing cancels.
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -80,9 +81,9 @@ def assert_near(got, want, relative):
 @pytest.mark.parametrize(("remat", "cut"), [("none", False), ("dots", True), ("full", False)])
 def test_remat_and_unrolled_layers_change_nothing(remat, cut):
     params = _params(CONFIG)
-    want = _run(Llama(CONFIG), params)
-    assert_near(_run(Llama(CONFIG, remat=remat), params), want, 1e-5)
-    got = _run(Llama(CONFIG, remat=remat, scan_layers=False), written(params) if cut else params)
+    want = _run(Llm(CONFIG), params)
+    assert_near(_run(Llm(CONFIG, remat=remat), params), want, 1e-5)
+    got = _run(Llm(CONFIG, remat=remat, scan_layers=False), written(params) if cut else params)
     assert_near(stacked(got), want, 1e-5)
 
 
@@ -107,8 +108,8 @@ def test_the_last_layer_computes_only_the_tokens_that_are_asked_for(remat, layou
         gradients, logits = jax.grad(loss, has_aux=True)(params)
         return logits, gradients
 
-    want = jax.jit(run, static_argnums=0)(Llama(CONFIG), params, at)
-    got = jax.jit(run, static_argnums=0)(Llama(CONFIG, remat=remat, scan_layers=False), params, at)
+    want = jax.jit(run, static_argnums=0)(Llm(CONFIG), params, at)
+    got = jax.jit(run, static_argnums=0)(Llm(CONFIG, remat=remat, scan_layers=False), params, at)
     assert_near(got, want, 1e-5)
 
 
@@ -122,6 +123,6 @@ def test_a_cache_goes_on_from_a_unrolled_prefill():
         return hidden, model.extend(x[:, None, 6:8], positions, positions >= 0, cache)[0]
 
     params = _params(CONFIG)
-    want = Llama(CONFIG).apply({"params": params}, method=run)
+    want = Llm(CONFIG).apply({"params": params}, method=run)
     for own in (params, written(params)):
-        assert_near(Llama(CONFIG, scan_layers=False).apply({"params": own}, method=run), want, 1e-5)
+        assert_near(Llm(CONFIG, scan_layers=False).apply({"params": own}, method=run), want, 1e-5)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fi_jax.cli.configs import config_names, load_config
-from fi_jax.config import LlamaConfig, ModelConfig, VitConfig
+from fi_jax.config import LlmConfig, ModelConfig, VitConfig
 from fi_jax.parallel.rules import (
     LOGICAL_AXES,
     PARAMETER_AXES,
@@ -36,7 +36,7 @@ def test_every_row_names_known_axes_and_is_used():
     known = {axis.name for axis in LOGICAL_AXES}
     for _, axes in PARAMETER_AXES:
         assert {axis for axis in axes if axis is not None} <= known
-    biased = ModelConfig(llm=LlamaConfig(num_layers=1, attention_bias=True, mlp_bias=True))
+    biased = ModelConfig(llm=LlmConfig(num_layers=1, attention_bias=True, mlp_bias=True))
     configs = (load_config("tiny").model, load_config("nano_pretrain").model, biased)
     paths = [path for config in configs for path in shapes_of_parameters(config)]
     rows = {next(i for i, (pattern, _) in enumerate(PARAMETER_AXES) if _matches(pattern, path)) for path in paths}
@@ -80,11 +80,11 @@ def test_bytes_per_device():
 def test_heads_stay_whole_where_they_do_not_divide():
     small = ModelConfig(
         image_encoder=VitConfig(num_heads=16),
-        llm=LlamaConfig(hidden_size=576, num_heads=9, num_kv_heads=3, head_dim=64),
+        llm=LlmConfig(hidden_size=576, num_heads=9, num_kv_heads=3, head_dim=64),
     )
     assert dict(activation_rules(SIZES, small))["heads"] is None
     assert dict(activation_rules(SIZES, ModelConfig()))["heads"] == "tensor"
     # Grouped keys and values share the name of the queries.
-    grouped = ModelConfig(llm=LlamaConfig(num_kv_heads=8))
+    grouped = ModelConfig(llm=LlmConfig(num_kv_heads=8))
     assert dict(activation_rules({**SIZES, "tensor": 16}, grouped))["heads"] is None
     assert dict(activation_rules(SIZES))["batch"] == ("data", "fsdp")

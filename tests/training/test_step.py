@@ -10,7 +10,7 @@ import pytest
 
 from fi_jax.config import LOSS_TERMS
 from fi_jax.models.face_insight import FaceInsight
-from fi_jax.models.llama import unstack_layers
+from fi_jax.models.layer_stack import unstack_layers
 from fi_jax.training.optimizer import make_optimizer, merge_params
 from fi_jax.training.state import TrainState, final_leaves, init_state
 from fi_jax.training.step import add_pixels, batch_loss, forward, make_step

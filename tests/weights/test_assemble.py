@@ -16,8 +16,8 @@ from fi_jax.parallel.rules import logical_axes, place_parameter
 from fi_jax.weights import gguf, leaf_table
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts, load_base, param_shapes
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, load_model, save_model
-from fi_jax.weights.hf_write import export_llama
-from fi_jax.weights.huggingface import load_llama
+from fi_jax.weights.hf_write import export_llm
+from fi_jax.weights.huggingface import load_llm
 from fi_jax.weights.peft import export_peft
 from fi_jax.weights.stream import checkpoint_hash, find_files
 from fi_jax.weights.tokenizers import byte_tokenizer
@@ -117,7 +117,7 @@ def on_a_base(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     bare = replace(small.config.model.llm, lora=LoraConfig())
     leaves = {path.removeprefix("llm/"): leaf for path, leaf in small.leaves.items() if path.startswith("llm/")}
-    export_llama({path: leaf for path, leaf in leaves.items() if "lora" not in path}, bare, folder / "llm")
+    export_llm({path: leaf for path, leaf in leaves.items() if "lora" not in path}, bare, folder / "llm")
     adapters = {path: np.full_like(leaf, 0.25) for path, leaf in leaves.items() if "lora" in path}
     digest = checkpoint_hash(find_files(folder / "llm"))
     export_peft(adapters, small.config.model.llm, folder / "peft", base_name="it", base_hash=digest)
@@ -151,9 +151,9 @@ def test_a_gguf_comes_in_float32_only_where_it_is_itself_trained(small, monkeypa
 def test_a_base_in_shards_is_the_same(small, tmp_path):
     llm = {path.removeprefix("llm/"): leaf for path, leaf in small.leaves.items() if path.startswith("llm/")}
     for name, most in (("whole", 1 << 30), ("cut", 4000)):
-        export_llama(llm, small.config.model.llm, tmp_path / name, shard_bytes=most)
+        export_llm(llm, small.config.model.llm, tmp_path / name, shard_bytes=most)
     assert len(find_files(tmp_path / "whole")) == 1 and len(find_files(tmp_path / "cut")) > 3
-    whole, cut = (load_llama(tmp_path / name, dtype="float32")[1] for name in ("whole", "cut"))
+    whole, cut = (load_llm(tmp_path / name, dtype="float32")[1] for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
@@ -173,10 +173,10 @@ def test_an_adapter_that_does_not_fit_is_one_message(on_a_base, tmp_path):
         UserError, match=r"set --model.llm.lora.rank 2 --model.llm.lora.alpha 8 --model.llm.lora.targets"
     ):
         assemble(other)
-    export_llama(
+    export_llm(
         {
             leaf.path: np.zeros(leaf.shape, np.float32)
-            for leaf in leaf_table.without_adapters(leaf_table.llama_leaves(llm))
+            for leaf in leaf_table.without_adapters(leaf_table.llm_leaves(llm))
         },
         replace(llm, lora=LoraConfig()),
         tmp_path,

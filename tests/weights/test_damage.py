@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 
 from fi_jax.cli.configs import load_config
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import hf_config, leaf_table
 from fi_jax.weights.bundle import TrainedModel, load_model, save_model
 from fi_jax.weights.gguf import read_params
 from fi_jax.weights.gguf import read_tokenizer as read_gguf_tokenizer
-from fi_jax.weights.hf_write import export_llama, export_segformer
-from fi_jax.weights.huggingface import load_llama
+from fi_jax.weights.hf_write import export_llm, export_segformer
+from fi_jax.weights.huggingface import load_llm
 from fi_jax.weights.leaves import load_leaves
 from fi_jax.weights.peft import export_peft, import_peft
 from fi_jax.weights.tokenizers import byte_tokenizer, read_tokenizer
 
 # Raise it for a longer run; 4,000 of each take half a minute of processor time.
 MUTATIONS = 200
-LLM = LlamaConfig(
+LLM = LlmConfig(
     32, 16, 24, 2, 2, 1, 8, tie_embeddings=True, max_position_embeddings=64, lora=LoraConfig(2, 4.0, ("q_proj",))
 )
 JUNK = (
@@ -128,9 +128,9 @@ def ends_well(read, path: Path, binary_end: int = 0) -> None:
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     rng = np.random.default_rng(0)
-    leaves = {leaf.path: rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaf_table.llama_leaves(LLM)}
+    leaves = {leaf.path: rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaf_table.llm_leaves(LLM)}
     bare = {path: leaf for path, leaf in leaves.items() if "lora" not in path}
-    export_llama(bare, replace(LLM, lora=LoraConfig()), folder)
+    export_llm(bare, replace(LLM, lora=LoraConfig()), folder)
     export_peft(leaves, LLM, folder / "adapter", base_name="b", base_hash="")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
@@ -142,7 +142,7 @@ def header_end(path: Path) -> int:
 
 def test_safetensors(llama, tmp_path):
     file = llama / "model.safetensors"
-    ends_well(lambda: load_llama(llama, dtype="float32"), file, header_end(file))
+    ends_well(lambda: load_llm(llama, dtype="float32"), file, header_end(file))
     ends_well(lambda: load_leaves(file), file, header_end(file))
 
 
@@ -185,7 +185,7 @@ def test_config_of_a_checkpoint(kind, tmp_path):
         file.write_text(json.dumps(text))
 
         def read():
-            hf_config.read_llama_config(tmp_path)
+            hf_config.read_llm_config(tmp_path)
     elif kind == "clip":
         words = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 60}
         file.write_text(
@@ -230,7 +230,7 @@ def _write_gguf(path: Path, change=lambda tokens, types, merges: None) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    for leaf in leaf_table.llama_leaves(config):
+    for leaf in leaf_table.llm_leaves(config):
         for i in range(leaf.layers or 1):
             writer.add_tensor(leaf.gguf.format(i), np.ones(leaf.source_shape, np.float32))
     writer.write_header_to_file()

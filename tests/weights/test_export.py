@@ -35,7 +35,7 @@ from fi_jax.pictures.decode import decode
 from fi_jax.weights import leaf_table
 from fi_jax.weights.assemble import assemble, param_shapes
 from fi_jax.weights.bundle import TrainedModel, bundled_names, load_model, save_model
-from fi_jax.weights.hf_config import read_llama_config, read_llava_config
+from fi_jax.weights.hf_config import read_llava_config, read_llm_config
 from fi_jax.weights.stream import checkpoint_hash, find_files
 from fi_jax.weights.tokenizers import byte_tokenizer
 
@@ -378,7 +378,7 @@ def test_merged_onto_a_llava_is_that_llava_with_what_was_trained(llava):
 def test_merged_onto_a_llama_folder(tmp_path, capsys):
     _randomised(transformers.LlamaForCausalLM, transformers.LlamaConfig(**TEXT)).save_pretrained(tmp_path / "base")
     byte_tokenizer().save(str(tmp_path / "base" / "tokenizer.json"))
-    llm = replace(read_llama_config(tmp_path / "base"), lora=LoraConfig(2, 6.0, ("v_proj", "gate_proj")))
+    llm = replace(read_llm_config(tmp_path / "base"), lora=LoraConfig(2, 6.0, ("v_proj", "gate_proj")))
     config = replace(_tiny(llm=llm), weights=WeightsConfig(llm=str(tmp_path / "base"), text_encoder="random"))
     base = {"llm": {"name": str(tmp_path / "base"), "hash": checkpoint_hash(find_files(tmp_path / "base"))}}
     exported = _export(_model(config, base), tmp_path, capsys, "--merged")
@@ -444,9 +444,9 @@ def test_what_does_not_come_back_is_said(odd, tmp_path, capsys):
 
 
 def test_the_exported_base_is_the_models_own(odd):
-    from fi_jax.weights.huggingface import load_llama
+    from fi_jax.weights.huggingface import load_llm
 
-    _, params, _ = load_llama(odd.folder / "base", dtype="float32")
+    _, params, _ = load_llm(odd.folder / "base", dtype="float32")
     leaves, _ = assemble(odd.model.config, odd.model.leaves)
     np.testing.assert_array_equal(params["layers"]["mlp"]["up_proj"]["kernel"], leaves["llm/layers/mlp/up_proj/kernel"])
     np.testing.assert_array_equal(params["norm"]["scale"], odd.model.leaves["llm/norm/scale"])
@@ -454,9 +454,7 @@ def test_the_exported_base_is_the_models_own(odd):
 
 def test_the_table_has_every_parameter_of_the_model_and_no_other():
     for config in (_odd(), _without(), load_config("nano", [])):
-        rows = leaf_table.torch_leaves(config.model) + leaf_table.under(
-            "llm", leaf_table.llama_leaves(config.model.llm)
-        )
+        rows = leaf_table.torch_leaves(config.model) + leaf_table.under("llm", leaf_table.llm_leaves(config.model.llm))
         assert {leaf.path: leaf.shape for leaf in rows} == {
             path: shape.shape for path, shape in param_shapes(config.model).items()
         }

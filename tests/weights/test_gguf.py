@@ -11,12 +11,13 @@ import pytest
 import torch
 import transformers
 
-from fi_jax.config import LlamaConfig, RopeScaling
+from fi_jax.config import LlmConfig, RopeScaling
 from fi_jax.errors import UserError
 from fi_jax.files import is_intact, write_bytes
 from fi_jax.inference.decode import generate
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama, rope_frequencies
+from fi_jax.models.llm import Llm
+from fi_jax.models.rope import rope_frequencies
 from fi_jax.weights import smollm2
 from fi_jax.weights.gguf import read_config, read_params, read_tokenizer
 
@@ -99,7 +100,7 @@ def _logits(model, tokens):
 
 
 def _run(config, params, tokens):
-    return np.asarray(jax.jit(lambda p: Llama(config).apply({"params": p}, tokens, method=_logits))(params))
+    return np.asarray(jax.jit(lambda p: Llm(config).apply({"params": p}, tokens, method=_logits))(params))
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}])
@@ -108,7 +109,7 @@ def test_reads_what_transformers_wrote(tmp_path, changes):
     path = _write_gguf(tmp_path / "tiny.gguf", hf)
     config = read_config(path)
     biased = bool(changes)
-    assert config == LlamaConfig(
+    assert config == LlmConfig(
         64,
         32,
         64,
@@ -282,7 +283,7 @@ def test_smollm2_equals_transformers_on_the_same_file():
         said = hf.generate(torch.tensor(prompt), max_new_tokens=64, do_sample=False, pad_token_id=2)[
             0, prompt.shape[1] :
         ]
-    model = Llama(config)
+    model = Llm(config)
     prefix = model.apply({"params": params}, prompt[:, :-1], method="embed")
     ours = generate(model, params, prefix, prompt[:, None, -1:], max_new_tokens=64, eos_ids=(2,))
     assert ours.lengths[0, 0] == len(said) >= 32

@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from fi_jax.config import LlamaConfig, VitConfig
+from fi_jax.config import LlmConfig, VitConfig
 from fi_jax.errors import UserError
 from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.connector import Connector
-from fi_jax.models.llama import Llama
+from fi_jax.models.llm import Llm
 from fi_jax.models.vit import Vit
 from fi_jax.weights import huggingface, leaf_table
 from fi_jax.weights.hub import resolve_folder
-from fi_jax.weights.huggingface import load_clip_vision, load_llama, load_llava
+from fi_jax.weights.huggingface import load_clip_vision, load_llava, load_llm
 from fi_jax.weights.matching import grouped
 from fi_jax.weights.stream import checkpoint_hash
 
@@ -79,8 +79,8 @@ def _embed(embedding, tokens):
     return jnp.take(embedding, tokens, axis=0)
 
 
-def _logits(config: LlamaConfig, params, x):
-    model = Llama(config)
+def _logits(config: LlmConfig, params, x):
+    model = Llm(config)
 
     def run(params, x):
         hidden = model.apply({"params": params}, x, PrefixLayout(x.shape[1]))
@@ -107,7 +107,7 @@ def _logits(config: LlamaConfig, params, x):
 )
 def test_llama_equals_transformers_over_500_tokens(tmp_path, changes):
     model = _llama(tmp_path, max_position_embeddings=600, **changes)
-    config, params, report = load_llama(tmp_path, dtype="float32")
+    config, params, report = load_llm(tmp_path, dtype="float32")
     tokens = np.random.default_rng(0).integers(0, 96, (1, 500))
     ours = _logits(config, params, _embed(params["embed"]["embedding"], tokens))
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_shards_of_any_size_load_alike_and_change_the_hash_only(tmp_path):
     _llama(tmp_path / "whole")
     _llama(tmp_path / "cut", max_shard_size="20KB")
     assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 2
-    _, whole, report = load_llama(tmp_path / "whole", dtype="float32")
-    _, cut, report_cut = load_llama(tmp_path / "cut", dtype="float32")
+    _, whole, report = load_llm(tmp_path / "whole", dtype="float32")
+    _, cut, report_cut = load_llm(tmp_path / "cut", dtype="float32")
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
     assert len(report.hash) == 64 and report.hash != report_cut.hash
 
@@ -129,7 +129,7 @@ def test_shards_of_any_size_load_alike_and_change_the_hash_only(tmp_path):
 def test_dtype_is_cast_and_may_depend_on_the_path(tmp_path):
     model = _llama(tmp_path)
     model.half().save_pretrained(tmp_path)
-    _, params, _ = load_llama(tmp_path, dtype=lambda path: "float32" if path.startswith("layers") else "bfloat16")
+    _, params, _ = load_llm(tmp_path, dtype=lambda path: "float32" if path.startswith("layers") else "bfloat16")
     assert params["layers"]["attn"]["q_proj"]["kernel"].dtype == jnp.float32
     assert params["embed"]["embedding"].dtype == jnp.bfloat16
     stored = model.model.layers[1].self_attn.q_proj.weight.detach().float().numpy().T
@@ -260,20 +260,20 @@ def test_old_config_files_get_transformers_defaults(tmp_path):
     config = {"model_type": "llava", "image_token_index": 32000, "text_config": text, "vision_config": vision}
     (tmp_path / "config.json").write_text(json.dumps(config))
     read = huggingface.hf_config.read_llava_config(tmp_path)
-    assert read.llm == LlamaConfig() and read.image_encoder == VitConfig()
+    assert read.llm == LlmConfig() and read.image_encoder == VitConfig()
 
 
 def test_pre_v5_rope_scaling_is_read(tmp_path):
     scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
     config = {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": scaling, "head_dim": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    read = huggingface.hf_config.read_llama_config(tmp_path)
+    read = huggingface.hf_config.read_llm_config(tmp_path)
     assert read.rope_theta == 500000.0 and read.rope_scaling.kind == "llama3" and read.rope_scaling.factor == 8.0
     assert read.head_dim == 64
     config["rope_scaling"] = {"type": "yarn", "factor": 2.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="scales RoPE by 'yarn'"):
-        huggingface.hf_config.read_llama_config(tmp_path)
+        huggingface.hf_config.read_llm_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_pre_v5_rope_scaling_is_read(tmp_path):
 def test_what_is_not_computed_or_of_another_type_is_refused_by_its_field(tmp_path, fields, says):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | fields))
     with pytest.raises(UserError, match=says):
-        huggingface.hf_config.read_llama_config(tmp_path)
+        huggingface.hf_config.read_llm_config(tmp_path)
     vision = {"model_type": "clip_vision_model", "image_size": [224, 224]}
     (tmp_path / "config.json").write_text(json.dumps(vision))
     with pytest.raises(UserError, match=r"image_size is \[224, 224\]; it must be a whole number"):
@@ -332,7 +332,7 @@ def test_all_that_does_not_fit_is_said_at_once(tmp_path):
     tensors["lm_head.weight"] = np.zeros((97, 32), np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError) as caught:
-        load_llama(tmp_path)
+        load_llm(tmp_path)
     message = str(caught.value)
     assert "missing: model.layers.{0-1}.mlp.up_proj.weight [48, 32], model.norm.weight [32]" in message
     assert "unexpected: model.layers.0.extra.weight [2, 3]" in message
@@ -346,7 +346,7 @@ def test_known_buffers_are_listed_as_unused(tmp_path):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     save_file(tensors, tmp_path / "model.safetensors")
-    _, params, report = load_llama(tmp_path)
+    _, params, report = load_llm(tmp_path)
     assert set(report.unused) == {"model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"}
     assert "lm_head" not in params
 
@@ -414,20 +414,20 @@ def test_a_bad_checkpoint_is_one_clear_message(tmp_path, damage, said):
     _llama(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=said) as caught:
-        load_llama(tmp_path)
+        load_llm(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_or_repository_that_is_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="no checkpoint folder"):
-        load_llama(tmp_path / "absent")
+        load_llm(tmp_path / "absent")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; name the checkpoint's folder"):
-        load_llama(tmp_path / "file")
+        load_llm(tmp_path / "file")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"cannot be fetched .*hf download nobody/nothing-1b"):
-        load_llama("nobody/nothing-1b")
+        load_llm("nobody/nothing-1b")
 
 
 def test_the_hash_of_a_hub_file_is_its_blobs_name(tmp_path):
@@ -454,16 +454,16 @@ def test_every_leaf_of_the_models_is_mapped_and_no_other():
     made = jax.eval_shape(Vit(vit).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     assert _flat(made) == {leaf.path: leaf.shape for leaf in leaf_table.vit_leaves(vit)}
     for tie in (True, False):
-        llama = LlamaConfig(96, 32, 48, 2, 4, 2, 10, tie_embeddings=tie, attention_bias=True, mlp_bias=True)
+        llama = LlmConfig(96, 32, 48, 2, 4, 2, 10, tie_embeddings=tie, attention_bias=True, mlp_bias=True)
 
         def init(key, llama=llama):
             def touch(model, tokens):
                 return model.logits(model(model.embed(tokens), PrefixLayout(4)))
 
-            return Llama(llama).init(key, jnp.zeros((1, 4), jnp.int32), method=touch)
+            return Llm(llama).init(key, jnp.zeros((1, 4), jnp.int32), method=touch)
 
         made = jax.eval_shape(init, jax.random.key(0))["params"]
-        assert _flat(made) == {leaf.path: leaf.shape for leaf in leaf_table.llama_leaves(llama)}
+        assert _flat(made) == {leaf.path: leaf.shape for leaf in leaf_table.llm_leaves(llama)}
 
 
 def _flat(tree):
@@ -474,14 +474,14 @@ def _flat(tree):
 _ON_A_MESH = """
 import sys, jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from fi_jax.weights.huggingface import load_llama
+from fi_jax.weights.huggingface import load_llm
 mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 def placement(path, shape):
     if path.endswith("kernel") and path.startswith("layers"):
         return NamedSharding(mesh, P(None, "fsdp", "tensor"))
     return NamedSharding(mesh, P("tensor") if path == "embed/embedding" else P())
-_, cut, _ = load_llama(sys.argv[1], dtype="float32", placement=placement)
-_, whole, _ = load_llama(sys.argv[1], dtype="float32")
+_, cut, _ = load_llm(sys.argv[1], dtype="float32", placement=placement)
+_, whole, _ = load_llm(sys.argv[1], dtype="float32")
 kernel = cut["layers"]["mlp"]["down_proj"]["kernel"]
 assert kernel.sharding == NamedSharding(mesh, P(None, "fsdp", "tensor")), kernel.sharding
 assert kernel.addressable_shards[0].data.shape == (2, 24, 16)

@@ -13,12 +13,12 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama
-from fi_jax.weights.hf_config import read_llama_config
-from fi_jax.weights.huggingface import load_llama, load_llava
+from fi_jax.models.llm import Llm
+from fi_jax.weights.hf_config import read_llm_config
+from fi_jax.weights.huggingface import load_llava, load_llm
 from fi_jax.weights.peft import export_peft, import_peft
 
 SHAPE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -37,7 +37,7 @@ def _base(folder, **changes):
 
 
 def _ours(config, params, tokens=TOKENS):
-    model = Llama(config)
+    model = Llm(config)
 
     def run(params):
         x = model.apply({"params": params}, tokens, method="embed")
@@ -83,7 +83,7 @@ LORA = LoraConfig(rank=4, alpha=10.0, targets=("q_proj", "o_proj", "v_proj", "do
 @pytest.mark.parametrize("layers", [None, (0, 2)], ids=["all_layers", "some_layers"])
 def test_export_answers_the_same_in_real_peft(tmp_path, layers):
     _base(tmp_path / "base")
-    config, params, report = load_llama(tmp_path / "base", dtype="float32")
+    config, params, report = load_llm(tmp_path / "base", dtype="float32")
     leaves = _adapter(config, LORA, layers)
     export_peft(
         leaves,
@@ -179,7 +179,7 @@ def test_import_of_an_adapter_peft_made(tmp_path, settings):
             if "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     model.save_pretrained(tmp_path / "adapter")
-    config, params, _ = load_llama(tmp_path / "base", dtype="float32")
+    config, params, _ = load_llm(tmp_path / "base", dtype="float32")
     adapter = import_peft(tmp_path / "adapter", config)
     ours = _ours(replace(config, lora=adapter.lora), _with(params, adapter.leaves))
     np.testing.assert_allclose(ours, _theirs(model), atol=1e-3)
@@ -201,7 +201,7 @@ def _saved(tmp_path):
     """A config and an adapter of such a model; no weights are read."""
     base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, **ODD))
     base.config.save_pretrained(tmp_path / "base")
-    config = read_llama_config(tmp_path / "base")
+    config = read_llm_config(tmp_path / "base")
     peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     return config, tmp_path / "adapter"
 
@@ -280,5 +280,5 @@ def test_a_truncated_or_missing_file_is_one_message(tmp_path):
 
 def test_a_model_without_adapter_has_nothing_to_export(tmp_path):
     with pytest.raises(UserError, match="no LoRA adapter to export"):
-        export_peft({}, LlamaConfig(), tmp_path / "adapter", base_name="b", base_hash="")
+        export_peft({}, LlmConfig(), tmp_path / "adapter", base_name="b", base_hash="")
     assert not (tmp_path / "adapter").exists()

@@ -3,13 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fi_jax.config import LlamaConfig
-from fi_jax.models.llama import Llama, unstack_layers
+from fi_jax.config import LlmConfig
+from fi_jax.models.layer_stack import unstack_layers
+from fi_jax.models.llm import Llm
 
 
 def test_unrolled_layers_equal_scanned_ones():
-    config = LlamaConfig(31, 16, 24, 3, 4, 2, 6)
-    scanned, written = Llama(config), Llama(config, scan_layers=False)
+    config = LlmConfig(31, 16, 24, 3, 4, 2, 6)
+    scanned, written = Llm(config), Llm(config, scan_layers=False)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 5, 16)), jnp.float32)
 

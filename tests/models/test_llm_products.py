@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from flax import traverse_util
 
-from fi_jax.config import LlamaConfig, LoraConfig
+from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama
+from fi_jax.models.llm import Llm
 
-CONFIG = LlamaConfig(97, 24, 56, 4, 4, 2, 10, lora=LoraConfig(rank=3))
+CONFIG = LlmConfig(97, 24, 56, 4, 4, 2, 10, lora=LoraConfig(rank=3))
 LENGTH = 16
 ATTENTION = 2
 
@@ -20,7 +20,7 @@ def _run(model, x):
     return model(x, PrefixLayout(LENGTH))
 
 
-def compiled_step(model: Llama):
+def compiled_step(model: Llm):
     """The compiled gradient of adapters and input; a layer is in it once forward and once backward where it loops."""
     x = jnp.zeros((2, LENGTH, model.config.hidden_size), model.dtype)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, method=_run))["params"]
@@ -44,16 +44,16 @@ def test_dots_policy_computes_no_product_twice_but_those_of_attention():
     # Of each layer x W and low B, and backward the gradients of x through W, of low and of B; of each input (four in
     # all) x A, and backward the gradients of x through A and of A.
     linear = 7 * (2 + 3) + 4 * (1 + 2)
-    assert count("dot", compiled_step(Llama(CONFIG))) == linear + ATTENTION + 2 * ATTENTION
-    assert count("dot", compiled_step(Llama(CONFIG, remat="dots"))) == linear + 2 * ATTENTION + 2 * ATTENTION
+    assert count("dot", compiled_step(Llm(CONFIG))) == linear + ATTENTION + 2 * ATTENTION
+    assert count("dot", compiled_step(Llm(CONFIG, remat="dots"))) == linear + 2 * ATTENTION + 2 * ATTENTION
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_unrolled_layers_leave_no_loop_and_no_copy_into_a_stack(remat):
-    looping = compiled_step(Llama(CONFIG, remat=remat))
-    straight = compiled_step(Llama(CONFIG, remat=remat, scan_layers=False))
+    looping = compiled_step(Llm(CONFIG, remat=remat))
+    straight = compiled_step(Llm(CONFIG, remat=remat, scan_layers=False))
     assert count("while", looping) == 2 and count("dynamic-update-slice", looping) > 0
     assert count("while", straight) == count("dynamic-update-slice", straight) == 0
     # What is computed again is not merged with its first time (all of it: that is up to the backend).
-    once = count("dot", compiled_step(Llama(CONFIG))) * CONFIG.num_layers
+    once = count("dot", compiled_step(Llm(CONFIG))) * CONFIG.num_layers
     assert (count("dot", straight) > once) == (remat == "dots")

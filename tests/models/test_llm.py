@@ -9,11 +9,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fi_jax.config import LlamaConfig, LoraConfig, RopeScaling
+from fi_jax.config import LlmConfig, LoraConfig, RopeScaling
 from fi_jax.models.attention import PrefixLayout
-from fi_jax.models.llama import Llama
+from fi_jax.models.llm import Llm
 
-TINY = LlamaConfig(
+TINY = LlmConfig(
     vocab_size=97,
     hidden_size=24,
     intermediate_size=40,
@@ -29,7 +29,7 @@ def _all_logits(model, tokens, layout):
     return model.logits(model(model.embed(tokens), layout))
 
 
-def _init(model: Llama, seed: int = 0):
+def _init(model: Llm, seed: int = 0):
     ones = jnp.ones((1, 4), jnp.int32)
     params = model.init(jax.random.key(seed), ones, PrefixLayout(4), method=_all_logits)["params"]
     # Every leaf is random, LoRA B and norms included, so that nothing cancels.
@@ -39,7 +39,7 @@ def _init(model: Llama, seed: int = 0):
     return jax.tree.unflatten(tree, leaves)
 
 
-def _from_torch(hf, config: LlamaConfig):
+def _from_torch(hf, config: LlmConfig):
     state = {name: value.detach().numpy() for name, value in hf.state_dict().items()}
     params = {"embed": {"embedding": state["model.embed_tokens.weight"]}, "norm": {"scale": state["model.norm.weight"]}}
     if not config.tie_embeddings:
@@ -86,7 +86,7 @@ def test_logits_equal_those_of_transformers(changes, rope):
     for name, value in hf.named_parameters():
         if name.endswith(("bias", "norm.weight")):
             torch.nn.init.normal_(value, std=0.3)
-    config = LlamaConfig(
+    config = LlmConfig(
         97, 24, 40, 3, 4, settings_["num_key_value_heads"], settings_["head_dim"],
         rope_scaling=RopeScaling(
             rope["rope_type"], rope.get("factor", 1.0), 1.0, 4.0, rope.get("original_max_position_embeddings", 8192)
@@ -99,7 +99,7 @@ def test_logits_equal_those_of_transformers(changes, rope):
     tokens = np.random.default_rng(0).integers(0, 97, (2, 500))
     with torch.no_grad():
         expected = hf(torch.from_numpy(tokens)).logits.numpy()
-    model = Llama(config)
+    model = Llm(config)
     got = model.apply({"params": _from_torch(hf, config)}, tokens, PrefixLayout(500), method=_all_logits)
     # float32 on both sides; logits are of the order of 1 to 10.
     np.testing.assert_allclose(got, expected, atol=2e-4)
@@ -133,7 +133,7 @@ def pack(layout: PrefixLayout, faces, rng):
     return tokens, valid, separate
 
 
-MODEL = Llama(TINY)
+MODEL = Llm(TINY)
 PARAMS = _init(MODEL)
 
 
@@ -224,7 +224,7 @@ def test_dots_policy_recomputes_fewer_products_than_full():
     tokens = jnp.zeros((1, 8), jnp.int32)
 
     def products(remat):
-        model = Llama(TINY, remat=remat)
+        model = Llm(TINY, remat=remat)
 
         def loss(params):
             return model.apply({"params": params}, tokens, PrefixLayout(8), method=_all_logits).sum()
@@ -239,7 +239,7 @@ def test_bfloat16_compute_keeps_float32_logits():
     tokens = jnp.arange(12)[None]
 
     def run(dtype):
-        model = Llama(TINY, dtype=dtype)
+        model = Llm(TINY, dtype=dtype)
         apply = functools.partial(model.apply, method=_all_logits)
         return jax.jit(lambda params: apply({"params": params}, tokens, PrefixLayout(12)))(PARAMS)
 

@@ -1,0 +1,202 @@
+"""The model's part of the config tree: encoders, language model, knowledge module."""
+
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from fi_jax.errors import UserError, require_choice
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def check(ok: bool, message: str) -> None:
+    """Raises `UserError` unless `ok`."""
+    if not ok:
+        raise UserError(message)
+
+
+def check_words(config, where: str) -> None:
+    """Checks every field that is one of a few words: the flags' parser does, a config file does not."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            require_choice(f"{where}{name}", getattr(config, name), typing.get_args(hint))
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters. Rank 0 means none. The scale alpha/rank is applied once, in `models.lora`."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    # Names of the linear layers that get an adapter, as Hugging Face calls them.
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self):
+        check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
+        check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """A CLIP-style vision transformer. Defaults: CLIP ViT-L/14-336, as in LLaVA-1.5."""
+
+    image_size: int = 336
+    patch_size: int = 14
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_layers: int = 24
+    num_heads: int = 16
+    hidden_act: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    # Index of the hidden state that becomes the image tokens; -2 is the layer before the last (LLaVA).
+    feature_layer: int = -2
+    # Side of the square of neighbouring patches concatenated into one token before the connector.
+    merge: int = 1
+    # What speaks for the whole picture to the alignment head: the class token, or the mean of all patches.
+    pool: Literal["class", "mean"] = "class"
+    # Stochastic depth rate of the last layer (linear from 0), at training time.
+    drop_path: float = 0.0
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self):
+        check_words(self, "encoder ")
+        check(
+            self.image_size % self.patch_size == 0,
+            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+        )
+        check(
+            self.hidden_size % self.num_heads == 0,
+            f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}",
+        )
+        check(self.grid % self.merge == 0, f"merge {self.merge} does not divide the {self.grid}x{self.grid} patch grid")
+        check(
+            -self.num_layers - 1 <= self.feature_layer <= self.num_layers,
+            f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the LLM sees of one image."""
+        return (self.grid // self.merge) ** 2
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """RoPE scaling as Hugging Face's `rope_parameters` names it; `kind="default"` is none."""
+
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self):
+        check_words(self, "llm.rope_scaling.")
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """A causal language model. Defaults: Vicuna-7B (a Llama) as in LLaVA-1.5."""
+
+    vocab_size: int = 32064
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    rms_norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    max_position_embeddings: int = 4096
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self):
+        check(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
+
+
+@dataclass(frozen=True)
+class KnowledgeConfig:
+    """The Correlation Constraint Module: graph, GCN, alignment head and knowledge tokens.
+
+    tau, omega and depth follow the design's defaults (ours, after ML-GCN and SCPNet).
+    """
+
+    # False: "without CCM"; the same number of knowledge tokens, made from T_p^0.
+    enabled: bool = True
+    graph: Literal["cooccurrence", "lift", "shuffled"] = "cooccurrence"
+    tau: float = 0.4
+    omega: float = 0.2
+    depth: int = 2
+    hidden_size: int = 512
+    # Width of the space in which faces and prompts meet (cosine similarity).
+    align_size: int = 512
+    leaky_slope: float = 0.2
+    residual: bool = True
+    # Knowledge tokens are multiplied by sigma(s_i); False leaves them ungated.
+    gated: bool = True
+    # Width of T_p^0: the text encoder's output size.
+    prompt_size: int = 768
+
+    def __post_init__(self):
+        check_words(self, "knowledge.")
+        check(0 <= self.tau <= 1, f"knowledge.tau is {self.tau}; it must lie in [0, 1]")
+        check(0 <= self.omega < 1, f"knowledge.omega is {self.omega}; it must lie in [0, 1)")
+        check(self.depth >= 1, f"knowledge.depth is {self.depth}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What reconstructs hidden patches in stage `pretrain` (a masked autoencoder, He et al. 2022); no other stage has it."""
+
+    # 0: no decoder.
+    num_layers: int = 0
+    hidden_size: int = 192
+    num_heads: int = 3
+    # Share of the patches that the encoder does not see.
+    mask_ratio: float = 0.75
+
+    def __post_init__(self):
+        check(self.num_layers >= 0, f"model.decoder.num_layers is {self.num_layers}; it must be 0 (none) or more")
+        check(
+            self.hidden_size % (4 * self.num_heads) == 0,
+            f"model.decoder.hidden_size {self.hidden_size} is not a multiple of 4 * num_heads {self.num_heads}",
+        )
+        check(0 < self.mask_ratio < 1, f"model.decoder.mask_ratio is {self.mask_ratio}; it lies between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """FaceInsight: two encoders, three connectors, one LLM, one knowledge module."""
+
+    image_encoder: VitConfig = VitConfig()
+    segmentation_encoder: VitConfig = VitConfig()
+    llm: LlmConfig = LlmConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    # False: "without segmentation"; the map's tokens leave the sequence and the alignment head.
+    use_segmentation: bool = True
+    decoder: DecoderConfig = DecoderConfig()
+    dtype: Dtype = "bfloat16"
+    # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
+    remat: Literal["none", "dots", "full"] = "full"
+    attention: Literal["xla", "flash"] = "xla"
+    # False: no loop over the LLM's layers (faster, compiles longer). Cut over devices (fsdp, tensor) they always loop.
+    scan_layers: bool = True
+    # The LLM's frozen kernels: `train.frozen_dtype`, or 8 bits (`models.precision`); a prefix's cache in generation.
+    frozen_precision: Literal["bf16", "fp8", "int8"] = "bf16"
+    kv_precision: Literal["bf16", "int8"] = "bf16"
+
+    def __post_init__(self):
+        check_words(self, "model.")

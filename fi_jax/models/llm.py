@@ -1,0 +1,217 @@
+"""A decoder-only language model: layers in a scan or unrolled, shared prefixes, and a cache of them."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fi_jax.config import LlmConfig, ModelConfig
+from fi_jax.models.attention import Implementation, PrefixLayout
+from fi_jax.models.layer_stack import layer_params
+from fi_jax.models.llm_layer import Layer, Pass, RMSNorm, rows
+from fi_jax.models.lora import Linear
+from fi_jax.models.precision import Rows, quantise_tokens
+from fi_jax.models.rope import rope_frequencies
+
+Remat = Literal["none", "dots", "full"]
+
+
+class KVCache(flax.struct.PyTreeNode):
+    """Keys and values of one prefix a face, and of `q` continuations (tails) of it; positions are already applied.
+
+    With `q` = 1 it is the usual cache; with `q` = 32 the prefix is stored and read once for 32 questions.
+    Only the tail is written after the prefill, so a decoding loop carries and donates the tail alone.
+    Where the layers are unrolled (`Llm.scan_layers` false), keys and values are tuples of one array a layer
+    instead of stacks: a step then reads each where it lies, and no layer's slice is copied.
+    """
+
+    # `Rows` of such arrays where the prefix is kept in 8 bits.
+    prefix_k: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"] | Rows, ...] | Rows | None
+    prefix_v: Float[Array, "l b g p d"] | tuple[Float[Array, "b g p d"] | Rows, ...] | Rows | None
+    tail_k: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...] | None
+    tail_v: Float[Array, "l b q g m d"] | tuple[Float[Array, "b q g m d"], ...] | None
+    # Slots that hold a real token; padding of unequal questions stays false.
+    tail_valid: Bool[Array, "b q m"]
+    # Slots written so far, the same for every continuation.
+    used: Int[Array, ""]
+
+
+# What the backward pass of a layer needs besides the layer's input, so that no product with a frozen kernel is
+# computed twice. Saving "every matrix product" instead would keep an adapted layer's y = x W and its (x A) B apart:
+# twice the memory, for a sum that is all the backward pass reads.
+_SAVED = ("query", "key", "value", "middle", "gate", "up", "lora_low", "row_scale", "attention_out", "attention_lse")
+
+
+def _remat_policy(remat: Remat):
+    if remat == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    return jax.checkpoint_policies.save_only_these_names(*_SAVED)
+
+
+class Llm(nn.Module):
+    """Embeddings in, hidden states or logits out. Parameters: see docs/architecture.md, `llm/`."""
+
+    config: LlmConfig
+    dtype: Any = jnp.float32
+    remat: Remat = "none"
+    attention: Implementation = "xla"
+    # False: the layers are unrolled, one after the other. Slower to compile; but no kernel and nothing that the
+    # backward pass keeps is copied in or out of a stack (kernels, if they come one by one: `unstack_layers`), and the
+    # last layer does no more than it is asked for.
+    scan_layers: bool = True
+    kv_precision: Literal["bf16", "int8"] = "bf16"
+
+    def setup(self):
+        c = self.config
+        layer = Layer
+        if self.remat != "none":
+            layer = nn.remat(layer, policy=_remat_policy(self.remat), prevent_cse=False, methods=["__call__"])
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.num_layers,
+            methods=["__call__", "extend"],
+        )
+        # Named embed_tokens as an attribute because `embed` is the method; the parameter path is `embed`.
+        self.embed_tokens = nn.Embed(
+            c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
+        )
+        self.layers = scanned(c, self.dtype, self.attention)
+        self.norm = RMSNorm(c.rms_norm_eps, self.dtype)
+        if not c.tie_embeddings:
+            self.lm_head = Linear(c.vocab_size, dtype=self.dtype)
+
+    def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Looks tokens up; negative ids (slots) get the vector of token 0, for the caller to replace."""
+        return self.embed_tokens(jnp.maximum(tokens, 0))
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        layout: PrefixLayout,
+        at: Int[Array, "b m"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Returns the hidden states after the final norm; with `at`, those of these tokens alone (`b m d`)."""
+        return self._forward(x, layout, keep_kv=False, at=at)[0]
+
+    def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+        """Scores of every token, float32. Pass answer positions only: `v` is large."""
+        if self.config.tie_embeddings:
+            kernel = self.embed_tokens.embedding.astype(self.dtype)
+            return jnp.einsum("...d,vd->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def prefill(
+        self,
+        x: Float[Array, "b p d"],
+        tail_length: int,
+        continuations: int = 1,
+    ) -> tuple[Float[Array, "b p d"], KVCache]:
+        """Runs a prefix; returns its hidden states and a cache with `continuations` empty tails of `tail_length`."""
+        b, p = x.shape[:2]
+        hidden, (k, v) = self._forward(x, PrefixLayout(p), keep_kv=True)
+        c = self.config
+        shape, dtype = (b, continuations, c.num_kv_heads, tail_length, c.head_dim), jax.tree.leaves(k)[0].dtype
+        if self.kv_precision == "int8":
+            k, v = jax.tree.map(quantise_tokens, (k, v))
+
+        def empty():
+            if self.scan_layers:
+                return jnp.zeros((c.num_layers, *shape), dtype)
+            return tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers))
+
+        tail_valid = jnp.zeros((b, continuations, tail_length), bool)
+        return hidden, KVCache(k, v, empty(), empty(), tail_valid, jnp.zeros((), jnp.int32))
+
+    def extend(
+        self,
+        x: Float[Array, "b q s d"],
+        positions: Int[Array, "b q s"],
+        valid: Bool[Array, "b q s"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "b q s d"], KVCache]:
+        """Appends `s` tokens to every tail: a question's text, or with `s` = 1 one step of decoding.
+
+        Padding may stand anywhere; it takes a slot and is never seen. Writing beyond the tail's length is the
+        caller's mistake and overwrites its last slots.
+        """
+        s, m = x.shape[2], cache.tail_valid.shape[2]
+        tail_valid = jax.lax.dynamic_update_slice(cache.tail_valid, valid, (0, 0, cache.used))
+        causal = jnp.arange(m) <= cache.used + jnp.arange(s)[:, None]
+        shared = self._pass(positions, visible=tail_valid[:, :, None, :] & causal, used=cache.used)
+        # `Any`: stacks where the layers run in a scan, tuples of one a layer where not.
+        tails: Any = (cache.tail_k, cache.tail_v)
+        prefix: Any = (cache.prefix_k, cache.prefix_v)
+        x = x.astype(self.dtype)
+        if self.scan_layers:
+            inputs = (jnp.arange(self.config.num_layers), prefix)
+            (x, (tail_k, tail_v)), _ = self.layers.extend((x, tails), inputs, shared)
+        else:
+            written, layer = [], self._layer("extend")
+            for params, own_tails, own_prefix in zip(self._params_by_layer(), zip(*tails), zip(*prefix), strict=True):
+                (x, new), _ = layer(params, (x, own_tails), (None, own_prefix), shared)
+                written.append(new)
+            tail_k, tail_v = zip(*written, strict=True)
+        cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
+        return self.norm(x), cache
+
+    def _pass(self, positions, **rest) -> Pass:
+        c = self.config
+        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
+        return Pass(jnp.cos(angles), jnp.sin(angles), **rest)
+
+    def _forward(self, x, layout, keep_kv, at=None):
+        shared = self._pass(layout.positions, layout=layout, keep_kv=keep_kv)
+        x = x.astype(self.dtype)
+        if self.scan_layers or self.is_initializing():
+            x, kv = self.layers(x, None, shared)
+            x = x if at is None else rows(x, at)
+        else:
+            *params, last = self._params_by_layer()
+            kept, layer = [], self._layer("__call__")
+            for own in params:
+                x, kv = layer(own, x, None, shared)
+                kept.append(kv)
+            if at is None:
+                x, kv = layer(last, x, None, shared)
+                kept.append(kv)
+            else:
+                x = self._layer("pick")(last, x, shared, at)
+            kv = tuple(zip(*kept, strict=True)) if keep_kv else None
+        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        return self.norm(x), kv
+
+    def _params_by_layer(self) -> list[dict]:
+        return layer_params(self.variables["params"]["layers"], self.config.num_layers)
+
+    def _layer(self, method: str) -> Callable:
+        """A layer as a function of its parameters; it keeps for its backward pass what `remat` says."""
+        layer = Layer(self.config, self.dtype, self.attention, parent=None)
+
+        def run(params, *arguments):
+            return layer.apply({"params": params}, *arguments, method=method)
+
+        if self.remat == "none" or method == "extend":
+            return run
+        # Without a loop nothing but a barrier keeps XLA from merging what is computed again with its first time,
+        # which would keep everything.
+        return jax.checkpoint(run, policy=_remat_policy(self.remat), prevent_cse=True)
+
+
+def make_llm(model: ModelConfig, remat: Remat = "none") -> Llm:
+    """The language model of a FaceInsight, alone."""
+    return Llm(
+        model.llm,
+        dtype=jnp.dtype(model.dtype),
+        remat=remat,
+        attention=model.attention,
+        scan_layers=model.scan_layers,
+        kv_precision=model.kv_precision,
+    )
