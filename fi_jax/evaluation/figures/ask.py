@@ -1,5 +1,6 @@
 """The answer card: a photo, its segmentation map, and the answers with their probabilities."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,12 +40,10 @@ PARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("clothes", "#9AA5B1", ("cloth",)),
 )
 _ROW = 0.2  # inches
-_HEAD = 0.3
-_GAP = 0.16
-_LABEL, _BAR, _NUMBER = 1.55, 1.15, 0.45
-_COLUMN = _LABEL + _BAR + _NUMBER
-_PICTURE = 2.5
-_MARGIN = 0.15
+_PICTURE = 2.6
+_COLUMN = 3.3
+# Where a row's label ends, its bar ends and its number ends, as shares of a column.
+_BAR, _BAR_END = 0.48, 0.84
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Answered:
 
 @dataclass(frozen=True)
 class _Bar:
+    # The name of the closed question that it answers.
+    question: str
     label: str
     value: float
     chosen: bool
@@ -73,8 +74,9 @@ class _Block:
     note: str = ""
 
     @property
-    def height(self) -> float:
-        return _HEAD + _ROW * len(self.bars) + _GAP
+    def rows(self) -> int:
+        """Rows of a column that it takes: a heading, the bars, a gap."""
+        return len(self.bars) + 2
 
 
 def part_map(mask: UInt8[Array, "y x"]) -> tuple[UInt8[Array, "y x 3"], list[str]]:
@@ -104,22 +106,28 @@ def _choice_block(answered: Answered | Answer, age: float | None, most: int = 5)
         first = min(max(top - most // 2, 0), len(probs) - most)
         shown = range(first, first + most)
         return _Block(
-            "Age in years", tuple(_Bar(question.options[i], probs[i], i == top) for i in shown), f"about {years:.0f}"
+            "Age in years",
+            tuple(_Bar(question.name, question.options[i], probs[i], i == top) for i in shown),
+            f"about {years:.0f}",
         )
     order: Sequence[int] = range(len(probs))
     if question.family != "age_group":
         order = sorted(order, key=lambda i: -probs[i])[:most]
-    return _Block(title, tuple(_Bar(question.options[i], probs[i], i == top) for i in order))
+    return _Block(title, tuple(_Bar(question.name, question.options[i], probs[i], i == top) for i in order))
 
 
 def blocks(answers: Sequence[Answered | Answer], age: float | None = None) -> list[_Block]:
-    """Groups answers under headings: choices first, then attributes by heading. `age`: years, else the expected value."""
+    """Groups answers under headings: choices first, then attributes by heading. `age`: years, else the expected value.
+
+    Where the gender is a choice, the attribute "Male" says nothing more and is left out.
+    """
     found = [_choice_block(a, age) for a in answers if not a.question.is_binary]
+    said = {label for a in answers if not a.question.is_binary for label in a.question.labels}
     for heading in HEADINGS:
         bars = tuple(
-            _Bar(readable(a.question.subject), float(a.probabilities[0]), _chosen(a) == 0)
+            _Bar(a.question.name, readable(a.question.subject), float(a.probabilities[0]), _chosen(a) == 0)
             for a in answers
-            if a.question.is_binary and heading_of(a.question) == heading
+            if a.question.is_binary and heading_of(a.question) == heading and a.question.labels[0] not in said
         )
         if bars:
             found.append(_Block(heading, bars))
@@ -128,57 +136,43 @@ def blocks(answers: Sequence[Answered | Answer], age: float | None = None) -> li
 
 def _fill_columns(found: list[_Block], columns: int) -> list[list[_Block]]:
     """Spreads blocks over columns in order, with the smallest possible tallest column."""
-    heights = [b.height for b in found]
-    low, high = max(heights), sum(heights)
-
-    def fill(limit: float) -> list[list[_Block]]:
+    for limit in itertools.count(max(block.rows for block in found)):
         filled: list[list[_Block]] = [[]]
-        used = 0.0
         for block in found:
-            if used + block.height > limit + 1e-9 and filled[-1]:
+            if filled[-1] and sum(b.rows for b in filled[-1]) + block.rows > limit:
                 filled.append([])
-                used = 0.0
             filled[-1].append(block)
-            used += block.height
-        return filled
-
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if len(fill(middle)) <= columns else (middle, high)
-    return fill(high)
+        if len(filled) <= columns:
+            return filled
+    raise AssertionError("a column takes any number of rows")
 
 
-def _draw_block(drawn: Figure, block: _Block, left: float, top: float) -> None:
-    """Draws one block whose upper left corner lies `left`, `top` inches from the figure's upper left corner."""
-    width, height = drawn.get_size_inches()
-    drawn.text(left / width, 1 - (top + 0.225) / height, block.title, weight="bold", fontsize=9)
-    if block.note:
-        drawn.text(
-            (left + _COLUMN) / width, 1 - (top + 0.225) / height, block.note, ha="right", fontsize=8, color=style.FAINT
-        )
-    rows = _ROW * len(block.bars)
-    bottom = 1 - (top + _HEAD + rows) / height
-    axes = drawn.add_axes((left / width, bottom, _COLUMN / width, rows / height))
-    axes.set_xlim(0, _COLUMN)
-    axes.set_ylim(len(block.bars) - 0.5, -0.5)
+def _draw_column(axes: Axes, column: list[_Block], rows: float) -> None:
+    """Draws blocks below each other; `rows` rows fill the axes."""
+    axes.set(xlim=(0, 1), ylim=(rows - 0.5, -0.5))
     axes.axis("off")
-    for y, bar in enumerate(block.bars):
-        strength: dict[str, Any] = {"color": style.INK, "weight": "bold"} if bar.chosen else {"color": style.FAINT}
-        axes.text(0, y, bar.label, va="center", fontsize=8, **strength)
-        axes.barh(y, _BAR, left=_LABEL, height=0.55, color=style.TRACK)
-        axes.barh(y, _BAR * bar.value, left=_LABEL, height=0.55, color=style.BLUE if bar.chosen else style.SKY)
-        text = f"{100 * bar.value:.0f} %" if bar.value >= 0.005 else "<1 %"
-        axes.text(_COLUMN, y, text, va="center", ha="right", fontsize=8, **strength)
-    axes.plot([_LABEL + _BAR / 2] * 2, [-0.4, len(block.bars) - 0.6], color="white", linewidth=0.8)
+    heading = 0
+    for block in column:
+        axes.text(0, heading, block.title, va="center", weight="bold", fontsize=9)
+        axes.text(1, heading, block.note, va="center", ha="right", fontsize=8, color=style.FAINT)
+        for y, bar in enumerate(block.bars, heading + 1):
+            strength: dict[str, Any] = {"color": style.INK, "weight": "bold"} if bar.chosen else {"color": style.FAINT}
+            axes.text(0, y, bar.label, va="center", fontsize=8, **strength)
+            axes.barh(y, _BAR_END - _BAR, left=_BAR, height=0.55, color=style.TRACK)
+            colour = style.BLUE if bar.chosen else style.SKY
+            axes.barh(y, (_BAR_END - _BAR) * bar.value, left=_BAR, height=0.55, color=colour)
+            text = f"{100 * bar.value:.0f} %" if bar.value >= 0.005 else "<1 %"
+            axes.text(1, y, text, va="center", ha="right", fontsize=8, **strength)
+        last = heading + len(block.bars)
+        axes.plot([(_BAR + _BAR_END) / 2] * 2, [heading + 0.6, last + 0.4], color="white", linewidth=0.8)
+        heading += block.rows
 
 
 def _show(axes: Axes, image: Array, title: str) -> None:
     axes.imshow(image, interpolation="nearest" if len(image) < 200 else "antialiased")
     axes.set_title(title, fontsize=9)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=style.FAINT, linewidth=0.6)
+    axes.set(xticks=[], yticks=[], anchor="NW")
+    axes.spines[:].set(visible=True, color=style.FAINT, linewidth=0.6)
 
 
 def ask_figure(
@@ -201,53 +195,39 @@ def ask_figure(
       age: years, as read by the model's estimator; the expected value of `age_years` where None.
     """
     found = blocks(answers, age)
-    legend = part_map(mask)[1] if mask is not None else []
-    # The legend under the map has three names a row.
-    legend_height = 0.17 * -(-len(legend) // 3) + 0.1 if legend else 0.0
-    picture = _HEAD + _PICTURE
-    total = sum(b.height for b in found)
+    total, pictures = sum(b.rows for b in found), 1 if mask is None else 2
     # Few answers: photo and map side by side. Many: one above the other, and the answers in columns beside them.
-    stacked = mask is not None and total > picture + legend_height
-    beside = 2 if mask is not None and not stacked else 1
-    pictures = (2 if stacked else 1) * picture + legend_height
-    columns = int(np.clip(np.ceil(total / pictures), 1, 4))
-    filled = _fill_columns(found, columns) if found else []
-    left = _MARGIN + beside * (_PICTURE + 0.2) + 0.15
-    width = max(left + len(filled) * (0.35 + _COLUMN) - 0.35, left) + _MARGIN
-    # About 12 letters an inch at these sizes.
-    titles = textwrap.wrap(title, int(11 * (width - 2 * _MARGIN)))
-    lines = textwrap.wrap(text, int(13 * (width - 2 * _MARGIN)))
-    top = _MARGIN + 0.24 * len(titles) + 0.2 * len(lines) + (0.12 if titles or lines else 0)
-    tallest = max((sum(b.height for b in column) for column in filled), default=0.0)
-    height = top + max(pictures, tallest) + _MARGIN
+    grid = (pictures, 1) if _ROW * total > _PICTURE + 0.5 else (1, pictures)
+    room = grid[0] * (_PICTURE + 0.5)
+    filled = _fill_columns(found, min(4, int(np.ceil(_ROW * total / room)))) if found else []
+    width = grid[1] * (_PICTURE + 0.2) + len(filled) * _COLUMN + 0.3
+    # About so many letters an inch at these sizes.
+    lines = [*textwrap.wrap(title, int(10 * width)), ""][: 99 if title else 0]
+    words = textwrap.wrap(text, int(12.5 * width))
+    top = 0.22 * len(lines) + 0.18 * len(words) + 0.35
+    rows = max([room / _ROW, *(sum(b.rows for b in column) for column in filled)])
+    height = top + _ROW * rows
     with style.styled():
         drawn = style.figure(width, height)
-        for i, line in enumerate(titles):
-            drawn.text(_MARGIN / width, 1 - (0.3 + 0.24 * i) / height, line, fontsize=11, weight="bold")
-        for i, line in enumerate(lines):
-            drawn.text(_MARGIN / width, 1 - (0.3 + 0.24 * len(titles) + 0.2 * i) / height, line, fontsize=9.5)
-
-        def picture_axes(x: float, y: float) -> Axes:
-            place = (x / width, 1 - (y + picture) / height, _PICTURE / width, _PICTURE / height)
-            return drawn.add_axes(place, anchor="NW")
-
-        _show(picture_axes(_MARGIN, top), image, "Photo")
+        drawn.text(0.1 / width, 1 - 0.05 / height, "\n".join(lines), va="top", fontsize=11, weight="bold")
+        drawn.text(0.1 / width, 1 - (0.05 + 0.22 * len(lines)) / height, "\n".join(words), va="top", fontsize=9.5)
+        outer = drawn.add_gridspec(
+            1, 1 + len(filled), width_ratios=[grid[1] * (_PICTURE + 0.2), *[_COLUMN] * len(filled)],
+            left=0.1 / width, right=1 - 0.1 / width, top=1 - top / height, bottom=0.02, wspace=0.06,
+        )  # fmt: skip
+        shown = outer[0].subgridspec(*grid, hspace=0.3).subplots(squeeze=False).flat
+        _show(shown[0], image, "Photo")
         if mask is not None:
-            x, y = (_MARGIN, top + picture) if stacked else (_MARGIN + _PICTURE + 0.2, top)
-            _show(picture_axes(x, y), part_map(mask)[0], "Face parts")
+            coloured, names = part_map(mask)
+            _show(shown[1], coloured, "Face parts")
             colour = {name: c for name, c, _ in PARTS}
-            handles = [Patch(facecolor=colour[n], edgecolor=style.FAINT, linewidth=0.4, label=n) for n in legend]
-            drawn.legend(
-                handles=handles, loc="upper left", ncols=3,
-                bbox_to_anchor=(x / width, 1 - (y + picture + 0.05) / height),
-                borderpad=0, borderaxespad=0, handlelength=1, handleheight=0.8, columnspacing=0.8, labelspacing=0.25,
-                handletextpad=0.4,
+            handles = [Patch(facecolor=colour[n], edgecolor=style.FAINT, linewidth=0.4, label=n) for n in names]
+            shown[1].legend(
+                handles=handles, loc="upper left", ncols=3, bbox_to_anchor=(0, -0.02), borderpad=0, borderaxespad=0,
+                handlelength=1, handleheight=0.8, columnspacing=0.8, labelspacing=0.25, handletextpad=0.4,
             )  # fmt: skip
-        for i, column in enumerate(filled):
-            place = top
-            for block in column:
-                _draw_block(drawn, block, left + i * (0.35 + _COLUMN), place)
-                place += block.height
+        for at, column in enumerate(filled, 1):
+            _draw_column(drawn.add_subplot(outer[at]), column, rows)
     return drawn
 
 

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-_PICTURE = 2.6  # inches
-_MARGIN = 0.15
-_TITLES = 0.95
-_BAR = 0.62
 # Blue against, orange for: told apart by colour-blind readers; both grow darker, and the strongest tokens are outlined.
 _COLOURS = LinearSegmentedColormap.from_list(
     "attribution", [(0.0, "#00436B"), (0.35, style.SKY), (0.5, "#FFFFFF"), (0.65, style.ORANGE), (1.0, "#A33B00")]
@@ -51,55 +47,33 @@ def attribution_figure(
       title: a line on top; the question and the answer where empty.
     """
     question, segmentation = attribution.question, attribution.segmentation
-    panels = 2 if segmentation is None else 3
-    width = 2 * _MARGIN + panels * _PICTURE + (panels - 1) * 0.2
-    height = _TITLES + _PICTURE + _BAR + _MARGIN
     most = max(np.abs(attribution.image).max(), 0 if segmentation is None else np.abs(segmentation).max())
     most = float(most) or 1.0
     percent = 100 / (1 + np.exp(-attribution.log_odds))
     text = question.text if question.is_binary else question.text.split("?")[0] + "?"
+    share = (
+        f"; {100 * attribution.image_share:.0f} % of the attribution in the photo" if segmentation is not None else ""
+    )
+    panels = [("Photo", image, None), ("Attribution to the photo", image, attribution.image)]
+    if segmentation is not None:
+        panels.append(("Attribution to the map of parts", part_map(mask)[0], segmentation))
     with style.styled():
-        drawn = style.figure(width, height)
-        drawn.text(_MARGIN / width, 1 - 0.27 / height, title or text, weight="bold", fontsize=11, va="center")
-        share = f"; {100 * attribution.image_share:.0f} % of the attribution in the photo"
-        drawn.text(
-            _MARGIN / width,
-            1 - 0.51 / height,
-            f"{question.options[attribution.option]} ({percent:.0f} %){'' if segmentation is None else share}",
-            fontsize=9.5,
-            va="center",
-            color=style.FAINT,
+        drawn = style.figure(2.8 * len(panels), 4, layout="constrained")
+        drawn.suptitle(title or text, x=0.01, ha="left", weight="bold", fontsize=11)
+        places = drawn.subplots(1, len(panels), subplot_kw={"xticks": [], "yticks": []})
+        for axes, (name, under, values) in zip(places, panels):
+            shown = axes.imshow(under) if values is None else _overlay(axes, under, values, most)
+            axes.set_title(name, fontsize=9)
+            axes.spines[:].set(visible=True, color=style.FAINT, linewidth=0.6)
+        bar = drawn.colorbar(
+            shown, ax=places, location="bottom", ticks=[-most, 0, most], aspect=50, shrink=0.6, pad=0.04
         )
-
-        def place(k: int) -> Axes:
-            left = _MARGIN + k * (_PICTURE + 0.2)
-            return drawn.add_axes(
-                (left / width, (_BAR + _MARGIN) / height, _PICTURE / width, _PICTURE / height), xticks=[], yticks=[]
-            )
-
-        under = place(0)
-        under.imshow(image)
-        under.set_title("Photo", fontsize=9)
-        axes = place(1)
-        shown = _overlay(axes, image, attribution.image, most)
-        axes.set_title("Attribution to the photo", fontsize=9)
-        if segmentation is not None:
-            axes = place(2)
-            _overlay(axes, part_map(mask)[0], segmentation, most)
-            axes.set_title("Attribution to the map of parts", fontsize=9)
-        for each in drawn.axes:
-            for spine in each.spines.values():
-                spine.set(visible=True, color=style.FAINT, linewidth=0.6)
-        bar = drawn.add_axes((_MARGIN / width, 0.46 / height, 1.7 / width, 0.12 / height))
-        drawn.colorbar(shown, cax=bar, orientation="horizontal", ticks=[-most, 0, most])
-        bar.set_xticklabels([f"against {most:.2g}", "0", f"for {most:.2g}"])
-        bar.get_xticklabels()[0].set_horizontalalignment("left")
-        bar.get_xticklabels()[2].set_horizontalalignment("right")
-        bar.tick_params(length=2, labelsize=7.5)
-        note = f"a token's share of the log-odds, nats; outlined: the tokens that carry {100 * OUTLINED:.0f} % of what is for it"
-        if panels == 2:
-            note = note.replace("; ", ";\n")
-        drawn.text(2.0 / width, 0.5 / height, note, fontsize=8, color=style.FAINT, va="center")
+        bar.ax.set_xticklabels([f"against {most:.2g}", "0", f"for {most:.2g}"])
+        bar.set_label(
+            f"{question.options[attribution.option]} ({percent:.0f} %){share}\na token's share of the log-odds, nats; "
+            f"outlined: the tokens that carry {100 * OUTLINED:.0f} % of what is for it",
+            fontsize=8,
+        )
     return drawn
 
 

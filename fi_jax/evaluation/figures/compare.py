@@ -13,7 +13,9 @@ from fi_jax.evaluation.figures.headings import readable
 from fi_jax.evaluation.predictions import Prediction, years_of
 from fi_jax.labels.tasks import age_group_of
 
-_ROW, _TOP, _PICTURE = 0.22, 0.75, 2.4
+_ROW, _PICTURE = 0.22, 2.4  # inches
+# Where the truth and the first model's answer stand in the table, and the width of an answer.
+_TRUTH, _FIRST, _ANSWER = 1.6, 2.7, 1.8
 
 
 @dataclass(frozen=True)
@@ -82,41 +84,36 @@ def compare_figure(
       most: rows at most; questions on which the models differ come first.
     """
     lines = lines_of(models, most)
-    columns = 1.5 + 1.0 + 1.75 * len(models)
-    left = 0.15 if image is None else _PICTURE + 0.4
-    width = left + columns + 0.15
-    height = _TOP + max(_ROW * len(lines) + 0.35, 0.0 if image is None else _PICTURE + 0.1)
+    table = _FIRST + _ANSWER * len(models)
+    beside = 0 if image is None else _PICTURE + 0.2
+    rows = max(_ROW * (len(lines) + 2), beside) / _ROW
+    marks = {True: ("✓", style.BLUE), False: ("✗", style.VERMILION), None: ("·", style.FAINT)}
     with style.styled():
-        drawn = style.figure(width, height)
-        if title:
-            drawn.text(0.15 / width, 1 - 0.22 / height, title, weight="bold", fontsize=11, va="center")
+        drawn = style.figure(beside + table + 0.3, rows * _ROW + 0.4, layout="constrained")
+        drawn.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
+        grid = drawn.add_gridspec(1, 2, width_ratios=(max(beside, 0.01), table))
         if image is not None:
-            axes = drawn.add_axes(
-                (0.15 / width, 1 - (_TOP - 0.2 + _PICTURE) / height, _PICTURE / width, _PICTURE / height), anchor="NW"
-            )
-            axes.imshow(image)
-            axes.axis("off")
+            shown = drawn.add_subplot(grid[0], anchor="NW")
+            shown.imshow(image)
+            shown.axis("off")
+        axes = drawn.add_subplot(grid[1])
+        axes.axis("off")
+        axes.set(xlim=(0, table), ylim=(rows - 1.5, -1.5))
 
-        def put(x: float, row: float, text: str, **kwargs) -> None:
-            drawn.text((left + x) / width, 1 - (_TOP + _ROW * row) / height, text, va="center", fontsize=8.5, **kwargs)
+        def put(x: float, row: float, text: str, color: str = style.INK, **kwargs) -> None:
+            axes.text(x, row, text, va="center", fontsize=8.5, color=color, **kwargs)
 
-        for x, text in [(0.0, ""), (1.5, "truth"), *((2.5 + 1.75 * k, name) for k, name in enumerate(models))]:
+        for x, text in ((_TRUTH, "truth"), *((_FIRST + _ANSWER * k, name) for k, name in enumerate(models))):
             put(x, -1, text, weight="bold")
         for row, line in enumerate(lines):
             if row % 2 == 0:
-                drawn.patches.append(_stripe(drawn, left, columns, row, width, height))
+                axes.axhspan(row - 0.5, row + 0.5, color="#F3F5F7", zorder=0)
             put(0.05, row, line.question)
-            put(1.5, row, line.truth, color=style.FAINT)
+            put(_TRUTH, row, line.truth, style.FAINT)
             for k, (answer, right) in enumerate(zip(line.answers, line.right)):
-                mark, colour = {True: ("✓", style.BLUE), False: ("✗", style.VERMILION), None: ("·", style.FAINT)}[right]
-                put(2.5 + 1.75 * k, row, mark, color=colour, weight="bold")
-                put(2.68 + 1.75 * k, row, answer, color=colour, weight="bold" if right is False else "normal")
-        put(0.05, len(lines) + 0.3, "✓ right   ✗ wrong   · truth unknown", color=style.FAINT)
+                mark, colour = marks[right]
+                put(
+                    _FIRST + _ANSWER * k, row, f"{mark} {answer}", colour, weight="bold" if right is False else "normal"
+                )
+        put(0.05, len(lines), "✓ right   ✗ wrong   · truth unknown", style.FAINT)
     return drawn
-
-
-def _stripe(drawn: Figure, left: float, columns: float, row: int, width: float, height: float):
-    from matplotlib.patches import Rectangle
-
-    place = (left / width, 1 - (_TOP + _ROW * (row + 0.5)) / height)
-    return Rectangle(place, columns / width, _ROW / height, transform=drawn.transFigure, facecolor="#F3F5F7", zorder=-1)

@@ -15,12 +15,9 @@ _MARGIN = 0.34
 
 
 def _heading(name: str) -> str:
+    of_group = {"age": "Age group", "years": "Age in years", "race": "Race", "expression": "Expression"}
     prefix, colon, _ = name.partition(":")
-    if colon:
-        return {"age": "Age group", "years": "Age in years", "race": "Race", "expression": "Expression"}.get(
-            prefix, "Other"
-        )
-    return "Person" if name == "Female" else _OF_ATTRIBUTE.get(name, "Other")
+    return of_group.get(prefix, "Other") if colon else _OF_ATTRIBUTE.get(name, "Other")
 
 
 def strongest_edges(weights: Float[np.ndarray, "n n"], most: int) -> list[tuple[int, int, float]]:

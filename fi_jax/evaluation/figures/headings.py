@@ -3,7 +3,7 @@
 from fi_jax.labels.questions import Question
 
 _HEADINGS: dict[str, str] = {
-    "Person": "Male Young Middle_Aged Senior Attractive Chubby Asian White Black",
+    "Person": "Male Female Young Middle_Aged Senior Attractive Chubby Asian White Black",
     "Hair": "Bald Bangs Black_Hair Blond_Hair Brown_Hair Gray_Hair Straight_Hair Wavy_Hair Receding_Hairline Sideburns "
     "Fully_Visible_Forehead Obstructed_Forehead",
     "Beard": "No_Beard 5_o_Clock_Shadow Goatee Mustache",

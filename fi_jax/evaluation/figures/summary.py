@@ -35,14 +35,10 @@ def confusion_figure(result: Mapping, title: str = "") -> Figure:
     totals = counts.sum(1)
     shares = np.divide(counts, totals[:, None], out=np.zeros_like(counts), where=totals[:, None] > 0)
     longest = max(len(c) for c in columns)
-    cell = 0.52
-    left, bottom = 0.75 + 0.075 * longest + 0.45, 0.45 + 0.06 * longest
-    width, height = left + cell * len(columns) + 0.7, bottom + cell * len(classes) + 0.5
     with style.styled():
-        drawn = style.figure(width, height)
-        axes = drawn.add_axes(
-            (left / width, bottom / height, cell * len(columns) / width, cell * len(classes) / height)
-        )
+        size = (1.9 + 0.075 * longest + 0.52 * len(columns), 0.95 + 0.06 * longest + 0.52 * len(classes))
+        drawn = style.figure(*size, layout="constrained")
+        axes = drawn.subplots()
         axes.imshow(shares, cmap=style.SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
         for i, j in np.ndindex(shares.shape):
             if totals[i]:
@@ -54,8 +50,7 @@ def confusion_figure(result: Mapping, title: str = "") -> Figure:
         axes.set_xlabel("answer")
         axes.set_ylabel("truth (faces)")
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
         axes.set_title(title or "Confusion, % of each truth")
     return drawn
 
@@ -168,10 +163,9 @@ def attributes_figure(result: Mapping, metric: str = "accuracy", title: str = ""
     }
     names = [n for n in attributes if attributes[n][metric] is not None]
     names.sort(key=lambda n: baseline[n] - attributes[n][metric])
-    height = 0.9 + 0.19 * len(names)
     with style.styled():
-        drawn = style.figure(5.6, height)
-        axes = drawn.add_axes((0.36, 0.5 / height, 0.6, 0.19 * len(names) / height))
+        drawn = style.figure(5.6, 0.9 + 0.19 * len(names), layout="constrained")
+        axes = drawn.subplots()
         for y, name in enumerate(names):
             value, base = attributes[name][metric], baseline[name]
             colour = style.BLUE if value >= base else style.VERMILION
@@ -186,8 +180,7 @@ def attributes_figure(result: Mapping, metric: str = "accuracy", title: str = ""
         axes.set_xlabel(
             "bar: majority;  dot: better than it;  square: worse" if metric == "accuracy" else "bar: chance"
         )
-        title = title or f"Attributes: {metric_title(metric)}"
-        drawn.suptitle(title, x=0.02, y=1 - 0.08 / height, ha="left", va="top", weight="bold", fontsize=10)
+        drawn.suptitle(title or f"Attributes: {metric_title(metric)}", x=0.02, ha="left", weight="bold", fontsize=10)
     return drawn
 
 

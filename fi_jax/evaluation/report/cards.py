@@ -44,10 +44,10 @@ class Budget:
     def __init__(self, most: int):
         self.left, self.refused = most, 0
 
-    def take(self, size: int) -> bool:
-        """Takes `size` bytes, or returns False and takes none."""
+    def take(self, size: int, things: int = 1) -> bool:
+        """Takes `size` bytes for some things, or returns False and takes none."""
         if size > self.left:
-            self.refused += 1
+            self.refused += things
             return False
         self.left -= size
         return True

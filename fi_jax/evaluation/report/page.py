@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,56 +45,62 @@ class Figure:
     words: str
     dataset: str = ""
     task: str = ""
+    model: str = ""
 
 
-def _embed(drawn, words: str, budget: Budget, dataset: str = "", task: str = "") -> list[Figure]:
-    """Returns the figure as it stands in the page; nothing where the budget is spent."""
+def _embed(drawn, *about: str) -> Figure:
+    """The figure as it stands in the page."""
     # Outlined text: the reader's machine may lack the font, and labels would then overlap.
     svg = style.to_bytes(drawn, "svg", outlined=True)
     source = data_uri("image/svg+xml", svg)
     if len(source) > 200_000:
         source = data_uri("image/png", style.to_bytes(drawn, "png"))
-    return [Figure(source, words, dataset, task)] if budget.take(len(source)) else []
+    return Figure(source, *about)
 
 
-def task_figures(evaluation: Evaluation, budget: Budget) -> list[Figure]:
+def _fitting(rows: Iterable[list[Figure]], budget: Budget) -> list[list[Figure]]:
+    """The rows for which there is room: one is shown whole or not at all."""
+    return [row for row in rows if budget.take(sum(len(figure.source) for figure in row), len(row))]
+
+
+def task_figures(evaluation: Evaluation) -> list[Figure]:
     """Reliability and groups a task (all sources and settings together), confusion and attributes one by one."""
     by_task: dict[tuple[str, str], list[Result]] = {}
     for result in results_of(evaluation.summary):
         by_task.setdefault((result.dataset, result.task), []).append(result)
     figures: list[Figure] = []
-    for (dataset, task), results in by_task.items():
-        what = results[0].what
+    for place, results in by_task.items():
+        what, about = results[0].what, (*place, evaluation.name)
         values = {r.who: r.values for r in results}
         headlines = "; ".join(f"{name}: {headline_text(v)}" for name, v in values.items())
-        place = (budget, dataset, task)
         if any(v["groups"] for v in values.values()):
-            figures += _embed(groups_figure(values, what), f"{what} by group. {headlines}", *place)
+            figures.append(_embed(groups_figure(values, what), f"{what} by group. {headlines}", *about))
         if any(v.get("calibration") for v in values.values()):
-            figures += _embed(reliability_figure(values, what), f"{what}: reliability diagram. {headlines}", *place)
+            drawn = reliability_figure(values, what)
+            figures.append(_embed(drawn, f"{what}: reliability diagram. {headlines}", *about))
         for name, v in values.items():
             if v.get("confusion"):
                 drawn = confusion_figure(v, f"{what}: {name}, % of truth")
-                figures += _embed(drawn, f"{what}: confusion matrix of {name}. {headline_text(v)}", *place)
+                figures.append(_embed(drawn, f"{what}: confusion matrix of {name}. {headline_text(v)}", *about))
             if v.get("per_attribute"):
                 drawn = attributes_figure(v, title=f"{what}: {name}")
-                figures += _embed(drawn, f"{what}: accuracy of every attribute, {name}", *place)
+                figures.append(_embed(drawn, f"{what}: accuracy of every attribute, {name}", *about))
     return figures
 
 
-def side_by_side(figures: Sequence[tuple[str, Figure]]) -> list[list[tuple[str, Figure]]]:
-    """Groups (model, figure) into rows: the models' figures of one kind, data set and task."""
-    rows: dict[tuple, list[tuple[str, Figure]]] = {}
+def side_by_side(figures: Iterable[Figure]) -> list[list[Figure]]:
+    """Groups figures into rows: the models' figures of one kind, data set and task."""
+    rows: dict[tuple, list[Figure]] = {}
     drawn: Counter[tuple] = Counter()
-    for model, figure in figures:
+    for figure in figures:
         # A model's figures of one task come in the same order for every model.
-        nth = drawn[model, figure.dataset, figure.task]
-        drawn[model, figure.dataset, figure.task] += 1
-        rows.setdefault((figure.dataset, figure.task, nth), []).append((model, figure))
+        nth = drawn[figure.model, figure.dataset, figure.task]
+        drawn[figure.model, figure.dataset, figure.task] += 1
+        rows.setdefault((figure.dataset, figure.task, nth), []).append(figure)
     return list(rows.values())
 
 
-def graph_figures(runs: Sequence[Run], budget: Budget) -> list[Figure]:
+def graph_figures(runs: Sequence[Run]) -> list[Figure]:
     """The graph behind Ĉ of every run that has one with an edge; runs with the same graph share a figure."""
     figures: list[Figure] = []
     drawn_already: list[np.ndarray] = []
@@ -107,7 +113,7 @@ def graph_figures(runs: Sequence[Run], budget: Budget) -> list[Figure]:
         drawn_already.append(weights)
         edges = ", ".join(f"{readable(labels[i])} to {readable(labels[j])}" for i, j, _ in strongest_edges(weights, 5))
         drawn = graph_figure(labels, weights, title=f"{run.name}: strongest relations between labels")
-        figures += _embed(drawn, f"Label graph of {run.name}; strongest: {edges}", budget)
+        figures.append(_embed(drawn, f"Label graph of {run.name}; strongest: {edges}"))
     return figures
 
 
@@ -115,7 +121,6 @@ def side_figures(
     pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
     names: tuple[str, ...],
     thumbnails: Thumbnails | None,
-    budget: Budget,
 ) -> list[Figure]:
     """Both models' answers about one face, right and wrong marked: the faces on which they differ most."""
     figures: list[Figure] = []
@@ -124,8 +129,7 @@ def side_figures(
         data = thumbnails(face) if thumbnails else None
         what = f"{dataset_title(face.dataset)}, {face.image} ({who(face.source, setting_of(face.seen))})"
         drawn = compare_figure(dict(zip(names, (before, after))), decode(data) if data else None, what, most=16)
-        words = f"Answers of {' and '.join(names)} side by side about {what}"
-        figures += _embed(drawn, words, budget, face.dataset)
+        figures.append(_embed(drawn, f"Answers of {' and '.join(names)} side by side about {what}", face.dataset))
     return figures
 
 
@@ -161,10 +165,9 @@ def build_page(
     curves: list[Figure] = []
     if runs:
         drawn = curves_figure({r.name: r.records for r in runs})
-        curves = _embed(drawn, f"Training curves of {', '.join(r.name for r in runs)}", drawings)
-        curves += graph_figures(runs, drawings)
-    sides = side_figures(pairs, names, thumbnails, drawings)
-    figures = side_by_side([(e.name, f) for e in evaluations for f in task_figures(e, drawings)])
+        curves = [_embed(drawn, f"Training curves of {', '.join(r.name for r in runs)}"), *graph_figures(runs)]
+    sides = side_figures(pairs, names, thumbnails)
+    figures = side_by_side(figure for e in evaluations for figure in task_figures(e))
     cards += [("mistake", c) for e in evaluations for c in mistake_cards(e, thumbnails, pictures)]
     rules = [b for e in evaluations for b in rule_blocks(e, thumbnails, pictures)]
     settings = [
@@ -185,9 +188,9 @@ def build_page(
         title=" against ".join(e.name for e in evaluations) or ", ".join(r.name for r in runs),
         version=__version__,
         tables=page_tables,
-        curves=curves,
-        figures=figures,
-        sides=sides,
+        curves=_fitting([[figure] for figure in curves], drawings),
+        sides=_fitting([[figure] for figure in sides], drawings),
+        figures=_fitting(figures, drawings),
         left_out={"figures": drawings.refused, "pictures": pictures.refused},
         cards=cards,
         rules=rules,
