@@ -1,4 +1,4 @@
-"""The demo's HTTP side (Starlette): one page and four calls, bounded in memory, with one model thread."""
+"""The demo's HTTP side (Starlette): one page and its calls, bounded in memory, with one model thread."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from fi_jax import __version__
 from fi_jax.demo.guard import Guard
-from fi_jax.demo.service import Service, Switches
+from fi_jax.demo.service import Service, Switches, example
 from fi_jax.errors import UserError
 
 LARGEST_UPLOAD = 128 * 2**20
@@ -105,7 +105,7 @@ class Demo:
         """The page. Its only script is its own, allowed by a nonce made for this visit."""
         nonce = secrets.token_urlsafe(16)
         policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: blob:; "
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; "
             "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
         )
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
@@ -124,9 +124,20 @@ class Demo:
 
     async def card(self, request: Request) -> Response:
         """Face crop in, answer card out (PNG)."""
+        return await self._drawn(request, self.service.card)
+
+    async def why(self, request: Request) -> Response:
+        """Face crop in, the attribution of one answer out (PNG)."""
+        return await self._drawn(request, self.service.why, request.query_params.get("question", ""))
+
+    async def _drawn(self, request: Request, draw: Callable[..., bytes], *arguments) -> Response:
         async with self.body(request, LARGEST_CROP) as data:
-            drawn = await self.run(request, self.model_thread, self.service.card, data, _switches(request))
+            drawn = await self.run(request, self.model_thread, draw, data, _switches(request), *arguments)
         return Response(drawn, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+    async def example(self, request: Request) -> Response:
+        """An example face, as a file."""
+        return Response(example(request.path_params["name"]), media_type="image/jpeg")
 
     async def ask(self, request: Request) -> Response:
         """Face crop and question in; lines of JSON out, as the answer grows."""
@@ -223,7 +234,9 @@ def make_app(
             Route("/api/faces", demo.faces, methods=["POST"]),
             Route("/api/answers", demo.answers, methods=["POST"]),
             Route("/api/card", demo.card, methods=["POST"]),
+            Route("/api/why", demo.why, methods=["POST"]),
             Route("/api/ask", demo.ask, methods=["POST"]),
+            Route("/examples/{name}", demo.example),
         ],
         middleware=[Middleware(Guard, hosts=hosts, any_address=any_address)],
         exception_handlers={

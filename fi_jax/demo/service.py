@@ -7,12 +7,15 @@ import base64
 import copy
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from fi_jax.errors import UserError
+from fi_jax.errors import UserError, require_choice
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
 from fi_jax.faces.face_detector import crop_for_model
@@ -25,6 +28,11 @@ from fi_jax.prompting.refusals import checked_question, refusal
 
 Array = np.ndarray
 MOST_FACES = 8
+# The longer side of the photo that the page shows, in pixels.
+SHOWN = 960
+EXAMPLES = Path(__file__).parent / "examples"
+# Points of the integral behind "why?": a quarter of what `fi-jax figure attribution` takes, so that nobody waits long.
+WHY_STEPS = 8
 NO_FACE = "No face was found. Use the whole picture if it is already a close crop of a face, or try a frontal photo."
 
 
@@ -44,18 +52,32 @@ class Switches:
     race: bool = False
 
 
-def png(image: Array) -> bytes:
-    """Encodes an RGB picture."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+def encoded(image: Array, kind: str = "PNG") -> bytes:
+    """Encodes an RGB picture, scaled to at most `SHOWN` pixels a side."""
+    buffer, picture = io.BytesIO(), Image.fromarray(image)
+    picture.thumbnail((SHOWN, SHOWN))
+    picture.save(buffer, kind)
     return buffer.getvalue()
 
 
-def data_uri(image: Array) -> str:
+def data_uri(image: Array, kind: str = "PNG") -> str:
     """An RGB picture as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded(image, kind)).decode()}"
+
+
+@cache
+def example(name: str) -> bytes:
+    """An example face as a JPEG: NASA's portrait of Eileen Collins (public domain), or a drawn one.
+
+    Raises:
+      UserError: there is no such example.
+    """
+    if name == "portrait":
+        from skimage.data import astronaut
+
+        return encoded(astronaut(), "JPEG")
+    require_choice("example", name, ("portrait", *(file.stem for file in EXAMPLES.iterdir())))
+    return encoded(decode(EXAMPLES / f"{name}.webp"), "JPEG")
 
 
 class Service:
@@ -78,7 +100,8 @@ class Service:
     def faces(self, data: bytes, whole: bool = False) -> dict:
         """Finds the faces of a picture and cuts them as the model's training crops were cut.
 
-        Returns `{"width", "height", "faces": [{"box", "crop"}]}`, largest face first, `crop` a PNG data URI.
+        Returns `{"width", "height", "photo", "faces": [{"box", "crop"}]}`, largest face first; photo and crops are
+        addresses that hold them, a box is left, top, right, bottom in pixels.
 
         Raises:
           UserError: not an image, damaged, too large, or without a face (unless `whole`).
@@ -100,7 +123,7 @@ class Service:
         faces = [
             {"box": [round(v) for v in box], "crop": data_uri(crop_square(image, box, self.size))} for box in found
         ]
-        return {"width": width, "height": height, "faces": faces}
+        return {"width": width, "height": height, "photo": data_uri(image, "JPEG"), "faces": faces}
 
     def _crop(self, data: bytes) -> UInt8[Array, "y x 3"]:
         crop = decode(data, "the face crop")
@@ -146,7 +169,7 @@ class Service:
                 {
                     "title": b.title,
                     "note": b.note,
-                    "bars": [{"label": r.label, "value": round(r.value, 4), "chosen": r.chosen} for r in b.bars],
+                    "bars": [asdict(bar) | {"value": round(bar.value, 4)} for bar in b.bars],
                 }
                 for b in blocks(response.answers, response.age)
             ],
@@ -159,7 +182,8 @@ class Service:
     def ask(self, data: bytes, question: str, switches: Switches) -> Iterator[dict]:
         """Answers a question in words: one closed answer at once, or text that grows; the last item has `done`.
 
-        Items have `text`; the last has a `note` too: which closed question was answered, or that it is free text.
+        Items have `text`; the last has a `note` too: which closed question was answered, or that it is free text. The
+        name of a closed question that can be asked "why" is `closed`.
         """
         from fi_jax.faces.map_cache import map_of
         from fi_jax.inference.conversation import checked_text
@@ -169,13 +193,28 @@ class Service:
         by_llm = switches.llm and answerer.is_instruction_tuned
         if not by_llm or match_question(question, questions_for(answerer.vocabulary)) or refusal(question):
             response = self.respond(crop, question, switches)
-            yield {"text": response.text, "note": response.note, "done": True}
+            closed = response.answer.question.name if response.answer else None
+            yield {"text": response.text, "note": response.note, "closed": closed, "done": True}
             return
         text, mask = "", map_of(crop, answerer.config.weights.parser)
         for text in stream(answerer, crop, mask, question, max_new_tokens=64):
             yield {"text": text}
         text, note = checked_text(answerer, crop, mask, question, text)
         yield {"text": text, "note": note, "done": True}
+
+    def why(self, data: bytes, switches: Switches, name: str) -> bytes:
+        """Which parts of the photo and of the map moved the answer to the closed question `name`, drawn, as PNG."""
+        from fi_jax.evaluation.figures.attribution import attribution_figure
+        from fi_jax.faces.map_cache import map_of
+        from fi_jax.inference.attribution import attribute
+
+        crop, answerer = self._crop(data), self._switched(switches)
+        bank = {question.name: question for question in questions_for(answerer.vocabulary)}
+        require_choice("question", name, bank)
+        mask = map_of(crop, answerer.config.weights.parser)
+        seen = mask if switches.segmentation else np.zeros_like(mask)
+        found = attribute(answerer, crop, seen, bank[name], by_llm=switches.llm, steps=WHY_STEPS)
+        return style.to_bytes(attribution_figure(crop, seen, found), "png")
 
     def card(self, data: bytes, switches: Switches) -> bytes:
         """The answer card of a face crop, as PNG."""

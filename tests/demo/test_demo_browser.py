@@ -1,4 +1,4 @@
-"""The demo in a real browser (headless Chromium): upload, paste, drop, ask, switch, download, choose, mistakes, access."""
+"""The demo in a real browser (headless Chromium): upload, paste, drop, camera, ask, why, switch, download, choose, mistakes."""
 
 # ruff: noqa: E402 (what needs the extra is imported after it was looked for)
 
@@ -36,6 +36,9 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A camera that shows a test picture.
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 ]
 # Milliseconds; a busy machine takes its time.
 PATIENCE = 240_000
@@ -119,7 +122,9 @@ def test_upload_shows_the_map_and_grouped_answers_with_probabilities(page, visit
     shown = bars(page)
     assert len(shown) > 40 and all("percent" in words for words in shown)
     assert page.locator("#map").evaluate("m => m.naturalWidth") > 0
-    assert page.locator("#choice").is_hidden(), "one face: nothing to choose"
+    boxes = page.get_by_role("radiogroup", name="Which face?").locator("label")
+    (box,), photo = [boxes.nth(i).bounding_box() for i in range(boxes.count())], page.locator("#whole").bounding_box()
+    assert 0.3 < box["width"] / photo["width"] < 0.7 and photo["x"] < box["x"], "the face is framed in the whole photo"
     keep(page, "answers")
     _, messages, addresses = visited
     assert messages == []
@@ -145,36 +150,67 @@ def test_paste_and_drop(page):
         assert page.locator("#status").inner_text() == "Answered." and len(bars(page)) > 40, event
 
 
-def test_questions_are_answered_and_open_answers_stream_in(page):
+def test_a_conversation_keeps_its_questions_and_open_answers_stream_in(page):
     upload(page)
     page.evaluate(
-        """() => { window.seen = []; const reply = document.querySelector('#reply');
-        new MutationObserver(() => window.seen.push(reply.textContent)).observe(reply, { childList: true }); }"""
+        """() => { window.seen = []; const log = document.querySelector('#log');
+        new MutationObserver(() => window.seen.push(log.lastElementChild.querySelector('.reply').textContent))
+            .observe(log, { childList: true, subtree: true }); }"""
     )
-    field, reply = page.get_by_label("Your question"), page.locator("#reply")
+    field, entries = page.get_by_label("Your question"), page.locator("#log > div")
     field.fill("Is this person smiling?")
     # By keyboard: no mouse is needed to ask.
     field.press("Enter")
-    expect(reply).to_have_text(re.compile("^(Yes|No) "))
-    assert "%" in reply.inner_text()
-    assert page.locator("#note").inner_text() == "answered: Is this person smiling?"
-    yes = reply.inner_text()
+    expect(entries.nth(0).locator(".reply")).to_have_text(re.compile("^(Yes|No) "))
+    yes = entries.nth(0).locator(".reply").inner_text()
+    assert "%" in yes and entries.nth(0).locator(".faint").inner_text() == "answered: Is this person smiling?"
     field.fill("Isn't this person smiling?")
     field.press("Enter")
-    expect(page.locator("#note")).to_contain_text("not smiling: ")
-    assert reply.inner_text().split()[0] != yes.split()[0], "the opposite question has the opposite answer"
-    keep(page, "opposite")
+    expect(entries.nth(1).locator(".faint")).to_contain_text("not smiling: ")
+    opposite = entries.nth(1).locator(".reply").inner_text()
+    assert opposite.split()[0] != yes.split()[0], "the opposite question has the opposite answer"
     page.evaluate("window.seen.length = 0")
-    field.fill("Describe this face.")
-    page.get_by_role("button", name="Ask", exact=True).click()
-    expect(reply).to_have_attribute("aria-busy", "false")
+    page.get_by_role("button", name="Describe this face.").click()
+    expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
     seen = [text for text in page.evaluate("window.seen") if text != "…"]
     assert len(set(seen)) > 2, f"the answer grows while it is made: {seen}"
-    assert reply.inner_text().strip() and reply.get_attribute("aria-live") == "polite"
+    assert entries.count() == 3 and entries.nth(0).locator(".question").inner_text() == "Is this person smiling?"
+    assert entries.nth(2).get_by_role("button").count() == 0, "free text has no answer to attribute"
     keep(page, "asked")
     field.fill("   ")
     field.press("Enter")
-    assert reply.inner_text() == "Write a question first."
+    assert page.get_by_role("alert").inner_text() == "Write a question first."
+    page.get_by_label("segmentation map").uncheck()
+    answered(page)
+    expect(page.locator("#log > p")).to_contain_text("was changed here")
+
+
+def test_why_shows_what_moved_an_answer(page):
+    upload(page)
+    page.locator("#answers").get_by_role("button", name="Smiling", exact=True).click()
+    expect(page.locator("#whydrawn")).to_be_visible()
+    assert page.locator("#whydrawn").evaluate("d => d.naturalWidth") > 500
+    assert "Orange speaks for the answer" in page.locator("#whytext").inner_text()
+    keep(page, "why")
+    assert complaints(page) == []
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Is this person smiling?").click()
+    page.locator("#log").get_by_role("button", name="Why?").click()
+    expect(page.locator("#whydrawn")).to_be_visible()
+
+
+def test_examples_and_the_camera(page):
+    for name in ("a drawn face with hat and glasses", "NASA portrait"):
+        page.get_by_role("button", name=f"Example: {name}").click()
+        answered(page)
+        assert len(bars(page)) > 40 and page.locator("#error").inner_text() == ""
+    page.get_by_role("button", name="Use the camera").click()
+    expect(page.locator("#video")).to_be_visible()
+    page.wait_for_timeout(300)
+    page.get_by_role("button", name="Take the picture").click()
+    # Chromium's test picture holds no face; the page says so and offers the whole of it.
+    expect(page.get_by_role("alert")).to_contain_text("No face was found")
+    assert page.locator("#video").is_hidden() and page.get_by_role("button", name="Use the camera").is_visible()
 
 
 def test_switches_change_the_answers_and_say_by_how_much(page):
@@ -258,15 +294,28 @@ def test_keyboard_reaches_everything_and_the_page_passes_axe(page):
     upload(page)
     assert complaints(page) == []
     reached = set()
-    for _ in range(14):
+    for _ in range(26):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.switch || ''"))
-    assert {"file", "segmentation", "correlation", "consistent", "race", "question", "json", "figure"} <= reached
+    assert {
+        "file",
+        "camera",
+        "log",
+        "segmentation",
+        "correlation",
+        "consistent",
+        "race",
+        "question",
+        "json",
+        "figure",
+    } <= reached
 
 
 def test_phone(page):
     page.set_viewport_size(PHONE)
     upload(page)
+    top = page.locator("#results").bounding_box()["y"]
+    assert 0 <= top < 200, "the results come into view"
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1], "nothing sticks out sideways"
     small = page.evaluate(

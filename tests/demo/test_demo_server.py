@@ -24,7 +24,7 @@ from running import file_of
 
 from fi_jax.cli.main import main
 from fi_jax.demo import app as app_module
-from fi_jax.demo.service import Switches, png
+from fi_jax.demo.service import Switches, encoded
 from fi_jax.errors import UserError
 
 ASTRONAUT = skimage.data.astronaut()
@@ -116,6 +116,7 @@ def test_answers_are_grouped_and_race_is_given_only_when_asked_for(server, crop)
     status, found = server.json("/api/answers", crop)
     assert status == 200
     titles = [b["title"] for b in found["blocks"]]
+    assert "Male" not in [bar["label"] for b in found["blocks"] for bar in b["bars"]], "the gender has one place"
     assert titles[0] == "Gender" and "Hair" in titles and not any("Race" in t for t in titles)
     assert all(0 <= bar["value"] <= 1 for b in found["blocks"] for bar in b["bars"])
     assert found["map"].startswith("data:image/png")
@@ -157,6 +158,17 @@ def test_the_card_is_a_picture(server, crop):
     assert status == 200 and drawn.startswith(b"\x89PNG") and headers["content-type"] == "image/png"
 
 
+def test_why_is_a_picture_and_examples_are_faces(server, crop):
+    status, drawn, headers = server.call("/api/why?question=Smiling&llm=0", crop)
+    assert status == 200 and drawn.startswith(b"\x89PNG") and headers["content-type"] == "image/png"
+    status, answer = server.json("/api/why?question=Smilling", crop)
+    assert status == 422 and "did you mean 'Smiling'" in answer["error"]
+    for name in ("portrait", "hat", "beard"):
+        status, file, _ = server.call(f"/examples/{name}")
+        assert status == 200 and server.json("/api/faces?whole=1", file)[0] == 200
+    assert server.call("/examples/..%2Fpage.html")[0] in (404, 422)
+
+
 @pytest.mark.slow
 def test_a_crowd_of_100_is_served(server, crop):
     photo = file_of(ASTRONAUT)
@@ -195,7 +207,7 @@ def test_a_model_of_stage_1_answers_by_its_head_and_says_so(service):
     config = answerer.config
     answerer.config = replace(config, train=replace(config.train, stage="align"))
     first = Service(answerer)
-    crop = png(np.full((first.size, first.size, 3), 127, np.uint8))
+    crop = encoded(np.full((first.size, first.size, 3), 127, np.uint8))
     (said,) = first.ask(crop, "Describe this face.", Switches())
     assert said["done"] and said["text"]
     with pytest.raises(UserError, match="stage 2"):
