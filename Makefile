@@ -31,7 +31,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock requirements-oracles.tx
 # Pins the newest versions that fit; needs uv.
 lock:
 	uv pip compile $(LOCK) pyproject.toml -o requirements.lock
-	uv pip compile $(LOCK) pyproject.toml requirements-dev.txt -c requirements.lock -o requirements-dev.lock
+	uv pip compile $(LOCK) --extra docs pyproject.toml requirements-dev.txt -c requirements.lock -o requirements-dev.lock
 
 test: setup-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
