@@ -64,17 +64,21 @@ def load_phrases() -> dict[str, Any]:
 def match_question(text: str, questions: Sequence[ClosedQuestion]) -> Match | None:
     """Finds the closed question among `questions` that `text` asks, and with which polarity; None when it asks none.
 
-    A question's own text or name is that question. Else every word must be understood; a text with two readings that
-    differ asks none.
+    A question's own text or name is that question, but for a yes/no question about a label that a choice has too: it
+    is answered from the choice in whatever words, so that "Is this person male?" and "man or woman?" agree. Else every
+    word must be understood; a text with two readings that differ asks none.
     """
-    words = plain_words(text)
+    words, own = plain_words(text), None
     for question in questions:
         stem = question.text.partition("?")[0]
         if words in map(plain_words, (question.text, stem, question.name, question.name.partition(":")[0])):
-            return Match(question)
+            own = Match(question)
+            if not any({question.labels[0]} < set(other.labels) - {None} for other in questions):
+                return own
+            break
     choice = _choice(words, questions)
     readings = [choice] if choice else list(_readings(words, questions))
-    return readings[0] if len({(match.question.name, match.weights) for match in readings}) == 1 else None
+    return readings[0] if len({(match.question.name, match.weights) for match in readings}) == 1 else own
 
 
 def is_description(text: str) -> bool:
@@ -195,11 +199,11 @@ def _answered(
         labels = set(names.split("+"))
         fits = [q for q in questions if labels <= set(q.labels)]
         if fits:
-            # The yes/no question about a label before the choice that has it.
-            first = min(fits, key=lambda q: len(q.labels))
-            weights = tuple(float((label in labels) == (holds != negated)) for label in first.labels)
-            own = first.labels[-1] is None and weights[0] == 1.0
-            return Match(first) if own else Match(first, claim, weights)
+            # A choice before the yes/no question about one of its labels.
+            best = max(fits, key=lambda q: len(set(q.labels) - {None}))
+            weights = tuple(float((label in labels) == (holds != negated)) for label in best.labels)
+            own = best.labels[-1] is None and weights[0] == 1.0
+            return Match(best) if own else Match(best, claim, weights)
     if "labels" in entry and "years" not in entry:
         return None
     question = _of_family(entry.get("family", "age"), questions)

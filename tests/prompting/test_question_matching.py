@@ -59,8 +59,20 @@ def test_every_question_finds_itself(name):
     for question in bank:
         for words in (question.text, question.text.upper(), question.stem, question.name):
             match = match_question(words, bank)
-            assert match is not None and match.question.family == question.family and match.weights is None, words
+            assert match is not None, words
+            if question.name == "Male" and any(q.name == "gender" for q in bank):
+                assert (match.question.name, match.weights) == ("gender", (1.0, 0.0))
+                continue
+            assert match.question.family == question.family and match.weights is None, words
             assert match.question is question or question.name.startswith("race:") and words != question.name
+
+
+def test_whatever_is_asked_of_gender_has_one_source():
+    """ "Is this a woman?", "Is this person male?" and "man or woman?" cannot contradict each other on one picture."""
+    matches = [match_question(text, BANK) for text, *_ in CORPUS]
+    of_gender = [m for m in matches if m is not None and "Male" in m.question.labels]
+    assert {m.question.name for m in of_gender} == {"gender"} and len(of_gender) > 30
+    assert {m.weights for m in of_gender} == {None, (1.0, 0.0), (0.0, 1.0)}
 
 
 # By kind of phrase, a question around it and its opposite.
@@ -105,7 +117,8 @@ def test_every_phrase_means_a_label_of_some_vocabulary():
         ("fairface", "Is she Asian?", "race:fairface", "East Asian,Southeast Asian"),
         ("fairface", "Is he Latino?", "race:fairface", "Latino or Hispanic"),
         ("fairface", "Is she Middle Eastern?", "race:fairface", "Middle Eastern"),
-        ("raf_db", "Is she a woman?", "Male", "-"),
+        ("raf_db", "Is she a woman?", "gender", "female"),
+        ("celeba", "Is she a woman?", "Male", "-"),
         ("maad_face", "Is he Asian?", "Asian", "+"),
         ("maad_face", "Does she have brown eyes?", "Brown_Eyes", "+"),
         ("maad_face", "Is he elderly?", "Senior", "+"),
