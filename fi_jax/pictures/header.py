@@ -198,9 +198,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields marker, start and end of a JPEG's segments before its first scan."""
-    place = 2
+def segments(data: bytes, place: int = 2) -> Iterator[tuple[int, int, int]]:
+    """Yields marker, start and end of a JPEG's segments from `place` to the next scan: by default, before the first."""
     while place + 4 <= len(data):
         marker, length = _SEGMENT.unpack_from(data, place)
         if marker <= 0xFF00 or marker == 0xFFDA:

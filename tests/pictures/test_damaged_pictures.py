@@ -1,10 +1,16 @@
 """Pictures and maps with a few bytes changed, cut or repeated: read, or refused by name, in bounded memory."""
 
+import io
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from fi_jax.errors import UserError
+from fi_jax.pictures.decode import decode
 
 KINDS = ["PNG", "JPEG", "JPEG exif icc", "GIF", "WEBP", "TIFF", "TIFF lzw", "BMP", "AVIF", "mask"]
 
@@ -93,3 +99,41 @@ def test_mutated_files_are_read_or_named(kind):
     assert done.returncode == 0, done.stderr[-3000:]
     read, refused = json.loads(done.stdout.splitlines()[-1])
     assert read + refused == 200 and refused > 10
+
+
+def jpeg(pixels, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def noisy() -> np.ndarray:
+    """Soft colours with grain, as photographs have."""
+    rng = np.random.default_rng(0)
+    soft = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((210, 270), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(soft, np.float32) + rng.normal(0, 5, (270, 210, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"quality": 95, "subsampling": 0}, {"progressive": True}])
+def test_a_hole_in_a_jpeg_is_damage(options):
+    """Zeros anywhere behind the first scan's head; of a progressive file, behind its first scan."""
+    whole = jpeg(noisy(), **options)
+    scans = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
+    first = scans[1] if "progressive" in options else scans[0] + 14
+    for size in (256, 1024) if "progressive" in options else (16, 64, 300, 3072):
+        for place in range(first, len(whole) - size - 2, (len(whole) - first) // 23):
+            if any(place - 14 < scan < place + size for scan in scans):
+                continue
+            with pytest.raises(UserError, match=r"'x.jpg' is a damaged"):
+                decode(whole[:place] + bytes(size) + whole[place + size :], "x.jpg")
+
+
+def test_flat_pictures_have_no_holes():
+    """Black, ramps, stripes and squares, whose files are full of zeros."""
+    line, place = np.arange(450), np.indices((450, 450)).sum(0)
+    pictures = (0 * place, 255 * (place < 400), line[None] // 2 + 0 * place, place % 2 * 255, place // 5 % 2 * 255)
+    for pixels in pictures:
+        for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_blocks": 3}):
+            for image in (pixels.astype(np.uint8), np.repeat(pixels.astype(np.uint8)[..., None], 3, -1)):
+                for quality in (10, 75, 100):
+                    assert decode(jpeg(image, quality=quality, **options)).shape == (450, 450, 3)
