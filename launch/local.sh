@@ -173,7 +173,8 @@ for ((try = 0; ; try++)); do
   if [ -n "$stopping" ] || [ "$try" -ge "${opt[restarts]}" ]; then break; fi
   echo "status $status; start $((try + 1)) of ${opt[restarts]}" >&2
 done
-# A process that had not begun to listen for SIGTERM (143) lost nothing: the last checkpoint stands.
-if [ -n "$stopping" ] && [ "$status" -eq 143 ]; then status=75; fi
+# A process that had not begun to listen for SIGTERM (143), or was killed meanwhile (137), lost nothing: the last
+# checkpoint stands.
+if [ -n "$stopping" ]; then case $status in 137 | 143) status=75 ;; esac; fi
 if [ -n "${FI_JAX_LOCAL_CHILD-}" ]; then echo "$status" >"$job_dir/status"; fi
 exit "$status"

@@ -274,8 +274,11 @@ def test_topology_must_be_that_of_the_nodes():
     [
         # Both save, one slower than the grace of a failure.
         ("exit 75", "sleep 7; echo saved; exit 75", 75),
-        # One had not begun to listen; the other still saves.
-        ("kill -9 $$", "sleep 7; echo saved; exit 75", None),
+        # One is killed meanwhile, or had not begun to listen; the other still saves.
+        ("kill -9 $$", "sleep 2; echo saved; exit 75", 75),
+        ("trap - TERM; kill $$", "sleep 2; echo saved; exit 75", 75),
+        # A failure stays one.
+        ("exit 1", "sleep 2; echo saved; exit 75", 1),
     ],
 )
 def test_local_waits_for_processes_that_save(tmp_path, first, second, status):
@@ -293,4 +296,4 @@ def test_local_waits_for_processes_that_save(tmp_path, first, second, status):
     job.terminate()
     out, error = job.communicate(timeout=60)
     assert "[1] saved" in out and "unbound" not in error, (out, error)
-    assert job.returncode == (137 if status is None else status)
+    assert job.returncode == status
