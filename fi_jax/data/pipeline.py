@@ -9,6 +9,7 @@ grain gives the random-access source, the start at a step, threads, prefetching 
 grain's `shuffle`, `repeat` and `batch` cost 20 to 30 µs of Python a face (measured in benchmarks/README.md).
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -252,22 +253,30 @@ def _iterate(steps: _Steps, start: int, workers: int) -> Iterator[Batch]:
     options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
     stream = grain.experimental.WithOptionsIterDataset(stream, options)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return _watched(iter(stream.mp_prefetch(options, worker_init_fn=end_with_parent).map(_with_map)))
+    return _watched(stream.mp_prefetch(options, worker_init_fn=end_with_parent).map(_with_map))
 
 
-def _watched(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
-    """Yields what worker processes made; one that died is a `UserError`."""
+def _watched(stream: grain.IterDataset[Batch]) -> Iterator[Batch]:
+    """Yields what worker processes make; one that cannot start or died is a `UserError`."""
+    full = "/dev/shm is full: give the container more (docker: --shm-size 2g), or set data.workers to 0"
+    batches = None
     try:
+        batches = iter(stream)
         yield from batches
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"data workers cannot start; {full}") from None
     except RuntimeError as error:
         code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if not code:
             raise
         # A write to shared memory that does not exist any more is signal 7.
-        why = "/dev/shm is full: give the container more (docker: --shm-size 2g)" if code[1] == "-7" else "see above"
-        raise UserError(f"a data worker died (exit code {code[1]}); {why}, or set data.workers to 0") from None
+        why = full if code[1] == "-7" else "see above, or set data.workers to 0"
+        raise UserError(f"a data worker died (exit code {code[1]}); {why}") from None
     finally:
-        batches.close()
+        if batches is not None:
+            batches.close()
 
 
 def _without_blank_map(batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from fi_jax.config import DataConfig
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import is_mirrored, read_mask, write_mask
+from fi_jax.faces.masks import is_mirrored, is_of, read_mask, write_mask
 from fi_jax.files import cache_folder, file_sha256, sha256
 from fi_jax.pictures.crop import Box, crop_square_mask
 from fi_jax.pictures.decode import picture_size
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from fi_jax.faces.parser import FaceParser
 
 log = logging.getLogger(__name__)
+
+# Raised when maps of earlier versions are not to be read.
+_FORMAT = 2
 
 
 class Face(Protocol):
@@ -79,10 +82,27 @@ def load_mask(
         path = cached_map(cache, picture or read_bytes(face.image, face.key), face.box)
         if os.path.exists(path):  # noqa: PTH110 (a Path would cost more than asking for the file)
             try:
-                return crop_square_mask(read_mask(Path(path)), None, size)
+                return crop_square_mask(_read_cached(Path(path)), None, size)
             except UserError as error:
                 raise UserError(f"{error}; delete it, and it is made again") from None
     return np.zeros((size, size), np.uint8)
+
+
+def _name(path: Path) -> str:
+    """A map's own name, from its path in the cache; it stands in the file too."""
+    return path.parent.name + path.stem
+
+
+def keep_map(path: Path, mask: UInt8[np.ndarray, "y x"]) -> None:
+    """Writes a map into the cache, under a path of `cached_map`."""
+    write_mask(path, mask, face=_name(path))
+
+
+def _read_cached(path: Path) -> UInt8[np.ndarray, "y x"]:
+    data = read_bytes(path)
+    if not is_of(_name(path), data):
+        raise UserError(f"map '{path}' is not of this face, or damaged")
+    return read_mask(data, str(path))
 
 
 def _box_in_mask(face: Face, mask: np.ndarray) -> Box | None:
@@ -138,7 +158,7 @@ def fill_cache(
                 failed.append((face, mask))
             else:
                 path = Path(cached_map(cache, read_bytes(face.image, face.key), face.box))
-                writes.append(pool.submit(write_mask, path, mask))
+                writes.append(pool.submit(keep_map, path, mask))
             advance()
         for write in writes:
             write.result()
@@ -178,7 +198,7 @@ def _without_map(faces: Sequence[Face], cache: Path) -> Iterator[Face]:
         if not path.exists():
             return False
         try:
-            read_mask(path)
+            _read_cached(path)
         except UserError as error:
             log.info(f"{error}; the map is made again")
             return False
@@ -218,4 +238,4 @@ def _fingerprint(name: str) -> str:
 
     folder = BUNDLED / "parser" if name == "bundled" else Path(name)
     files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.json"))]
-    return sha256("".join(map(file_sha256, files)) or name)[:12]
+    return sha256(f"{_FORMAT}{''.join(map(file_sha256, files)) or name}")[:12]

@@ -27,13 +27,28 @@ def flip(mask: UInt8[np.ndarray, "*b y x"]) -> UInt8[np.ndarray, "*b y x"]:
     return FLIPPED[mask[..., ::-1]]
 
 
-def encode_mask(mask: UInt8[np.ndarray, "y x"], software: str = "") -> bytes:
-    """Returns a palette PNG whose index is the class, with the name of what wrote it."""
+# A PNG chunk of ours, the last one: which face a map is of.
+_FACE = b"faCe"
+
+
+def encode_mask(mask: UInt8[np.ndarray, "y x"], software: str = "", face: str = "") -> bytes:
+    """Returns a palette PNG whose index is the class, with the name of what wrote it, or of the face that it is of."""
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8), mode="P")
     image.putpalette(PALETTE.tobytes())
+    note = png_note(software)
+    if face:
+        note = note or PngInfo()
+        note.add(_FACE, face.encode(), after_idat=True)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=png_note(software))
+    image.save(buffer, "PNG", pnginfo=note)
     return buffer.getvalue()
+
+
+def is_of(face: str, data: bytes) -> bool:
+    """Tells whether a map was encoded as one of `face`."""
+    chunk = _FACE + face.encode()
+    # A checksum follows, and the empty end chunk.
+    return data[-16 - len(chunk) : -16] == chunk
 
 
 def png_note(software: str) -> PngInfo | None:
@@ -45,9 +60,9 @@ def png_note(software: str) -> PngInfo | None:
     return note
 
 
-def write_mask(path: Path, mask: UInt8[np.ndarray, "y x"], software: str = "") -> None:
+def write_mask(path: Path, mask: UInt8[np.ndarray, "y x"], software: str = "", face: str = "") -> None:
     """Writes a palette PNG; the file appears whole or not at all."""
-    write_bytes(Path(path), encode_mask(mask, software))
+    write_bytes(Path(path), encode_mask(mask, software, face))
 
 
 def read_mask(source: Readable | bytes, name: str = "") -> UInt8[np.ndarray, "y x"]:
@@ -140,7 +155,7 @@ def _read_own(data: bytes) -> UInt8[np.ndarray, "y x"] | None:
         return None
     end = start + int.from_bytes(data[102:106], "big")
     width, height = int.from_bytes(size[:4], "big"), int.from_bytes(size[4:], "big")
-    if data[end + 8 : end + 12] != b"IEND" or width * height > len(data) * 1100:
+    if data[end + 8 : end + 12] not in (b"IEND", _FACE) or width * height > len(data) * 1100:
         return None
     try:
         rows = np.frombuffer(zlib.decompress(data[start:end]), np.uint8).reshape(height, width + 1)

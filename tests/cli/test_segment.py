@@ -186,6 +186,17 @@ def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser
         np.testing.assert_array_equal(read_mask(path), parsing.parse_crop(parser, crop))
     assert len(list(tmp_path.rglob("*.png"))) == 7
     assert [face.key for face in map_cache._without_map(records, tmp_path)] == ["bad.jpg"]
+    # A map of another face, put there by hand, and one that is damaged: said where it is read, made again otherwise.
+    paths = [Path(map_cache.cached_map(tmp_path, record.image, record.box)) for record in records[:3]]
+    paths[1].write_bytes(paths[0].read_bytes())
+    paths[2].write_bytes(paths[2].read_bytes()[:-40])
+    for record in records[1:3]:
+        with pytest.raises(UserError, match=r"not of this face, or damaged; delete it, and it is made again"):
+            map_cache.load_mask(record, 16, tmp_path)
+    lacking = list(map_cache._without_map(records, tmp_path))
+    assert [face.key for face in lacking] == ["1.jpg", "2.jpg", "bad.jpg"]
+    map_cache.fill_cache(parser, lacking, tmp_path, batch_size=3)
+    assert [face.key for face in map_cache._without_map(records, tmp_path)] == ["bad.jpg"]
 
 
 def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tmp_path, monkeypatch):

@@ -23,6 +23,14 @@ from fi_jax.labels.registry import vocabulary
 VOCABULARY = vocabulary("faces")
 
 
+def may_mount() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 class Numbers(pipeline.MemoryDataset):
     """The pipeline's order alone: examples that are only their index."""
 
@@ -175,8 +183,7 @@ def test_mixture_repeats_and_empty_splits(releases):
 
 
 def test_own_mask_then_cached_then_background(releases, tmp_path):
-    from fi_jax.faces.map_cache import cached_map
-    from fi_jax.faces.masks import encode_mask
+    from fi_jax.faces.map_cache import cached_map, keep_map
     from fi_jax.pictures.header import read_bytes
 
     record = open_source("celebamask_hq", releases.celebamask_hq()).records("all")[0]
@@ -184,7 +191,7 @@ def test_own_mask_then_cached_then_background(releases, tmp_path):
     bare = FaceRecord("utkface", "a/b.jpg", "train", record.image)
     assert not examples.load_mask(bare, 16, tmp_path).any()
     path = Path(cached_map(tmp_path, read_bytes(bare.image), None))
-    releases.write(path, encode_mask(np.full((16, 16), 5, np.uint8)))
+    keep_map(path, np.full((16, 16), 5, np.uint8))
     assert (examples.load_mask(bare, 16, tmp_path) == 5).all()
 
 
@@ -213,10 +220,15 @@ class Dying:
     """What grain's iterator does when a worker process dies."""
 
     def __init__(self, code):
-        self.code, self.closed = code, False
+        self.code, self.read, self.closed = code, 0, False
 
     def __iter__(self):
-        yield {}
+        return self
+
+    def __next__(self):
+        self.read += 1
+        if self.read == 1:
+            return {}
         raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {self.code}. Search the logs")
 
     def close(self):
@@ -270,3 +282,35 @@ def alive(child):
         return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.skipif(not may_mount(), reason="cannot mount a file system of its own here")
+@pytest.mark.parametrize(
+    ("size", "says"),
+    # A container gives 64 MB unless told otherwise. A worker that writes more than there is gets signal 7; with almost
+    # nothing there is no place for the locks of a worker.
+    [
+        ("400k", "a data worker died (exit code -7); /dev/shm is full"),
+        ("4k", "data workers cannot start; /dev/shm is full"),
+    ],
+)
+def test_shared_memory_that_is_too_small_is_one_line(utkface_folder, size, says):
+    code = f"""
+from fi_jax.config import DataConfig, SourceConfig
+from fi_jax.data import pipeline
+from fi_jax.errors import UserError
+from fi_jax.labels.registry import vocabulary
+if __name__ == "__main__":
+    records = pipeline.load_mixture(DataConfig(sources=(SourceConfig("utkface", {str(utkface_folder)!r}),))).records
+    dataset = pipeline.FaceDataset(records, vocabulary("faces"), 112)
+    try:
+        for batch in pipeline.training_batches(dataset, batch_size=16, seed=0, workers=1):
+            print("read", flush=True)
+    except UserError as error:
+        print(error)
+"""
+    file = utkface_folder.parent / "small_shm.py"
+    file.write_text(code)
+    shell = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} {file}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", shell], capture_output=True, text=True, timeout=100)
+    assert says in done.stdout, done.stdout + done.stderr[-2000:]
