@@ -9,8 +9,10 @@ was damaged afterwards is noticed by its checksums, and the one before it is tak
 import contextlib
 import json
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._config, self._folder, self._failed = config, folder, False
-        # Orbax also raises whatever it logs with a traceback.
+        # Orbax also raises whatever it logs with a traceback. On a full disk, writes that end after it has given up
+        # print one more each, by way of Python's hook for errors that nobody can catch.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if getattr(sys.unraisablehook, "func", None) is not _but_late_writes:
+            sys.unraisablehook = partial(_but_late_writes, sys.unraisablehook)
         with self._on_disk():
             self._manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
 
@@ -161,6 +166,12 @@ class Checkpoints:
                 f"cannot write a checkpoint under '{self._folder}' ({reason}); the ones before it are whole. "
                 "Free space, then repeat the command: it resumes"
             ) from error
+
+
+def _but_late_writes(hook: Callable[[Any], object], unraisable: Any) -> None:
+    """A `sys.unraisablehook` that leaves out the errors of writes into an event loop that is closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 @contextlib.contextmanager
