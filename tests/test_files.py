@@ -1,9 +1,14 @@
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from fi_jax.errors import UserError
-from fi_jax.files import refuse_overwrite
+from fi_jax.files import cache_folder, refuse_overwrite
+from fi_jax.weights.hub import resolve_folder
 
 
 def test_inputs_and_files_of_others_are_not_overwritten(tmp_path):
@@ -20,3 +25,39 @@ def test_inputs_and_files_of_others_are_not_overwritten(tmp_path):
         refuse_overwrite([photo], mark=b"fi-jax")
     with pytest.raises(UserError, match="is a folder"):
         refuse_overwrite([tmp_path])
+
+
+def test_no_home_and_a_user_that_the_system_does_not_know(monkeypatch):
+    """As in containers; `Path.home` raises there, and so does `expanduser`."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "FI_JAX_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert cache_folder() == Path(tempfile.gettempdir()) / f"fi_jax-cache-{os.getuid()}"
+    with pytest.raises(UserError, match="~/model"):
+        resolve_folder("~/model")
+    monkeypatch.setenv("FI_JAX_CACHE", "elsewhere")
+    assert cache_folder() == Path("elsewhere")
+
+
+UNKNOWN_USER = ["unshare", "--user", "--map-user=54321"]
+
+
+def may_be_unknown() -> bool:
+    try:
+        return subprocess.run([*UNKNOWN_USER, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not may_be_unknown(), reason="cannot become a user that the system does not know")
+def test_a_command_without_home_and_user():
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "FI_JAX_CACHE", "USER")}
+    command = [*UNKNOWN_USER, sys.executable, "-m", "fi_jax", "plan", "tiny"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -1,5 +1,6 @@
 """Names on the Hugging Face Hub -> folders on this machine."""
 
+import os
 from pathlib import Path
 
 from fi_jax.errors import UserError
@@ -13,7 +14,7 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
     Raises:
       UserError: no such folder, no such repository, or no network and not in the local cache.
     """
-    folder = Path(name_or_folder).expanduser()
+    folder = Path(os.path.expanduser(name_or_folder))  # noqa: PTH111 (Path's raises where no home is known)
     if folder.is_dir():
         return folder
     name = str(name_or_folder)
