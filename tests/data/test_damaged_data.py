@@ -5,14 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from fuzz import MUTATIONS, bounded_memory
 
 from fi_jax.data.datasets import find_dataset, open_source
 from fi_jax.data.examples import examine
 from fi_jax.data.prepare import prepare
 from fi_jax.errors import UserError
 from fi_jax.knowledge.graph_file import read_graph
-
-MUTATIONS = 200
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -59,7 +58,8 @@ def attack(path, read, seed, json_too=False):
         else:
             path.write_bytes(mutated(good, rng))
         try:
-            read()
+            with bounded_memory():
+                read()
         except UserError as error:
             refused += 1
             assert "\n" not in str(error)

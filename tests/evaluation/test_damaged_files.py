@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fuzz import MUTATIONS, bounded_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic_answers import answers
@@ -20,7 +21,6 @@ from fi_jax.evaluation.report import page
 from fi_jax.evaluation.results import read_summary, write_summary
 from fi_jax.evaluation.summarise import summarise
 
-MUTATIONS = 200
 JUNK = [None, True, -1, 0.5, 1e999, 10**400, "", "x", [], {}, [None], {"x": 1}, float("nan"), [[[]]]]
 
 
@@ -64,7 +64,8 @@ def survive(file: Path, read: Callable[[], object], seed: int, times: int = MUTA
     for _ in range(times):
         file.write_bytes(mutate(text, rng))
         try:
-            read()
+            with bounded_memory():
+                read()
         except UserError as error:
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 600
