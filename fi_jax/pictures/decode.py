@@ -143,7 +143,7 @@ def _has_hole(data: bytes) -> bool:
         judged = judged and not (refines and symbol & 15 == 0)
         if judged and data.find(_HOLE * (16 if refines else 1), begin, end) >= 0:
             return True
-        if not after:
+        if not after or data[end + 1] == 0xD9:
             return False
         place = end
 

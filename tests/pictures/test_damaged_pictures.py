@@ -131,12 +131,20 @@ def test_a_hole_in_a_jpeg_is_damage(options):
                 decode(whole[:place] + bytes(size) + whole[place + size :], "x.jpg")
 
 
-def test_flat_pictures_have_no_holes():
-    """Black, ramps, stripes and squares, whose files are full of zeros."""
+def test_flat_pictures_and_zeros_behind_the_end_are_no_holes():
+    """Black, white, ramps, stripes and squares, whose files are full of zeros."""
     line, place = np.arange(450), np.indices((450, 450)).sum(0)
-    pictures = (0 * place, 255 * (place < 400), line[None] // 2 + 0 * place, place % 2 * 255, place // 5 % 2 * 255)
+    pictures = (
+        0 * place,
+        255 * (place < 900),
+        255 * (place < 400),
+        line[None] // 2 + 0 * place,
+        place % 2 * 255,
+        place // 5 % 2 * 255,
+    )
     for pixels in pictures:
         for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_blocks": 3}):
             for image in (pixels.astype(np.uint8), np.repeat(pixels.astype(np.uint8)[..., None], 3, -1)):
                 for quality in (10, 75, 100):
-                    assert decode(jpeg(image, quality=quality, **options)).shape == (450, 450, 3)
+                    whole = jpeg(image, quality=quality, **options)
+                    assert np.array_equal(decode(whole), decode(whole + bytes(5000)))

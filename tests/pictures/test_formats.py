@@ -268,21 +268,6 @@ def test_raw_files_that_look_like_tiff_are_named():
             decode(saved(corners(), "TIFF", tiffinfo=tags), "x.dng")
 
 
-@pytest.mark.parametrize("optimised", [False, True])
-def test_zeros_inside_a_jpeg_are_damage(optimised):
-    data = saved(pictures.astronaut(), "JPEG", quality=92, optimize=optimised)
-    for place in range(2000, len(data) - 4000, 4099):
-        with pytest.raises(UserError, match="'x.jpg' is a damaged or truncated image"):
-            decode(data[:place] + bytes(3000) + data[place + 3000 :], "x.jpg")
-
-
-def test_flat_pictures_and_zeros_behind_the_end_are_not_damage():
-    flat = np.full((1200, 1200, 3), 255, np.uint8)
-    for options in ({}, {"optimize": True}, {"progressive": True}):
-        data = saved(flat, "JPEG", **options)
-        assert (decode(data) == 255).all() and (decode(data + bytes(5000)) == 255).all()
-
-
 def png_claiming(height, width, data=b"x\x9c\x03\x00\x00\x00\x00\x01"):
     body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", body), (b"IDAT", data), (b"IEND", b"")]
