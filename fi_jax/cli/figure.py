@@ -137,14 +137,15 @@ def _compare(args):
 
 def _card(args):
     from fi_jax.errors import UserError
-    from fi_jax.evaluation.figures.ask import Answered, ask_figure
+    from fi_jax.evaluation.figures.ask import ask_figure
     from fi_jax.faces.masks import read_mask
+    from fi_jax.inference.answers import Answer
     from fi_jax.labels.question_bank import answered_question
 
     if args.picture is None:
         raise UserError("figure card needs --picture, the file of the picture to draw")
     answers = [
-        Answered(answered_question(p.question, p.task, tuple(p.probabilities)), list(p.probabilities.values()))
+        Answer.likeliest(answered_question(p.question, p.task, tuple(p.probabilities)), list(p.probabilities.values()))
         for p in _answers_about(args.inputs[0], args)
         if p.probabilities
     ]

@@ -171,7 +171,7 @@ class Service:
                     "note": b.note,
                     "bars": [asdict(bar) | {"value": round(bar.value, 4)} for bar in b.bars],
                 }
-                for b in blocks(response.answers, response.age)
+                for b in blocks(response.answers)
             ],
             "map": data_uri(coloured),
             "parts": [{"name": name, "colour": colour[name]} for name in parts],
@@ -219,5 +219,5 @@ class Service:
     def card(self, data: bytes, switches: Switches) -> bytes:
         """The answer card of a face crop, as PNG."""
         response = self.respond(self._crop(data), None, switches)
-        drawn = ask_figure(response.image, response.mask, response.answers, "", response.text, response.age)
+        drawn = ask_figure(response.image, response.mask, response.answers, "", response.text)
         return style.to_bytes(drawn, "png")

@@ -1,5 +1,6 @@
 """What is wanted of a picture of a face, and what the model answers: plain values, lines for a terminal, JSON."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fi_jax.labels.questions import Question
+from fi_jax.labels.tasks import expected_age
 from fi_jax.pictures.crop import Box
 
 
@@ -35,6 +37,13 @@ class Answer:
     # What a person asked of it in other words (`prompting.question_matching.Match`): does `claim` hold?
     claim: str = ""
     weights: tuple[float, ...] | None = None
+
+    @classmethod
+    def likeliest(cls, question: Question, probabilities: Sequence[float]) -> "Answer":
+        """The likeliest option; of a question about the age, the expected value in years too."""
+        row = tuple(map(float, probabilities))
+        years = float(expected_age(np.array(row))) if question.family == "age_years" else None
+        return cls(question, row, int(np.argmax(row)), years)
 
     @property
     def option(self) -> str:

@@ -14,7 +14,7 @@ from synthetic_answers import answers
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
-from fi_jax.evaluation.figures.ask import PARTS, Answered, ask_figure, blocks, part_map
+from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
 from fi_jax.evaluation.figures.attribution import attribution_figure, strongest
 from fi_jax.evaluation.figures.compare import compare_figure, is_right, lines_of
 from fi_jax.evaluation.figures.curves import curves_figure, series, smooth
@@ -24,6 +24,7 @@ from fi_jax.evaluation.figures.summary import attributes_figure, confusion_figur
 from fi_jax.evaluation.predictions import Prediction, write_predictions
 from fi_jax.evaluation.results import select, write_summary
 from fi_jax.evaluation.summarise import summarise
+from fi_jax.inference.answers import Answer
 from fi_jax.inference.attribution import Attribution
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.question_bank import question, questions_for
@@ -34,9 +35,9 @@ IMAGE = RNG.integers(0, 255, (60, 60, 3), dtype=np.uint8)
 MASK = np.arange(60 * 60, dtype=np.uint8).reshape(60, 60) % len(CLASSES)
 
 
-def answered(names=None) -> list[Answered]:
+def answered(names=None) -> list[Answer]:
     asked = [question(n) for n in names] if names else questions_for(vocabulary("faces"))
-    return [Answered(q, RNG.dirichlet(np.ones(len(q.options)))) for q in asked]
+    return [Answer.likeliest(q, RNG.dirichlet(np.ones(len(q.options)))) for q in asked]
 
 
 def check_layout(drawn) -> None:
@@ -91,7 +92,7 @@ def test_answer_card_shows_every_question_once_and_marks_what_was_said():
     assert sum(bar.chosen for bar in bars) == 5 + sum(
         a.probabilities[0] > 0.5 for a in binary if a.question.name != "Male"
     )
-    consistent = Answered(question("gender"), (0.9, 0.1), chosen=1)
+    consistent = Answer(question("gender"), (0.9, 0.1), chosen=1)
     assert [bar.chosen for bar in blocks([consistent])[0].bars] == [False, True]
 
 

@@ -17,8 +17,6 @@ from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.headings import HEADINGS, heading_of, readable
 from fi_jax.inference.answers import Answer
 from fi_jax.labels.face_parts import CLASSES
-from fi_jax.labels.questions import Question
-from fi_jax.labels.tasks import expected_age
 
 Array = np.ndarray
 
@@ -44,16 +42,6 @@ _PICTURE = 2.6
 _COLUMN = 3.3
 # Where a row's label ends, its bar ends and its number ends, as shares of a column.
 _BAR, _BAR_END = 0.48, 0.84
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One question with the probability of each of its options, in the question's order."""
-
-    question: Question
-    probabilities: Sequence[float]
-    # The option said, where it is not simply the likeliest (consistent decoding).
-    chosen: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,47 +78,38 @@ def part_map(mask: UInt8[Array, "y x"]) -> tuple[UInt8[Array, "y x 3"], list[str
     return colours[mask], [name for name, _, classes in PARTS[1:] if present & set(classes)]
 
 
-def _chosen(answered: Answered | Answer) -> int:
-    return int(np.argmax(answered.probabilities)) if answered.chosen is None else answered.chosen
+def _bar(answer: Answer, option: int, label: str = "") -> _Bar:
+    question = answer.question
+    value = float(answer.probabilities[option])
+    return _Bar(question.name, label or question.options[option], value, option == answer.chosen)
 
 
-def _choice_block(answered: Answered | Answer, age: float | None, most: int = 5) -> _Block:
-    question, probs = answered.question, [float(p) for p in answered.probabilities]
-    title = {"age_group": "Age group", "race": "Race as annotators name it"}.get(
-        question.family, question.family.capitalize()
-    )
-    top = _chosen(answered)
-    if question.family == "age_years":
+def _choice_block(answer: Answer, most: int = 5) -> _Block:
+    family, count = answer.question.family, len(answer.probabilities)
+    if family == "age_years":
         # Twenty small bars say less than the range around the best one.
-        years = float(expected_age(np.array(probs))) if age is None else age
-        first = min(max(top - most // 2, 0), len(probs) - most)
-        shown = range(first, first + most)
-        return _Block(
-            "Age in years",
-            tuple(_Bar(question.name, question.options[i], probs[i], i == top) for i in shown),
-            f"about {years:.0f}",
-        )
-    order: Sequence[int] = range(len(probs))
-    if question.family != "age_group":
-        order = sorted(order, key=lambda i: -probs[i])[:most]
-    return _Block(title, tuple(_Bar(question.name, question.options[i], probs[i], i == top) for i in order))
+        first = min(max(answer.chosen - most // 2, 0), count - most)
+        bars = tuple(_bar(answer, i) for i in range(first, first + most))
+        return _Block("Age in years", bars, f"about {answer.years:.0f}")
+    order: Sequence[int] = range(count)
+    if family != "age_group":
+        order = sorted(order, key=lambda i: -answer.probabilities[i])[:most]
+    titles = {"age_group": "Age group", "race": "Race as annotators name it"}
+    return _Block(titles.get(family, family.capitalize()), tuple(_bar(answer, i) for i in order))
 
 
-def blocks(answers: Sequence[Answered | Answer], age: float | None = None) -> list[_Block]:
-    """Groups answers under headings: choices first, then attributes by heading. `age`: years, else the expected value.
+def blocks(answers: Sequence[Answer]) -> list[_Block]:
+    """Groups answers under headings: choices first, then attributes by heading.
 
     Where the gender is a choice, the attribute "Male" says nothing more and is left out.
     """
-    found = [_choice_block(a, age) for a in answers if not a.question.is_binary]
+    found = [_choice_block(a) for a in answers if not a.question.is_binary]
     said = {label for a in answers if not a.question.is_binary for label in a.question.labels}
+    attributes = [a for a in answers if a.question.is_binary and a.question.labels[0] not in said]
     for heading in HEADINGS:
-        bars = tuple(
-            _Bar(a.question.name, readable(a.question.subject), float(a.probabilities[0]), _chosen(a) == 0)
-            for a in answers
-            if a.question.is_binary and heading_of(a.question) == heading and a.question.labels[0] not in said
-        )
-        if bars:
-            found.append(_Block(heading, bars))
+        under = [a for a in attributes if heading_of(a.question) == heading]
+        if under:
+            found.append(_Block(heading, tuple(_bar(a, 0, readable(a.question.subject)) for a in under)))
     return found
 
 
@@ -178,23 +157,20 @@ def _show(axes: Axes, image: Array, title: str) -> None:
 def ask_figure(
     image: UInt8[Array, "y x 3"],
     mask: UInt8[Array, "y x"] | None,
-    answers: Sequence[Answered | Answer],
+    answers: Sequence[Answer],
     title: str = "",
     text: str = "",
-    age: float | None = None,
 ) -> Figure:
     """Draws a face, its segmentation map and the answers.
 
     Args:
       image: the square crop, or any picture.
       mask: class indices 0..18 (`faces.masks.CLASSES`), of any size; None leaves the map out.
-      answers: yes/no questions become bars of P(yes) under headings, choices become bars of their options. Its
-        own `Answered`, or anything with the same three fields.
+      answers: yes/no questions become bars of P(yes) under headings, choices become bars of their options.
       title: a line on top: the picture's name, or what was asked.
       text: sentences below it, e.g. the model's free-form answer.
-      age: years, as read by the model's estimator; the expected value of `age_years` where None.
     """
-    found = blocks(answers, age)
+    found = blocks(answers)
     total, pictures = sum(b.rows for b in found), 1 if mask is None else 2
     # Few answers: photo and map side by side. Many: one above the other, and the answers in columns beside them.
     grid = (pictures, 1) if _ROW * total > _PICTURE + 0.5 else (1, pictures)
@@ -208,7 +184,7 @@ def ask_figure(
     rows = max([room / _ROW, *(sum(b.rows for b in column) for column in filled)])
     height = top + _ROW * rows
     with style.styled():
-        drawn = style.figure(width, height)
+        drawn = style.figure(width, height, layout=None)
         drawn.text(0.1 / width, 1 - 0.05 / height, "\n".join(lines), va="top", fontsize=11, weight="bold")
         drawn.text(0.1 / width, 1 - (0.05 + 0.22 * len(lines)) / height, "\n".join(words), va="top", fontsize=9.5)
         outer = drawn.add_gridspec(
@@ -234,5 +210,5 @@ def ask_figure(
 def save_answer_card(path: Path | str, reply) -> Path:
     """Draws what the model replied (`inference.answers.Response`) and writes it as PNG, SVG or PDF."""
     text = f"{reply.text} {f'({reply.note})' if reply.note else ''}".strip()
-    drawn = ask_figure(reply.image, reply.mask, reply.answers, reply.question, text, reply.age)
+    drawn = ask_figure(reply.image, reply.mask, reply.answers, reply.question, text)
     return style.save(drawn, path)

@@ -58,8 +58,7 @@ def attribution_figure(
     if segmentation is not None:
         panels.append(("Attribution to the map of parts", part_map(mask)[0], segmentation))
     with style.styled():
-        drawn = style.figure(2.8 * len(panels), 4, layout="constrained")
-        drawn.suptitle(title or text, x=0.01, ha="left", weight="bold", fontsize=11)
+        drawn = style.figure(2.8 * len(panels), 4, title or text)
         places = drawn.subplots(1, len(panels), subplot_kw={"xticks": [], "yticks": []})
         for axes, (name, under, values) in zip(places, panels):
             shown = axes.imshow(under) if values is None else _overlay(axes, under, values, most)

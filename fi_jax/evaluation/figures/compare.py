@@ -89,8 +89,7 @@ def compare_figure(
     rows = max(_ROW * (len(lines) + 2), beside) / _ROW
     marks = {True: ("✓", style.BLUE), False: ("✗", style.VERMILION), None: ("·", style.FAINT)}
     with style.styled():
-        drawn = style.figure(beside + table + 0.3, rows * _ROW + 0.4, layout="constrained")
-        drawn.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
+        drawn = style.figure(beside + table + 0.3, rows * _ROW + 0.4, title)
         grid = drawn.add_gridspec(1, 2, width_ratios=(max(beside, 0.01), table))
         if image is not None:
             shown = drawn.add_subplot(grid[0], anchor="NW")

@@ -62,7 +62,7 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping]], title: str = "") -> Fig
     columns = min(2, len(order))
     rows = -(-len(order) // columns)
     with style.styled():
-        drawn = style.figure(4.6 * columns, 2.9 * rows, layout="constrained")
+        drawn = style.figure(4.6 * columns, 2.9 * rows, title)
         grid = drawn.subplots(rows, columns, squeeze=False)
         for axes, panel in zip(grid.flat, order):
             for i, name in enumerate(panels[panel]):
@@ -92,6 +92,4 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping]], title: str = "") -> Fig
         if len(found) > 1:
             runs_drawn = [Line2D([], [], color=style.INK, linestyle=style.DASHES[j % 7]) for j in range(len(found))]
             drawn.legend(runs_drawn, list(found), loc="outside upper right", ncols=3)
-        if title:
-            drawn.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
     return drawn

@@ -51,7 +51,7 @@ def graph_figure(names: Sequence[str], weights: Float[np.ndarray, "n n"], most: 
     low, high = min(w for *_, w in edges), max(w for *_, w in edges)
     into = {i: sum(j == i for _, j, _ in edges) for i in used}
     with style.styled():
-        drawn = style.figure(7.2, 7.4)
+        drawn = style.figure(7.2, 7.4, layout=None)
         axes = drawn.add_axes((0, 0, 1, 0.95))
         axes.set(xlim=(-1 - _MARGIN * 1.35, 1 + _MARGIN * 1.35), ylim=(-1 - _MARGIN, 1 + _MARGIN), aspect="equal")
         axes.axis("off")

@@ -3,6 +3,7 @@
 import io
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -25,6 +26,8 @@ SEQUENTIAL = "cividis"
 _SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -49,6 +52,11 @@ _SETTINGS = {
 FORMATS = ("png", "svg", "pdf")
 
 
+def look(i: int) -> dict[str, Any]:
+    """Colour, marker and dash of the i-th of several series."""
+    return {"color": SERIES[i % 7], "marker": MARKERS[i % 7], "linestyle": DASHES[i % 7]}
+
+
 @contextmanager
 def styled():
     """Applies the look to what is drawn inside the block, and to nothing else."""
@@ -56,9 +64,12 @@ def styled():
         yield
 
 
-def figure(width: float, height: float, **kwargs) -> Figure:
-    """Makes a figure of that many inches that belongs to no window system and needs no closing."""
-    return Figure(figsize=(width, height), **kwargs)
+def figure(width: float, height: float, title: str = "", layout: str | None = "constrained") -> Figure:
+    """Makes a figure of that many inches, with a title on top, that belongs to no window system and needs no closing."""
+    drawn = Figure(figsize=(width, height), layout=layout)
+    if title:
+        drawn.suptitle(title, x=0.02, ha="left")
+    return drawn
 
 
 def _metadata(kind: str) -> dict:

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.figures import style
@@ -15,10 +15,7 @@ from fi_jax.evaluation.titles import GROUP_TITLES, format_value, metric_title
 _GROUPINGS = {name: title.capitalize() for name, title in GROUP_TITLES.items()}
 
 
-def _percent(axes, which: str = "y") -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    getattr(axes, f"{which}axis").set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+_PERCENT = PercentFormatter(1, decimals=0, symbol=" %")
 
 
 def confusion_figure(result: Mapping, title: str = "") -> Figure:
@@ -37,7 +34,7 @@ def confusion_figure(result: Mapping, title: str = "") -> Figure:
     longest = max(len(c) for c in columns)
     with style.styled():
         size = (1.9 + 0.075 * longest + 0.52 * len(columns), 0.95 + 0.06 * longest + 0.52 * len(classes))
-        drawn = style.figure(*size, layout="constrained")
+        drawn = style.figure(*size)
         axes = drawn.subplots()
         axes.imshow(shares, cmap=style.SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
         for i, j in np.ndindex(shares.shape):
@@ -64,33 +61,21 @@ def reliability_figure(results: Mapping[str, Mapping], title: str = "") -> Figur
     if not shown:
         raise UserError("these answers carry no probabilities, so there is no reliability diagram")
     with style.styled():
-        above = 0.3 + 0.19 * (len(shown) + 1)
-        height = 4.4 + above
-        drawn = style.figure(4.2, height)
-        grid = drawn.add_gridspec(2, 1, height_ratios=(4, 1), hspace=0.18, top=1 - above / height, bottom=0.5 / height)
-        axes, below = drawn.add_subplot(grid[0]), drawn.add_subplot(grid[1])
+        drawn = style.figure(4.2, 4.7 + 0.19 * (len(shown) + 1), title or "Reliability")
+        axes, below = drawn.subplots(2, 1, height_ratios=(4, 1), sharex=True)
         axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=(0, (2, 2)), label="as sure as right")
         for i, (name, result) in enumerate(shown.items()):
             bins = [b for b in result["calibration"]["bins"] if b["count"]]
-            x = [b["confidence"] for b in bins]
-            look: dict[str, Any] = {
-                "color": style.SERIES[i % 7],
-                "marker": style.MARKERS[i % 7],
-                "linestyle": style.DASHES[i % 7],
-            }
+            x, total = [b["confidence"] for b in bins], sum(b["count"] for b in bins)
             label = f"{name}: ECE {100 * result['calibration']['ece']:.1f} %"
-            axes.plot(x, [b["accuracy"] for b in bins], markersize=4, linewidth=1.3, label=label, **look)
-            total = sum(b["count"] for b in bins)
-            below.plot(x, [b["count"] / total for b in bins], markersize=3, linewidth=1, **look)
+            axes.plot(x, [b["accuracy"] for b in bins], markersize=4, linewidth=1.3, label=label, **style.look(i))
+            below.plot(x, [b["count"] / total for b in bins], markersize=3, linewidth=1, **style.look(i))
         axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share right")
-        axes.tick_params(labelbottom=False)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), labelspacing=0.3)
-        drawn.suptitle(title or "Reliability", x=0.125, y=1, va="top", ha="left", weight="bold", fontsize=10)
         below.locator_params(axis="y", nbins=3, prune="upper")
-        below.set(xlim=(0, 1), ylim=(0, None), xlabel="probability of the answer given", ylabel="answers")
-        _percent(axes)
-        _percent(below)
-        _percent(below, "x")
+        below.set(ylim=(0, None), xlabel="probability of the answer given", ylabel="answers")
+        for axis in (axes.yaxis, below.xaxis, below.yaxis):
+            axis.set_major_formatter(_PERCENT)
     return drawn
 
 
@@ -102,53 +87,42 @@ def groups_figure(results: Mapping[str, Mapping], title: str = "") -> Figure:
     shown = {name: r for name, r in results.items() if r["groups"]}
     if not shown:
         raise UserError("these faces state neither gender, race nor age, so there is no breakdown")
-    rows: list[tuple[str, str, int] | None] = []
-    for grouping in _GROUPINGS:
-        faces: dict[str, int] = {}
-        for result in shown.values():
-            for name, group in result["groups"].get(grouping, {"groups": {}})["groups"].items():
+    # Grouping → group → how many faces.
+    rows: dict[str, dict[str, int]] = {}
+    for result in shown.values():
+        for grouping, found in result["groups"].items():
+            for name, group in found["groups"].items():
+                faces = rows.setdefault(grouping, {})
                 faces[name] = max(group["faces"], faces.get(name, 0))
-        if faces:
-            rows += [None, *((grouping, name, count) for name, count in faces.items())]
-    rows = rows[1:]
-    first = next(iter(shown.values()))
-    metric = first["headline"]
-    height = 0.9 + 0.24 * len(rows) + 0.16 * len(shown)
+    metric = next(iter(shown.values()))["headline"]
+    heights = [len(faces) for faces in rows.values()]
+    title = title or ("By group" if len(shown) > 1 else f"By group: {next(iter(shown))}")
     with style.styled():
-        drawn = style.figure(5.2, height)
-        axes = drawn.add_axes((0.3, 0.55 / height, 0.66, 0.24 * len(rows) / height))
-        offsets = np.linspace(-0.2, 0.2, len(shown)) if len(shown) > 1 else [0.0]
-        for i, (name, result) in enumerate(shown.items()):
-            look: dict[str, Any] = {"color": style.SERIES[i % 7], "marker": style.MARKERS[i % 7]}
-            labelled = False
-            for y, row in enumerate(rows):
-                found = row and result["groups"].get(row[0], {"groups": {}})["groups"].get(row[1])
-                if not found or found["value"] is None:
-                    continue
-                errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+        drawn = style.figure(5.2, 0.9 + 0.24 * sum(heights) + 0.3 * len(rows) + 0.16 * len(shown), title)
+        panels = drawn.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, grouping in zip(panels, rows):
+            for i, (name, result) in enumerate(shown.items()):
+                groups = result["groups"].get(grouping, {"groups": {}})["groups"]
+                places = [y for y, g in enumerate(rows[grouping]) if groups.get(g, {}).get("value") is not None]
+                found = [groups[list(rows[grouping])[y]] for y in places]
+                edges = [[g["value"] - g["low"] for g in found], [g["high"] - g["value"] for g in found]]
                 axes.errorbar(
-                    found["value"], y + offsets[i], xerr=np.maximum(errors, 0), markersize=4.5, linewidth=1.3, capsize=2,
-                    label=None if labelled else name, **look,
+                    [g["value"] for g in found], np.array(places) + 0.2 * (2 * i - len(shown) + 1) / len(shown),
+                    xerr=np.maximum(edges, 0), markersize=4.5, linewidth=1.3, capsize=2, label=name,
+                    **style.look(i) | {"linestyle": ""},
                 )  # fmt: skip
-                labelled = True
-            overall = result["metrics"][metric]["value"]
-            axes.axvline(overall, color=look["color"], linewidth=0.8, linestyle=style.DASHES[1], zorder=0)
-        ticks = [(y, f"{row[1]} ({row[2]})") for y, row in enumerate(rows) if row]
-        axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=style.TRACK)
-        starts = [(i, row[0]) for i, row in enumerate(rows) if row and (i == 0 or rows[i - 1] is None)]
-        for start, grouping in starts:
-            where = axes.get_yaxis_transform()
-            axes.text(-0.43, start, _GROUPINGS[grouping], transform=where, va="center", weight="bold")
+                overall = result["metrics"][metric]["value"]
+                axes.axvline(overall, color=style.SERIES[i % 7], linewidth=0.8, linestyle=style.DASHES[1], zorder=0)
+            axes.set_title(_GROUPINGS[grouping], fontsize=9)
+            axes.set_yticks(range(len(rows[grouping])), [f"{name} ({n})" for name, n in rows[grouping].items()])
+            axes.set_ylim(len(rows[grouping]) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x", color=style.TRACK)
         if metric != "mae_years":
-            _percent(axes, "x")
+            axes.xaxis.set_major_formatter(_PERCENT)
         axes.set_xlabel(f"{metric_title(metric)}; 95 % interval; dashed: all faces")
         if len(shown) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
-        title = title or ("By group" if len(shown) > 1 else f"By group: {next(iter(shown))}")
-        drawn.suptitle(title, x=0.02, y=0.99, ha="left", weight="bold", fontsize=10)
+            drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
 
@@ -164,7 +138,7 @@ def attributes_figure(result: Mapping, metric: str = "accuracy", title: str = ""
     names = [n for n in attributes if attributes[n][metric] is not None]
     names.sort(key=lambda n: baseline[n] - attributes[n][metric])
     with style.styled():
-        drawn = style.figure(5.6, 0.9 + 0.19 * len(names), layout="constrained")
+        drawn = style.figure(5.6, 0.9 + 0.19 * len(names), title or f"Attributes: {metric_title(metric)}")
         axes = drawn.subplots()
         for y, name in enumerate(names):
             value, base = attributes[name][metric], baseline[name]
@@ -176,11 +150,10 @@ def attributes_figure(result: Mapping, metric: str = "accuracy", title: str = ""
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=style.TRACK)
-        _percent(axes, "x")
+        axes.xaxis.set_major_formatter(_PERCENT)
         axes.set_xlabel(
             "bar: majority;  dot: better than it;  square: worse" if metric == "accuracy" else "bar: chance"
         )
-        drawn.suptitle(title or f"Attributes: {metric_title(metric)}", x=0.02, ha="left", weight="bold", fontsize=10)
     return drawn
 
 
