@@ -18,6 +18,7 @@ DATASET_NAMES: tuple[str, ...] = (
     "utkface",
     "expw",
     "raf_db",
+    "fer2013",
     "celebamask_hq",
     "synthetic_faces",
 )

@@ -83,6 +83,14 @@ class Releases:
         write(root / "label" / "label.lst", "\n".join(rows) + "\n")
         return root
 
+    def fer2013(self) -> Path:
+        root = self.root / "fer2013"
+        for i, (folder, expression, name) in enumerate(
+            (("train", "angry", "Training_3"), ("train", "sad", "Training_5"), ("validation", "happy", "PublicTest_8"))
+        ):
+            write(root / folder / expression / f"{name}.jpg", jpeg(600 + i, 48, 48))
+        return root
+
     def fairface(self) -> Path:
         root = self.root / "fairface"
         ages = ("0-2", "3-9", "10-19", "20-29", "more than 70")

@@ -22,7 +22,9 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("name", ["celeba", "utkface", "expw", "fairface", "maad_face", "raf_db", "celebamask_hq"])
+@pytest.mark.parametrize(
+    "name", ["celeba", "utkface", "expw", "fer2013", "fairface", "maad_face", "raf_db", "celebamask_hq"]
+)
 def test_prepared_set_yields_the_same_examples_in_the_same_order(releases, tmp_path, name):
     root = getattr(releases, name)()
     source = open_source(name, root)

@@ -24,7 +24,9 @@ def facts(source):
     return [(face.key, face.split, dict(face.labels), face.age, face.box) for face in source.records("all")]
 
 
-@pytest.mark.parametrize("name", ["celeba", "utkface", "expw", "fairface", "maad_face", "raf_db", "celebamask_hq"])
+@pytest.mark.parametrize(
+    "name", ["celeba", "utkface", "expw", "fer2013", "fairface", "maad_face", "raf_db", "celebamask_hq"]
+)
 def test_upper_case_endings_are_the_same_pictures(releases, tmp_path, name):
     plain = facts(open_source(name, getattr(releases, name)()))
     root = getattr(type(releases)(tmp_path / "other"), name)()

@@ -8,6 +8,7 @@ from fi_jax.data.sources import celeba
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.faces import masks
+from fi_jax.pictures.decode import decode
 
 
 def reasons(source):
@@ -246,6 +247,62 @@ def test_expw_damage(releases):
         open_source("expw", root)
 
 
+# FER2013
+
+
+def test_fer2013_folders(releases):
+    root = releases.fer2013()
+    releases.write(root / "test" / "fear" / "PrivateTest_2.jpg", releases.jpeg(1, 48, 48))
+    releases.write(root / "test" / "fear" / "PublicTest_4.jpg", releases.jpeg(2, 48, 48))
+    faces = {
+        key: (face.split, *(n for n, v in face.labels.items() if v))
+        for key, face in by_key(open_source("fer2013", root)).items()
+    }
+    assert faces == {
+        "train/angry/Training_3.jpg": ("train", "expression:angry"),
+        "train/sad/Training_5.jpg": ("train", "expression:sad"),
+        "validation/happy/PublicTest_8.jpg": ("val", "expression:happy"),
+        "test/fear/PrivateTest_2.jpg": ("test", "expression:fear"),
+        "test/fear/PublicTest_4.jpg": ("val", "expression:fear"),
+    }
+    releases.write(root / "test" / "contempt" / "x.jpg", releases.jpeg(3, 48, 48))
+    with pytest.raises(UserError, match="no expression; they are angry, disgust"):
+        open_source("fer2013", root)
+
+
+@pytest.mark.parametrize(
+    "name,columns", [("fer2013.csv", "emotion,pixels,Usage"), ("icml_face_data.csv", "emotion, Usage, pixels")]
+)
+def test_fer2013_table(releases, tmp_path, name, columns):
+    pixels = np.arange(48 * 48) % 256
+    rows = {"Training": "3", "PublicTest": "6", "PrivateTest": "0"}
+    order = [column.strip() for column in columns.split(",")]
+
+    def row(code, usage, values):
+        cells = {"emotion": code, "Usage": usage, "pixels": " ".join(map(str, values))}
+        return ",".join(cells[column] for column in order) + "\n"
+
+    good = columns + "\n" + "".join(row(code, usage, pixels) for usage, code in rows.items())
+    bad = row("1", "Training", pixels[:-1]) + row("1", "Training", [*pixels[:-1], 256])
+    releases.write(tmp_path / name, good + bad)
+    source = open_source("fer2013", tmp_path)
+    assert {f.key: (f.split, *(n for n, v in f.labels.items() if v)) for f in source.records()} == {
+        "Training_0": ("train", "expression:happy"),
+        "PublicTest_1": ("val", "expression:neutral"),
+        "PrivateTest_2": ("test", "expression:angry"),
+    }
+    assert {item.key for item in source.rejected} == {"Training_3", "Training_4"}
+    picture = decode(source.records()[0].image)
+    assert np.array_equal(picture[..., 0].ravel(), pixels) and picture.shape == (48, 48, 3)
+    for changed, message in (
+        (good.replace("\n6,", "\n7,"), "emotion '7'"),
+        (good.replace("PublicTest", "Public"), "Usage 'Public'"),
+    ):
+        releases.write(tmp_path / name, changed)
+        with pytest.raises(UserError, match=message):
+            open_source("fer2013", tmp_path)
+
+
 # FairFace
 
 
@@ -456,6 +513,12 @@ def test_real_releases(shared_data, name, faces, rejected):
     assert (len(source.records("all")), len(source.rejected)) == (faces, rejected)
     shares = [len(source.records(split)) / faces for split in ("train", "val", "test")]
     assert np.allclose(shares, (0.8, 0.1, 0.1), atol=0.03)
+
+
+@pytest.mark.real_data
+def test_real_fer2013(shared_data):
+    source = open_source("fer2013", shared_data / "fer2013")
+    assert (len(source.records("train")), len(source.records("val")), len(source.rejected)) == (28709, 3589, 0)
 
 
 @pytest.mark.real_data
