@@ -71,6 +71,9 @@ class DataConfig:
     vocabulary: str = "faces"
     # The schemas (YAML) of tables of one's own; filled in from the sources `table:SCHEMA` when a config is read.
     schemas: tuple[str, ...] = ()
+    # How faces are cut: by their boxes, or turned, scaled and shifted so that eyes and mouth lie at the same places
+    # (`faces.framing`); a face that cannot be brought there stays in its box.
+    frame: Literal["box", "aligned"] = "box"
     # Side of the square crop that is read from disk; the model's own image_size is cut from it.
     image_size: int = 112
     batch_size: int = 64
@@ -200,6 +203,11 @@ class Experiment:
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether faces need a segmentation map: for the model, or to be brought into the frame."""
+        return self.model.use_segmentation or self.data.frame == "aligned"
 
     def __post_init__(self):
         check(

@@ -184,7 +184,6 @@ def _attribution(args):
     from fi_jax.faces.face_detector import locate
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.schema import find_vocabulary
-    from fi_jax.pictures.crop import crop_square, crop_square_mask
     from fi_jax.prompting.question_matching import match_question
     from fi_jax.weights.bundle import load_model
 
@@ -193,9 +192,7 @@ def _attribution(args):
     image = _picture(args)
     model = load_model(args.inputs[0])
     box = locate(image, args.box, args.face, str(args.picture))
-    size = model.config.data.image_size
-    crop = crop_square(image, box, size)
-    mask = None if args.mask is None else crop_square_mask(_mask_like(args.mask, image), box, size)
+    own = None if args.mask is None else _mask_like(args.mask, image)
     match = match_question(
         args.question, questions_for(find_vocabulary(model.config.data.vocabulary, model.config.data.schemas))
     )
@@ -209,11 +206,11 @@ def _attribution(args):
 
     start()
     from fi_jax.evaluation.figures.attribution import attribution_figure
-    from fi_jax.faces.map_cache import map_of
+    from fi_jax.faces.framing import frame_face
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.inference.attribution import attribute
 
-    mask = map_of(crop, model.config.weights.parser) if mask is None else mask
+    crop, mask, _ = frame_face(image, box, model.config.data, model.config.weights.parser, own)
     found = attribute(load_answerer(model), crop, mask, question, option, by_llm=not args.head)
     return attribution_figure(crop, mask, found, args.title)
 

@@ -3,17 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fi_jax.data.kept import kept_json
 from fi_jax.data.records import FaceRecord, Rejected, encode_labels
 from fi_jax.errors import UserError
+from fi_jax.faces.framing import align_face
 from fi_jax.faces.map_cache import load_mask, refuse_mirrored
 from fi_jax.files import sha256
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.pictures.crop import load_square
+from fi_jax.pictures.decode import picture_size
 from fi_jax.pictures.header import read_bytes
 from fi_jax.progress import progress_bar
 
@@ -22,9 +26,15 @@ _READERS = "readers 2"
 
 
 def make_example(
-    record: FaceRecord, vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
+    record: FaceRecord,
+    vocabulary: Vocabulary,
+    size: int,
+    mask_cache: Path | None = None,
+    frame: Literal["box", "aligned"] = "box",
 ) -> dict[str, np.ndarray]:
     """Returns `image` (`size size 3` uint8), `mask` (`size size` uint8), `labels` (`n` float32), `known` (`n` bool).
+
+    `frame` is `data.frame` (`faces.framing`).
 
     Raises:
       UserError: the picture or its map cannot be read.
@@ -32,12 +42,13 @@ def make_example(
     labels, known = encode_labels(record, vocabulary)
     name = f"{record.dataset} {record.key}" if isinstance(record.image, bytes) else str(record.image)
     picture = read_bytes(record.image, name)
-    return {
-        "image": load_square(picture, record.box, size, name),
-        "mask": load_mask(record, size, mask_cache, picture),
-        "labels": labels,
-        "known": known,
-    }
+    if frame == "box":
+        image, mask = load_square(picture, record.box, size, name), load_mask(record, size, mask_cache, picture)
+    else:
+        own = load_mask(record, None, mask_cache, picture)
+        shape = picture_size(picture, name)
+        image, mask, _ = align_face(partial(load_square, picture, name=name), own, record.box, shape, size)
+    return {"image": image, "mask": mask, "labels": labels, "known": known}
 
 
 def examine(

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import grain
 import numpy as np
@@ -87,17 +88,23 @@ class FaceDataset:
     """Random access to examples, decoded when asked for. Pickles cheaply, so that workers can have it."""
 
     def __init__(
-        self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
+        self,
+        records: Sequence[FaceRecord],
+        vocabulary: Vocabulary,
+        size: int,
+        mask_cache: Path | None = None,
+        frame: Literal["box", "aligned"] = "box",
     ):
-        """`size` is the side of the crops; `mask_cache` is where the parser's maps already are (None: class 0)."""
-        self.records, self.vocabulary, self.size, self.mask_cache = tuple(records), vocabulary, size, mask_cache
+        """`size`: the side of the crops; `mask_cache`: where the parser's maps are (None: class 0); `frame`: as `data.frame`."""
+        self.records, self.vocabulary, self.size = tuple(records), vocabulary, size
+        self.mask_cache, self.frame = mask_cache, frame
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self.records[index]
-        return examples.make_example(record, self.vocabulary, self.size, self.mask_cache)
+        return examples.make_example(record, self.vocabulary, self.size, self.mask_cache, self.frame)
 
     def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
         """Returns the examples at `indices`, stacked."""
@@ -108,10 +115,8 @@ class FaceDataset:
 class MemoryDataset(FaceDataset):
     """The same, decoded once into memory: thousands of faces a second and core, `4·size²` bytes a face."""
 
-    def __init__(
-        self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, mask_cache: Path | None = None
-    ):
-        super().__init__(records, vocabulary, size, mask_cache)
+    def __init__(self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, *given):
+        super().__init__(records, vocabulary, size, *given)
         count, n = len(self.records), len(vocabulary)
         kinds: dict[str, tuple[tuple[int, ...], type]] = {
             "image": ((size, size, 3), np.uint8),
@@ -138,7 +143,8 @@ class MemoryDataset(FaceDataset):
 def open_dataset(records: Sequence[FaceRecord], config: DataConfig, vocabulary: Vocabulary) -> FaceDataset:
     """Returns the dataset that `config` asks for."""
     kind = MemoryDataset if config.cache_in_memory else FaceDataset
-    return kind(records, vocabulary, config.image_size, Path(config.mask_cache) if config.mask_cache else None)
+    maps = Path(config.mask_cache) if config.mask_cache else None
+    return kind(records, vocabulary, config.image_size, maps, config.frame)
 
 
 @lru_cache(maxsize=4)

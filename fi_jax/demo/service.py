@@ -185,7 +185,7 @@ class Service:
         Items have `text`; the last has a `note` too: which closed question was answered, or that it is free text. The
         name of a closed question that can be asked "why" is `closed`.
         """
-        from fi_jax.faces.map_cache import map_of
+        from fi_jax.faces.framing import frame_face
         from fi_jax.inference.conversation import checked_text
         from fi_jax.inference.generation import stream
 
@@ -196,7 +196,7 @@ class Service:
             closed = response.answer.question.name if response.answer else None
             yield {"text": response.text, "note": response.note, "closed": closed, "done": True}
             return
-        text, mask = "", map_of(crop, answerer.config.weights.parser)
+        text, (crop, mask, _) = "", frame_face(crop, None, answerer.config.data, answerer.config.weights.parser)
         for text in stream(answerer, crop, mask, question, max_new_tokens=64):
             yield {"text": text}
         text, note = checked_text(answerer, crop, mask, question, text)

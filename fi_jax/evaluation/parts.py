@@ -126,7 +126,7 @@ def _answer(
     if options.free_form and not model.is_instruction_tuned:
         raise UserError("--free-form needs a model whose LLM was taught to read faces (train.stage instruct)")
     data = replace(model.config.data, mask_cache=options.mask_cache, cache_in_memory=False)
-    if model.config.model.use_segmentation:
+    if model.config.reads_maps:
         data = with_maps(records, data, model.config.weights.parser)
     with progress_bar(f"answering about {assignment.dataset}, {assignment.setting}", len(records)) as advance:
         lines = predict(

@@ -139,7 +139,7 @@ def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord],
         return faces.image_pooled, faces.segmentation_pooled
 
     data = replace(config.data, mask_cache=mask_cache, cache_in_memory=False)
-    if config.model.use_segmentation:
+    if config.reads_maps:
         data = with_maps(records, data, config.weights.parser)
     dataset = open_dataset(records, data, find_vocabulary(config.data.vocabulary, config.data.schemas))
     rows: list[tuple] = []

@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 
 from fi_jax.config import DataConfig
 from fi_jax.errors import UserError
-from fi_jax.faces.masks import is_mirrored, is_of, read_mask, write_mask
+from fi_jax.faces.alignment import is_mirrored
+from fi_jax.faces.masks import is_of, read_mask, write_mask
 from fi_jax.files import cache_folder, file_sha256, sha256
-from fi_jax.pictures.crop import Box, crop_square_mask
+from fi_jax.pictures.crop import Box, crop_square_mask, square_box
 from fi_jax.pictures.decode import picture_size
 from fi_jax.pictures.header import Readable, read_bytes
 from fi_jax.progress import progress_bar
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # Raised when maps of earlier versions are not to be read.
 _FORMAT = 2
+# A map that is wanted at its own size is at most this large.
+MAX_SIDE = 256
 
 
 class Face(Protocol):
@@ -64,11 +67,12 @@ def cached_map(cache: Path | str, picture: bytes, box: Box | None) -> str:
 
 
 def load_mask(
-    face: Face, size: int, cache: Path | str | None = None, picture: bytes | None = None
-) -> UInt8[np.ndarray, "size size"]:
+    face: Face, size: int | None, cache: Path | str | None = None, picture: bytes | None = None
+) -> UInt8[np.ndarray, "s s"]:
     """Returns the segmentation map of a face's crop: its own, else the parser's from `cache`, else class 0 everywhere.
 
-    A map of the whole picture is cut as the picture is. `picture` is the image file, where it was read already.
+    A map of the whole picture is cut as the picture is. `size` None leaves a map its own size, up to `MAX_SIDE`. `picture`
+    is the image file, where it was read already.
 
     Raises:
       UserError: a map is damaged, or is of another size than its picture. One exception is the official
@@ -77,15 +81,21 @@ def load_mask(
     if face.mask is not None:
         mask = read_mask(face.mask, f"{face.key} (mask)" if isinstance(face.mask, bytes) else "")
         box = None if getattr(face.mask, "is_crop", False) else _box_in_mask(face, mask)
-        return crop_square_mask(mask, box, size)
+        return crop_square_mask(mask, box, size or _own_side(mask, box))
     if cache is not None:
         path = cached_map(cache, picture or read_bytes(face.image, face.key), face.box)
         if os.path.exists(path):  # noqa: PTH110 (a Path would cost more than asking for the file)
             try:
-                return crop_square_mask(_read_cached(Path(path)), None, size)
+                mask = _read_cached(Path(path))
+                return crop_square_mask(mask, None, size or _own_side(mask, None))
             except UserError as error:
                 raise UserError(f"{error}; delete it, and it is made again") from None
-    return np.zeros((size, size), np.uint8)
+    return np.zeros((size or MAX_SIDE, size or MAX_SIDE), np.uint8)
+
+
+def _own_side(mask: np.ndarray, box: Box | None) -> int:
+    left, top, right, bottom = square_box(box, *mask.shape)
+    return min(max(round(right - left), 1), MAX_SIDE)
 
 
 def _name(path: Path) -> str:

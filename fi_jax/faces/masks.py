@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -81,30 +81,6 @@ def read_mask(source: Readable | bytes, name: str = "") -> UInt8[np.ndarray, "y 
     if mask.max(initial=0) >= NUM_CLASSES:
         raise UserError(f"mask '{name}' holds class {mask.max()}; the classes are 0 to {NUM_CLASSES - 1}")
     return mask.astype(np.uint8, copy=False)
-
-
-def is_mirrored(mask: UInt8[np.ndarray, "y x"]) -> bool:
-    """Tells whether the left eye is where the right one belongs, as seen from the mouth, however the face is turned.
-
-    False where an eye, or both mouth and nose, are not to be seen, or where the three lie nearly in a line.
-    """
-    left, right = centre(mask, "l_eye"), centre(mask, "r_eye")
-    below = centre(mask, "mouth", "u_lip", "l_lip")
-    below = centre(mask, "nose") if below is None else below
-    if left is None or right is None or below is None:
-        return False
-    across, down = left - right, below - (left + right) / 2
-    turn = across[0] * down[1] - across[1] * down[0]
-    return bool(turn < -0.3 * np.hypot(*across) * np.hypot(*down))
-
-
-def centre(mask: UInt8[np.ndarray, "y x"], *parts: str) -> Float[np.ndarray, "2"] | None:
-    """Returns the mean place (x, y; pixels) of the pixels of some classes; None if there are none."""
-    shown = np.isin(mask, [CLASSES.index(part) for part in parts])
-    if not shown.any():
-        return None
-    y, x = np.nonzero(shown)
-    return np.array([x.mean() + 0.5, y.mean() + 0.5])
 
 
 def merge_parts(parts: dict[str, UInt8[np.ndarray, "y x"]]) -> UInt8[np.ndarray, "y x"]:

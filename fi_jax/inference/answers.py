@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -110,6 +110,8 @@ class Response:
     source: str = "llm"
     # Questions whose answer was changed so that no rule is broken.
     changed: tuple[str, ...] = ()
+    # How the face was cut (`faces.framing`).
+    frame: Literal["box", "aligned"] = "box"
 
     @property
     def age(self) -> float | None:
@@ -131,6 +133,7 @@ class Response:
         found: dict[str, Any] = {
             "image": name,
             "box": [round(v, 1) for v in self.box],
+            "frame": self.frame,
             "question": self.question,
             "source": self.source,
             "answers": [answer.to_json() for answer in self.answers],

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,19 @@ from jaxtyping import UInt8
 
 from fi_jax.errors import UserError
 from fi_jax.faces.face_detector import crop_for_model
-from fi_jax.faces.map_cache import map_of, parser_of
+from fi_jax.faces.framing import frame_face
+from fi_jax.faces.map_cache import parser_of
 from fi_jax.faces.picture_map import faces_in
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.answers import Answer
 from fi_jax.inference.conversation import answers_from
 from fi_jax.labels.questions import Question
-from fi_jax.pictures.crop import Box, crop_square
+from fi_jax.pictures.crop import Box
 from fi_jax.pictures.decode import decode
 from fi_jax.pictures.header import Readable
 
 # Columns of a row that are not answers.
-ROW_COLUMNS = ("image", "face", "faces", "left", "top", "right", "bottom", "error")
+ROW_COLUMNS = ("image", "face", "faces", "left", "top", "right", "bottom", "frame", "error")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class FacePrediction:
     box: Box | None = None
     answers: tuple[Answer, ...] = ()
     error: str = ""
+    # How the face was cut for the model: "box" or "aligned" (`faces.framing`).
+    frame: str = ""
 
     def to_row(self) -> dict[str, Any]:
         """Plain values for a table: an answer and its probability a question; years for the age."""
@@ -62,6 +65,7 @@ class FacePrediction:
             "top": top,
             "right": right,
             "bottom": bottom,
+            "frame": self.frame,
             "error": self.error,
         }
         for answer in self.answers:
@@ -149,8 +153,9 @@ def _crops(answerer: Answerer, picture: Picture, every_face: bool, whole: bool) 
         return [FacePrediction(picture.name, error="no face was found")]
     crops: list[_Crop | FacePrediction] = []
     for number, box in enumerate(faces if every_face else faces[:1], 1):
-        crop = crop_square(image, box if whole else crop_for_model(box), answerer.config.data.image_size)
-        crops.append(_Crop(FacePrediction(picture.name, number, len(faces), box), crop, map_of(crop, parser)))
+        framed = frame_face(image, box if whole else crop_for_model(box), answerer.config.data, parser)
+        about = FacePrediction(picture.name, number, len(faces), box, frame=framed.frame)
+        crops.append(_Crop(about, framed.image, framed.mask))
     return crops
 
 
@@ -171,7 +176,7 @@ def _answered(
         probabilities = answerer.answer(images, masks, questions, by_llm=by_llm).of(by_llm)
         for one, row in zip(some, probabilities, strict=False):
             answers = answers_from(answerer, questions, row)[0]
-            answered.append(FacePrediction(one.about.image, one.about.face, one.about.faces, one.about.box, answers))
+            answered.append(replace(one.about, answers=answers))
     results = iter(answered)
     for picture in pictures:
         yield [next(results) if isinstance(one, _Crop) else one for one in picture]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fi_jax.errors import UserError
-from fi_jax.faces.map_cache import map_of
+from fi_jax.faces.framing import frame_face
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.answers import Answer, Request, Response
 from fi_jax.inference.generation import generate
@@ -18,7 +18,7 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.tasks import expected_age, median_age
-from fi_jax.pictures.crop import Box, crop_square
+from fi_jax.pictures.crop import Box
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, answer_from_closed, describe_answers
 from fi_jax.prompting.probabilities import label_probabilities
 from fi_jax.prompting.question_matching import is_description, match_question
@@ -38,9 +38,8 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
     """
     text = DESCRIBE_QUESTIONS[0] if request.text is None else checked_question(request.text)
     by_llm = request.by_llm and answerer.is_instruction_tuned
-    crop = crop_square(image, box, answerer.config.data.image_size)
-    mask = map_of(crop, answerer.config.weights.parser)
-    response = Response(crop, mask, box, text, source="llm" if by_llm else "head")
+    crop, mask, frame = frame_face(image, box, answerer.config.data, answerer.config.weights.parser)
+    response = Response(crop, mask, box, text, source="llm" if by_llm else "head", frame=frame)
     bank = questions_for(answerer.vocabulary)
     if request.everything:
         questions = [q for q in bank if q.family != "race" or request.race]

@@ -148,7 +148,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": _learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
     data = config.data
-    if config.model.use_segmentation:
+    if config.reads_maps:
         data = with_maps(mixture.records, data, config.weights.parser)
     inputs = step_inputs(configs, frozen, constants)
     everywhere = replicated(mesh)

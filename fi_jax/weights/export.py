@@ -99,8 +99,10 @@ def export(
         ours = Path(__file__).parents[1]
         for source, name in (
             ("weights/torch_model.py", "face_insight.py"),
+            ("weights/torch_pictures.py", "face_pictures.py"),
             ("prompting/question_matching.py", "question_matching.py"),
             ("labels/phrases.json", "phrases.json"),
+            ("faces/alignment.py", "face_alignment.py"),
         ):
             shutil.copyfile(ours / source, folder / name)
         described = settings(model, builder, vocabulary, base)
@@ -150,8 +152,9 @@ def settings(
         # Whether labels are scored on picture and mirror image, and what a mirror makes of each class of the map.
         "mirror": model.info.get("mirror", False),
         "flipped": FLIPPED.tolist(),
-        # Side of the square crop the model was trained on.
+        # Side of the square crop the model was trained on, and how faces are cut.
         "image_size": model.config.data.image_size,
+        "frame": model.config.data.frame,
         "mean": MEAN.tolist(),
         "std": STD.tolist(),
         "classes": list(CLASSES),

@@ -9,6 +9,7 @@ _ROWS = {
     "face_insight.py": "the PyTorch module: the whole model, in one readable file",
     "face_insight.safetensors": "encoders, connectors, graph network, alignment head, label prompts and graph",
     "face_insight.json": "shapes, labels, questions as tokens, options, temperatures, map colours",
+    "face_pictures.py, face_alignment.py": "how pictures are read, and faces cut, as `fi-jax ask` does",
     "question_matching.py, phrases.json": "how questions are understood, as `fi-jax ask` does",
     "tokenizer.json": "the language model's tokenizer",
     "adapter/": "the language model's LoRA adapter, for `peft`",
@@ -64,7 +65,7 @@ In Python:
 ```python
 from face_insight import FaceInsight
 model = FaceInsight.from_folder(".")
-mask = model.segment(crop)              # or a map of your own
+crop, mask = model.frame(picture, box)  # the square around one face; or a crop and a map of your own
 model.answer(crop, mask, "Is this person smiling?")
 model.answer(crop, mask)                # every closed question
 model.label_probabilities(crop, mask)   # by the alignment head, without the language model

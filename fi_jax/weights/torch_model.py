@@ -1,7 +1,7 @@
 """FaceInsight in PyTorch, for a folder that `fi-jax export` wrote. Needs torch, transformers, peft, safetensors, tokenizers.
 
 This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`, by
-`question_matching.py`, which reads questions in a person's words:
+`question_matching.py`, which reads questions in a person's words, `face_pictures.py` and `face_alignment.py`:
 
     from face_insight import FaceInsight
     model = FaceInsight.from_folder("exported")
@@ -10,14 +10,13 @@ This file stands alone (it imports nothing of fi_jax) and lies in every exported
     python face_insight.py CROP.png "Is this person smiling?" [--mask MASK.png]
 
 `crop` is a square RGB picture of one face (numpy uint8 `[y, x, 3]`), `mask` its segmentation map (uint8 `[y, x]`, the
-19 classes in face_insight.json's order; `model.segment(crop)` makes it). Shapes below: b faces, i image tokens, n labels, d width, t tokens.
+19 classes in face_insight.json's order); `model.frame(picture, box)` makes both. Shapes below: b faces, i image tokens, n labels, d width, t tokens.
 """
 
 import copy
 import functools
 import hashlib
 import inspect
-import io
 import json
 import re
 import runpy
@@ -31,7 +30,7 @@ import peft
 import torch
 import torch.nn.functional as F
 import transformers
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
@@ -261,6 +260,29 @@ class FaceInsight(nn.Module):
         classes = F.interpolate(logits, (size, size), mode="bilinear").argmax(1)[0].to(torch.uint8).cpu().numpy()
         return np.asarray(Image.fromarray(classes).resize(crop.shape[1::-1], Image.Resampling.NEAREST))
 
+    def frame(
+        self, picture: np.ndarray, box: tuple[float, ...] | None = None, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts one face of a picture as `fi-jax ask` does: the crop and the map that `answer` takes.
+
+        `box` is left, top, right, bottom around the face (None: the whole picture), `mask` the map of the square around it
+        (None: the parser's). A model of aligned faces gets them turned and scaled (`face_alignment.py`) where that is trusted.
+        """
+        s = self.settings
+        left, top, right, bottom = box or (0, 0, picture.shape[1], picture.shape[0])
+        x, y, half = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
+        square, cut = (
+            (x - half, y - half, x + half, y + half),
+            functools.partial(_beside("face_pictures")["cut_square"], picture),
+        )
+        crop, aligned = cut(square, s["image_size"]), s.get("frame") == "aligned"
+        if mask is None:
+            mask = self.segment(cut(square, s.get("parser_size", s["image_size"])) if aligned else crop)
+        framed = aligned and _beside("face_alignment")["into_frame"](
+            cut, mask, square, picture.shape[:2], s["image_size"]
+        )
+        return framed or (crop, np.asarray(Image.fromarray(mask).resize(crop.shape[:2], Image.Resampling.NEAREST)))
+
     @property
     def _cache_argument(self) -> str:
         """What this version of transformers calls the argument that holds earlier keys and values."""
@@ -272,7 +294,9 @@ class FaceInsight(nn.Module):
 
     def match(self, text: str) -> Any:
         """Finds the closed question that answers `text`, and what `text` claims of it (`question_matching.Match`)."""
-        match = _matching()["match_question"](text, [SimpleNamespace(**q) for q in self.settings["questions"]])
+        match = _beside("question_matching")["match_question"](
+            text, [SimpleNamespace(**q) for q in self.settings["questions"]]
+        )
         if match is None:
             raise ValueError(f"no closed question '{text}'; face_insight.json lists them (or use generate())")
         return match
@@ -389,32 +413,10 @@ def _plain(key: str) -> str:
     return re.sub(r"\.base_layer(?=\.)|(?<=\.lora_[AB])\.default(?=\.)", "", key)
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white."""
-    image: Any = ImageOps.exif_transpose(Image.open(path))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{path} has more than 16 bits a value; save it with 8")
-    icc = image.info.get("icc_profile")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    image = image if image.mode in ("L", "CMYK") else image.convert("RGB")
-    if icc:
-        try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            pass  # A damaged profile, or one of other colours than the picture's: as if there were none.
-    image = image.convert("RGB")
-    if alpha is not None:
-        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-    return np.asarray(image)
-
-
 @functools.cache
-def _matching() -> dict[str, Any]:
-    """What `question_matching.py`, beside this file, defines; wherever this one was imported from."""
-    return runpy.run_path(str(Path(__file__).with_name("question_matching.py")))
+def _beside(name: str) -> dict[str, Any]:
+    """What `NAME.py`, beside this file, defines; wherever this one was imported from."""
+    return runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
 
 
 def main() -> None:
@@ -427,11 +429,11 @@ def main() -> None:
     parser.add_argument("--mask", help="its segmentation map; made by parser/ when not given")
     arguments = parser.parse_args()
     try:
-        crop = read_picture(arguments.crop)
+        crop = _beside("face_pictures")["read_picture"](arguments.crop)
         if crop.shape[0] != crop.shape[1]:
             raise ValueError(f"{arguments.crop} is {crop.shape[1]}x{crop.shape[0]}; give a square crop of one face")
         model = FaceInsight.from_folder(Path(__file__).parent)
-        mask = np.array(Image.open(arguments.mask)) if arguments.mask else model.segment(crop)
+        crop, mask = model.frame(crop, mask=np.array(Image.open(arguments.mask)) if arguments.mask else None)
         answer = model.answer(crop, mask, arguments.question)
         if arguments.question:
             match = model.match(arguments.question)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fi_jax.errors import UserError
 from fi_jax.faces import masks
+from fi_jax.faces.alignment import is_mirrored
 
 some_masks = npst.arrays(
     np.uint8, npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12), elements=st.integers(0, 18)
@@ -119,12 +120,12 @@ def test_maps_of_other_modes_and_turned_maps(tmp_path):
 def test_mirrored_maps_are_told_however_the_face_is_turned():
     mask = eyes_and_mouth()
     for turns in range(4):
-        assert not masks.is_mirrored(np.rot90(mask, turns))
-        assert masks.is_mirrored(np.rot90(mask[:, ::-1], turns))
-    assert not masks.is_mirrored(masks.flip(mask))
+        assert not is_mirrored(np.rot90(mask, turns))
+        assert is_mirrored(np.rot90(mask[:, ::-1], turns))
+    assert not is_mirrored(masks.flip(mask))
     # Nothing is said without both eyes and a mouth, or of three in a line.
-    assert not masks.is_mirrored(np.where(mask == masks.CLASSES.index("l_eye"), 0, mask)[:, ::-1])
-    assert not masks.is_mirrored(eyes_and_mouth(left=(20, 24), right=(44, 24), mouth=(56, 24)))
+    assert not is_mirrored(np.where(mask == masks.CLASSES.index("l_eye"), 0, mask)[:, ::-1])
+    assert not is_mirrored(eyes_and_mouth(left=(20, 24), right=(44, 24), mouth=(56, 24)))
 
 
 def test_a_set_of_mirrored_maps_is_refused_and_single_ones_are_not():

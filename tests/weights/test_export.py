@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ from fi_jax.inference.generation import generate
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.segformer import Segformer, SegformerConfig
-from fi_jax.pictures.crop import crop_square
+from fi_jax.pictures.crop import crop_square, crop_square_mask
 from fi_jax.pictures.decode import decode
 from fi_jax.weights import leaf_table
 from fi_jax.weights.assemble import assemble, param_shapes
@@ -243,11 +245,7 @@ def test_the_exported_module_understands_the_words_that_ask_does(odd, text, inve
 
 def test_pictures_are_read_as_ask_reads_them(odd, tmp_path):
     """Turned, deep, transparent and in other colours: the exported file's own reader against ours."""
-    import importlib.util as util
-
-    spec = util.spec_from_file_location("exported_file", odd.folder / "face_insight.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    read_picture = runpy.run_path(str(odd.folder / "face_pictures.py"))["read_picture"]
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
     for turn in (1, 3, 6, 8, 9):
@@ -260,9 +258,34 @@ def test_pictures_are_read_as_ask_reads_them(odd, tmp_path):
     colours.convert("CMYK").save(tmp_path / "print.jpg")
     colours.convert("P").save(tmp_path / "palette.png", transparency=3)
     for file in sorted(tmp_path.iterdir()):
-        theirs, ours = module.read_picture(file), decode(file)
+        theirs, ours = read_picture(file), decode(file)
         assert theirs.shape == ours.shape and theirs.dtype == ours.dtype
         assert np.abs(theirs.astype(int) - ours).max() <= 1, file.name
+
+
+@pytest.mark.parametrize("box", [None, (5, 5, 85, 70), (-30, -20, 90, 100)])
+def test_faces_are_cut_as_ask_cuts_them(odd, box, monkeypatch):
+    """In the box and aligned: the exported folder's own code against ours, on a face that was turned."""
+    from fi_jax.data.synthetic.face import draw_face
+    from fi_jax.faces.framing import align_face
+
+    drawn = draw_face(0, 96)
+    image = np.asarray(Image.fromarray(drawn.image).rotate(20, Image.Resampling.BILINEAR))
+    turned = np.asarray(Image.fromarray(drawn.mask).rotate(20))
+    mask = crop_square_mask(turned, box, 64)
+    model = _in_torch(odd.folder)
+    for frame in ("box", "aligned"):
+        monkeypatch.setitem(model.settings, "frame", frame)
+        crop, shown = model.frame(image, box, mask)
+        size = model.settings["image_size"]
+        assert crop.shape == (size, size, 3) and shown.shape == (size, size)
+        if frame == "box":
+            expected = crop_square(image, box, size)
+        else:
+            cut = partial(crop_square, image)
+            expected, own, how = align_face(cut, mask, box, image.shape[:2], size)
+            assert how == "aligned" and np.array_equal(shown, own)
+        assert np.abs(crop.astype(int) - expected).max() <= 2
 
 
 def test_what_is_no_crop_is_refused(odd, tmp_path):
@@ -295,7 +318,9 @@ def test_the_folder_explains_itself(odd, without, llava):
         "config.json",
         "face_insight.json",
         "face_insight.py",
+        "face_alignment.py",
         "face_insight.safetensors",
+        "face_pictures.py",
         "model.json",
         "phrases.json",
         "question_matching.py",
@@ -313,7 +338,7 @@ def test_the_folder_explains_itself(odd, without, llava):
         assert settings["base"]["hash"] in card
         assert {f"`{name}/`" in card for name in folders} == {True}
         assert ("`adapter/`" in card) == ("adapter" in folders)
-    for name in ("face_insight.py", "question_matching.py"):
+    for name in ("face_insight.py", "face_pictures.py", "face_alignment.py", "question_matching.py"):
         source = (odd.folder / name).read_text()
         assert "import fi_jax" not in source and "from fi_jax" not in source
     # A group can read it.
@@ -495,8 +520,7 @@ def _answers_as_ask_does(run, out, picture, box, capsys):
     ours = {answer["question"]: answer for answer in json.loads(capsys.readouterr().out)["answers"]}
     image = decode(picture)
     model = _in_torch(out)
-    crop = crop_square(image, locate(image, box, 0, str(picture)), model.settings["image_size"])
-    theirs = model.answer(crop, model.segment(crop))
+    theirs = model.answer(*model.frame(image, locate(image, box, 0, str(picture))))
     assert theirs.keys() == ours.keys()
     for name, said in theirs.items():
         expected = ours[name]["probabilities"]
