@@ -16,31 +16,40 @@ from fi_jax.labels.face_parts import FLIPPED
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths; zero (for `min_scale`, one) switches a part off. Lengths are fractions of the picture's side."""
+    """Strengths; zero (for the two scales, one) switches a part off. Lengths are fractions of the picture's side.
 
+    Framing varies in aligned faces too, so that an error of the alignment, or a face left in its box, costs little. Greys and
+    low resolution are for every set alike, so that those of one set (FER2013 is grey, 48 pixels) tell nothing.
+    """
+
+    # The part of the picture that is shown: nearer, or farther with its edge repeated.
     min_scale: float = 0.7
+    max_scale: float = 1.15
     max_shift: float = 0.08
     # Logarithm of the largest change of width against height.
     aspect: float = 0.12
-    rotation: float = 0.15
+    rotation: float = 0.2
     flip: float = 0.5
     brightness: float = 0.25
     contrast: float = 0.25
     saturation: float = 0.3
-    grey: float = 0.05
+    grey: float = 0.15
     blur: float = 0.25
+    # Share of the pictures that keep 3/7 of their resolution (48 pixels of 112).
+    coarse: float = 0.15
     erase: float = 0.3
 
     def scaled(self, strength: float) -> "Augmentation":
         """Returns every part at `strength` times its own, 0 to 1; the flip stays, as it costs a picture nothing."""
         parts = {name: strength * value for name, value in asdict(self).items()}
-        return Augmentation(**parts | {"min_scale": 1 - strength * (1 - self.min_scale), "flip": self.flip})
+        scales = {name: 1 + strength * (getattr(self, name) - 1) for name in ("min_scale", "max_scale")}
+        return Augmentation(**parts | scales | {"flip": self.flip})
 
 
 def augment(
     key: Array, image: UInt8[Array, "b y x 3"], mask: UInt8[Array, "b y x"], strength: Augmentation
 ) -> tuple[Float[Array, "b y x 3"], Int[Array, "b y x"]]:
-    """Randomly crops, turns, flips, recolours, blurs and erases; the map follows the geometry.
+    """Randomly frames, turns, flips, recolours, blurs, coarsens and erases; the map follows the geometry.
 
     A horizontal flip swaps left and right classes. Returns pictures with values 0..255 and class indices.
     """
@@ -65,7 +74,7 @@ def _one_by_one() -> bool:
 
 
 def _augment_face(
-    u: Float[Array, "19"],
+    u: Float[Array, "20"],
     image: UInt8[Array, "y x 3"],
     mask: UInt8[Array, "y x"],
     strength: Augmentation,
@@ -77,6 +86,7 @@ def _augment_face(
     packed, place, wy, wx = _keep(draw, (_packed(image, mask), *_places(_affine(u, strength), *mask.shape)))
     corners: tuple[Array, Array, Array, Array] = _hold(_corners(packed, place))
     planes, classes = _hold(_sample(*corners, wy, wx))
+    planes = jax.lax.cond(u[19] < strength.coarse, _coarsened, lambda planes: planes, planes)
     classes = jnp.where(u[5] < strength.flip, jnp.asarray(FLIPPED, jnp.int32)[classes], classes)
     matrix, offset = _hold(_colour(u, planes[:, 1:, 1:].mean((1, 2)), strength))
     # Chosen by channel, not stacked: a CPU would write the planes first and copy them into triples afterwards.
@@ -85,7 +95,7 @@ def _augment_face(
     return jnp.where(channel == 0, red, jnp.where(channel == 1, green, blue)), classes
 
 
-_DRAWS = 19
+_DRAWS = 20
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _hold = jax.lax.optimization_barrier
 
@@ -103,12 +113,12 @@ def _keep(draw: Float[Array, ""], values: tuple[Array, ...]) -> tuple[Array, ...
     )
 
 
-def _affine(u: Float[Array, "19"], strength: Augmentation) -> Float[Array, "2 3"]:
+def _affine(u: Float[Array, "20"], strength: Augmentation) -> Float[Array, "2 3"]:
     """Rows (source y, source x) of the map from places in the new picture, all in fractions from its centre."""
-    scale = strength.min_scale + (1 - strength.min_scale) * u[0]
+    scale = strength.min_scale + (strength.max_scale - strength.min_scale) * u[0]
     aspect = jnp.exp(strength.aspect * _signed(u[1]))
     angle = strength.rotation * _signed(u[2])
-    shift = _signed(u[3:5]) * ((1 - scale) / 2 + strength.max_shift)
+    shift = _signed(u[3:5]) * (jnp.maximum(1 - scale, 0) / 2 + strength.max_shift)
     mirror = jnp.where(u[5] < strength.flip, -1.0, 1.0)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     rows = [[scale / aspect * cos, scale / aspect * sin * mirror, shift[0]]]
@@ -163,7 +173,25 @@ def _sample(top_left, top_right, bottom_left, bottom_right, wy, wx) -> tuple[Flo
     return planes, (nearest[1:, 1:] >> 24).astype(jnp.int32)
 
 
-def _colour(u: Float[Array, "19"], mean: Float[Array, "3"], strength: Augmentation):
+def _coarsened(planes: Float[Array, "3 Y X"]) -> Float[Array, "3 Y X"]:
+    """Scales planes down to 3/7 and up again (bilinear, antialiased), as one matrix a side."""
+    down, up = (
+        (_resizing(n, n * 3 // 7) for n in planes.shape[1:]),
+        (_resizing(n * 3 // 7, n) for n in planes.shape[1:]),
+    )
+    rows, columns = (b @ a for a, b in zip(down, up, strict=True))
+    return jnp.einsum("ij,cjk,lk->cil", rows, planes, columns)
+
+
+def _resizing(size: int, to: int) -> Float[np.ndarray, "to size"]:
+    """The matrix that scales a line of pixels (triangle filter, as wide as the coarser pixels)."""
+    wide = max(size / to, 1.0)
+    at = (np.arange(to)[:, None] + 0.5) * size / to - (np.arange(size)[None, :] + 0.5)
+    weight = np.maximum(1 - abs(at) / wide, 0)
+    return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _colour(u: Float[Array, "20"], mean: Float[Array, "3"], strength: Augmentation):
     """Brightness, then contrast about the mean, then saturation: one matrix and offset, as all are linear."""
     bright = 1 + strength.brightness * _signed(u[6])
     contrast = 1 + strength.contrast * _signed(u[7])
@@ -173,7 +201,7 @@ def _colour(u: Float[Array, "19"], mean: Float[Array, "3"], strength: Augmentati
 
 
 def _finish(
-    u: Float[Array, "19"],
+    u: Float[Array, "20"],
     planes: Float[Array, "3 Y X"],
     matrix: Float[Array, "3 3"],
     offset: Float[Array, "3"],

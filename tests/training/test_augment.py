@@ -11,7 +11,8 @@ from fi_jax.training import augment as module
 from fi_jax.training.augment import Augmentation, augment
 
 STILL = Augmentation(
-    min_scale=1, max_shift=0, aspect=0, rotation=0, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0
+    min_scale=1, max_scale=1, max_shift=0, aspect=0, rotation=0, flip=0, brightness=0, contrast=0, saturation=0, grey=0,
+    blur=0, coarse=0, erase=0,
 )  # fmt: skip
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
@@ -68,7 +69,7 @@ def test_the_map_follows_the_geometry():
     square = ((abs(y - 20) < 10) & (abs(x - 26) < 8)).astype(np.uint8)
     picture = np.repeat(square[None, ..., None] * 255, 3, -1).astype(np.uint8)
     geometry = Augmentation(
-        min_scale=0.7, rotation=0.3, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, erase=0
+        rotation=0.3, flip=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0, coarse=0, erase=0
     )
     run = compiled(geometry)
     for seed in range(5):
@@ -117,3 +118,21 @@ def test_the_blur_reads_neighbours_never_the_other_side():
     picture[:, -1], picture[:, :, -1] = 255, 255
     image, _ = compiled(Augmentation(**{**vars(STILL), "blur": 1.0}))(jax.random.key(0), picture, MASK[:1])
     assert np.asarray(image)[0, 0, :-1].max() == 0 and np.asarray(image)[0, :-1, 0].max() == 0
+
+
+def test_a_coarse_picture_keeps_shapes_and_loses_fine_patterns():
+    y, x = np.mgrid[:56, :56]
+    board, halves = np.uint8(255 * ((x + y) % 2)), np.uint8(255 * (x >= 28))
+    picture = np.repeat(np.stack([board, halves])[..., None], 3, -1)
+    still = compiled(Augmentation(**{**vars(STILL), "coarse": 1.0}))
+    image = np.asarray(still(jax.random.key(0), picture, np.zeros((2, 56, 56), np.uint8))[0])
+    assert np.abs(image[0, 4:-4, 4:-4] - 127.5).max() < 20
+    assert image[1, :, :22].max() < 2 and image[1, :, 34:].min() > 253
+    assert 5 < image[1, 0, 27, 0] < 127 < image[1, 0, 28, 0] < 250
+
+
+def test_farther_faces_have_the_edge_repeated_around_them():
+    """At twice the side, the middle half shows the picture and the border its edge."""
+    image, mask = changed(min_scale=2, max_scale=2)
+    np.testing.assert_array_equal(np.asarray(mask)[:, :6], np.repeat(np.asarray(mask)[:, :1], 6, 1))
+    assert np.abs(image[:, 6:18, 6:18].mean((1, 2)) - IMAGE.mean((1, 2))).max() < 6
