@@ -187,6 +187,8 @@ class ModelConfig:
     knowledge: KnowledgeConfig = KnowledgeConfig()
     # False: "without segmentation"; the map's tokens leave the sequence and the alignment head.
     use_segmentation: bool = True
+    # For ablation: what the segmentation encoder sees instead of the face's own map, another face's, or the picture again.
+    segmentation_input: Literal["map", "other_map", "picture"] = "map"
     decoder: DecoderConfig = DecoderConfig()
     dtype: Dtype = "bfloat16"
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     base = load_model(args.frozen) if args.frozen else None
     if base is not None:
         config = frozen_config(config, base)
-    variants = chosen(config, args.only)
+    variants = chosen(config, args.only, base is not None)
     if args.list:
         for variant, _ in variants:
             print(f"{variant.name:<16} {variant.title:<36} {dict(variant.fields) or ''}")

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     answerer = load_answerer(model, merge=False)
     builder = answerer.builder(answerer.answerable(questions_for(answerer.vocabulary)))
-    parser = load_parser(model.config.weights.parser) if model.config.model.use_segmentation else None
+    parser = load_parser(model.config.weights.parser) if model.config.reads_maps else None
     export(
         model,
         flatten(answerer.params),

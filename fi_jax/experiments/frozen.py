@@ -26,7 +26,7 @@ from fi_jax.files import atomic_path, is_intact, seal
 from fi_jax.knowledge.correlation import Counts, build_graph
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
-from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.models.pixels import encoder_pixels
 from fi_jax.progress import progress_bar
 from fi_jax.training.callbacks import Diverged, Line, Log
 from fi_jax.training.loop import run_steps
@@ -112,7 +112,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
     encoded = [encode_labels(record, vocabulary) for record in records]
     labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
     digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
-    digest.update(repr((config.model, config.data.image_size, config.weights.parser)).encode())
+    digest.update(repr((config.model, config.data.image_size, config.data.frame, config.weights.parser)).encode())
     for path in sorted(towers):
         digest.update(np.ascontiguousarray(towers[path]).tobytes())
     file = cache / f"{digest.hexdigest()[:16]}.npz"
@@ -133,8 +133,7 @@ def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord],
 
     @jax.jit
     def encode(params, image, mask):
-        pixels = to_pixels(image, config.model.image_encoder.image_size)
-        maps = map_to_pixels(mask, config.model.segmentation_encoder.image_size)
+        pixels, maps = encoder_pixels(image, mask, config.model)
         faces = model.apply({"params": params}, pixels, maps, method="encode")
         return faces.image_pooled, faces.segmentation_pooled
 

@@ -29,6 +29,8 @@ _NO_MAP = {"model.use_segmentation": False}
 VARIANTS: tuple[Variant, ...] = (
     Variant(FULL, "full", {}),
     Variant("no_segmentation", "without segmentation", _NO_MAP),
+    Variant("other_map", "another face's map", {"model.segmentation_input": "other_map"}),
+    Variant("second_picture", "the picture twice, no map", {"model.segmentation_input": "picture"}),
     Variant("no_ccm", "without CCM", _NO_CCM),
     Variant("no_lcm", "without LCM", _NO_LCM),
     Variant("no_knowledge", "without CCM and LCM", _NO_CCM | _NO_LCM),
@@ -44,17 +46,22 @@ VARIANTS: tuple[Variant, ...] = (
 NAMES = tuple(variant.name for variant in VARIANTS)
 
 
-def chosen(base: Experiment, only: Sequence[str] = ()) -> list[tuple[Variant, Experiment]]:
+def chosen(base: Experiment, only: Sequence[str] = (), frozen: bool = False) -> list[tuple[Variant, Experiment]]:
     """Returns the variants of `base` and their configs, the full model first.
 
-    A variant that is what the full model is already (τ = 0.4 where the config says so) is left out.
+    A variant that is what the full model is already (τ = 0.4 where the config says so) is left out. So are, with `frozen`
+    encoders, those whose encoders would see something else.
 
     Raises:
-      UserError: an unknown name, or nothing but the full model is left.
+      UserError: an unknown name, one that frozen encoders rule out, or nothing but the full model is left.
     """
     for name in only:
         require_choice("--only", name, NAMES)
-    wanted = [v for v in VARIANTS if v.name == FULL or not only or v.name in only]
+    own_encoders = [v.name for v in VARIANTS if frozen and "model.segmentation_input" in v.fields]
+    if ruled_out := [name for name in only if name in own_encoders]:
+        raise UserError(f"the encoders of {', '.join(ruled_out)} must be trained, so leave out --frozen")
+    only = only or [name for name in NAMES if name not in own_encoders]
+    wanted = [v for v in VARIANTS if v.name == FULL or v.name in only]
     made = [(variant, apply(base, dict(variant.fields))) for variant in wanted]
     plain = to_dict(base)
     kept = [(variant, config) for variant, config in made if variant.name == FULL or to_dict(config) != plain]

@@ -19,7 +19,7 @@ from fi_jax.labels.questions import Question
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
-from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.models.pixels import encoder_pixels
 from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.probabilities import option_probabilities
@@ -68,9 +68,7 @@ class Answerer:
     @cached_property
     def _faces(self):
         def run(params, constants, image, mask):
-            config = self.config.model
-            pixels = to_pixels(image, config.image_encoder.image_size)
-            maps = map_to_pixels(mask, config.segmentation_encoder.image_size)
+            pixels, maps = encoder_pixels(image, mask, self.config.model)
             faces = self.model.apply({"params": params}, pixels, maps, method="encode")
             return faces, self.model.apply({"params": params}, faces, constants, method="align")
 

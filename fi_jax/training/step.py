@@ -13,7 +13,7 @@ from fi_jax.config import Experiment
 from fi_jax.knowledge.logic import RuleTable
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
-from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.models.pixels import encoder_pixels
 from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.parallel.mesh import run_on
 from fi_jax.parallel.rules import state_shardings
@@ -45,8 +45,7 @@ def add_pixels(batch: Batch, config: Experiment, key: Array | None) -> Batch:
     image, mask = batch["image"], batch["mask"]
     if key is not None and config.data.augment:
         image, mask = augment(key, image, mask, Augmentation().scaled(config.data.augment_strength))
-    pixels = to_pixels(image, config.model.image_encoder.image_size)
-    map_pixels = map_to_pixels(mask, config.model.segmentation_encoder.image_size)
+    pixels, map_pixels = encoder_pixels(image, mask, config.model)
     batch = {**batch, "pixels": pixels, "map_pixels": map_pixels}
     if key is None or not config.data.mixup:
         return batch

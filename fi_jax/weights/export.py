@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
 from fi_jax.config_tree import to_dict
+from fi_jax.errors import UserError
 from fi_jax.files import atomic_folder, write_json, write_text
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
@@ -67,8 +68,10 @@ def export(
       merged: also write the language model with its adapter merged, in its base's own layout.
 
     Raises:
-      UserError: `out` exists already, or cannot be written.
+      UserError: `out` exists already, or cannot be written; or the model is an ablation of the map.
     """
+    if model.config.model.segmentation_input != "map":
+        raise UserError("a model that sees no map of its own faces is for ablation alone (model.segmentation_input)")
     with atomic_folder(out) as folder:
         config = model.config
         llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}

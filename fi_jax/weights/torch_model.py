@@ -244,7 +244,7 @@ class FaceInsight(nn.Module):
     @torch.inference_mode()
     def segment(self, crop: np.ndarray) -> np.ndarray:
         """Segments one face: uint8 `[y, x]` of the crop's own size."""
-        if self.segmentation_encoder is None:
+        if not self._parser and self.segmentation_encoder is None:
             return np.zeros(crop.shape[:2], np.uint8)  # This model looks at no map.
         if not self._parser:
             raise ValueError("this folder has no parser/; give a segmentation map made by `fi-jax segment`")

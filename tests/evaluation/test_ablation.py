@@ -26,6 +26,10 @@ def test_variants_are_what_they_say_and_no_doubles():
     assert "semantic" in [variant.name for variant, _ in chosen(lcp)]
     with pytest.raises(UserError, match="is not|did you mean|known"):
         chosen(base, ["no_such"])
+    assert {"other_map", "second_picture"} <= set(names)
+    assert not {"other_map", "second_picture"} & {variant.name for variant, _ in chosen(base, frozen=True)}
+    with pytest.raises(UserError, match="other_map must be trained"):
+        chosen(base, ["no_ccm", "other_map"], frozen=True)
     assert len(NAMES) == len(set(NAMES))
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fi_jax.config import ModelConfig, VitConfig
 from fi_jax.labels.face_parts import FLIPPED, PALETTE
-from fi_jax.models.pixels import MEAN, STD, map_to_pixels, to_pixels
+from fi_jax.models.pixels import MEAN, STD, encoder_pixels, map_to_pixels, to_pixels
 from fi_jax.training import augment as module
 from fi_jax.training.augment import Augmentation, augment
 
@@ -48,6 +49,19 @@ def test_maps_become_their_palette_even_when_resized():
     # Nearest: no colour in between.
     distances = np.abs(back[..., None, :] * 255 - PALETTE).max(-1).min(-1)
     assert distances.max() < 1e-2
+
+
+def test_the_second_encoder_sees_what_the_config_says():
+    vit = VitConfig(image_size=24, patch_size=8, hidden_size=12, num_heads=1)
+    for sees, expected in (
+        ("map", map_to_pixels(jnp.asarray(MASK), 24)),
+        ("other_map", map_to_pixels(jnp.asarray(MASK[[2, 0, 1]]), 24)),
+        ("picture", to_pixels(jnp.asarray(IMAGE), 24)),
+    ):
+        config = ModelConfig(image_encoder=vit, segmentation_encoder=vit, segmentation_input=sees)
+        pixels, second = encoder_pixels(jnp.asarray(IMAGE), jnp.asarray(MASK), config)
+        np.testing.assert_array_equal(pixels, to_pixels(jnp.asarray(IMAGE), 24))
+        np.testing.assert_array_equal(second, expected)
 
 
 def test_zero_strength_changes_nothing():
