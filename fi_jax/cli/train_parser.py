@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folds", type=int, default=5, help="cross-validation folds; 0 for none (default: 5)")
     parser.add_argument("--steps", type=int, help="steps of every training (default: 5000, or as the parser in --out)")
+    parser.add_argument(
+        "--size", type=int, help="side of the pictures it reads, pixels (default: 192, or as the parser in --out)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="pictures a step (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -38,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.faces.parser_crossval import cross_validate, make_trainer, read_pairs, report, score, train
     from fi_jax.faces.parser_training import ParserTraining
 
-    settings = {"steps": 5000, "batch_size": args.batch_size, "seed": args.seed}
+    settings = {"batch_size": args.batch_size, "seed": args.seed}
     trained = load_parser(args.out) if args.only_validate else None
     if trained:
-        settings = {name: trained.info["training"][name] for name in settings}
-    training = ParserTraining(**settings if args.steps is None else settings | {"steps": args.steps})
+        made = trained.info["training"]
+        settings = {name: made[name] for name in (*settings, "steps", "input_size", "source_size")}
+    given = {"steps": args.steps, "input_size": args.size, "source_size": args.size and args.size * 4 // 3}
+    training = ParserTraining(**settings | {name: value for name, value in given.items() if value is not None})
     pairs = read_pairs(records, training.source_size)
     trainer = make_trainer(pairs, training)
     scores = cross_validate(trainer, pairs, args.folds) if args.folds else {}

@@ -44,6 +44,7 @@ def config() -> Experiment:
         data=DataConfig(
             sources=(SourceConfig("celeba", root="data/celeba"),),
             vocabulary="celeba",
+            frame="aligned",
             image_size=336,
             batch_size=16,
             questions_per_face=40,

@@ -16,6 +16,8 @@ def config() -> Experiment:
     data = replace(
         base.data,
         sources=(SourceConfig("table:schema.yaml"),),
+        # As the bundled model was trained.
+        frame="box",
         vocabulary="faces+tables",
         batch_size=8,
         questions_per_face=4,

@@ -1,4 +1,4 @@
-"""The bundled model, stage 2 (instruction tuning): SmolLM2-135M-Instruct with LoRA, small ViTs, real faces.
+"""The next bundled model (0.4), stage 2 (instruction tuning): SmolLM2-135M-Instruct with LoRA, small ViTs, real faces.
 
 Starts from stage 1 (`nano_align`): `fi-jax train nano_align && fi-jax train nano`, on one GPU with `--model.dtype bfloat16`
 (benchmarks/nano). Data roots are flags: `--data.sources.0.root DIR`.
@@ -63,10 +63,12 @@ MODEL = ModelConfig(
     remat="none",
 )
 
+# FER2013 has more faces than all others together, and expressions alone.
 SOURCES = (
-    SourceConfig("utkface", root="data/utkface"),
-    SourceConfig("celeba", root="data/celeba"),
-    SourceConfig("expw", root="data/expw"),
+    SourceConfig("utkface", root="data/utkface", repeat=2),
+    SourceConfig("celeba", root="data/celeba", repeat=2),
+    SourceConfig("expw", root="data/expw", repeat=2),
+    SourceConfig("fer2013", root="data/fer2013"),
 )
 
 
@@ -77,6 +79,7 @@ def config() -> Experiment:
         weights=WeightsConfig(llm="smollm2", knowledge_connector="words"),
         data=DataConfig(
             sources=SOURCES,
+            frame="aligned",
             image_size=112,
             batch_size=64,
             questions_per_face=12,

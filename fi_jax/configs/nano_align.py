@@ -1,4 +1,4 @@
-"""The bundled model, stage 1 (knowledge alignment): both encoders, GCN and alignment head; no LLM step.
+"""`nano`, stage 1 (knowledge alignment): both encoders, GCN and alignment head; no LLM step.
 
 The image encoder comes from `nano_pretrain`; the rest is fresh.
 """

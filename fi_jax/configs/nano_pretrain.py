@@ -1,4 +1,4 @@
-"""The bundled model, stage 0 (masked pre-training): the image encoder reconstructs hidden patches of faces, without labels."""
+"""`nano`, stage 0 (masked pre-training): the image encoder reconstructs hidden patches of faces, without labels."""
 
 from dataclasses import replace
 

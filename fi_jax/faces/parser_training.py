@@ -44,9 +44,9 @@ class ParserTraining:
 
     model: SegformerConfig = SMALL_SEGFORMER
     augmentation: ParserAugmentation = ParserAugmentation()
-    input_size: int = 128
+    input_size: int = 192
     # Size the pictures are kept at; augmentation cuts its crops from it.
-    source_size: int = 192
+    source_size: int = 256
     steps: int = 5000
     batch_size: int = 64
     learning_rate: float = 1e-3
