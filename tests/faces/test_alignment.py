@@ -1,3 +1,5 @@
+import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -5,14 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fi_jax.config import DataConfig
+from fi_jax.data.pipeline import open_dataset
+from fi_jax.data.records import FaceRecord
 from fi_jax.data.synthetic.face import draw_face
 from fi_jax.faces import framing
 from fi_jax.faces.alignment import FRAME, PARTS, Similarity, align, fit, into_frame, is_mirrored, part_centres
-from fi_jax.faces.masks import flip
+from fi_jax.faces.map_cache import cached_map, load_mask
+from fi_jax.faces.masks import encode_mask, flip, write_mask
 from fi_jax.labels.face_parts import CLASSES
-from fi_jax.pictures.crop import crop_square
+from fi_jax.labels.registry import vocabulary
+from fi_jax.pictures.crop import crop_square, crop_square_mask, load_square
 
 REAL = Path("../shared/data/celebamask_hq")
 turns = st.floats(-180, 180)
@@ -20,6 +27,12 @@ turns = st.floats(-180, 180)
 
 def similarity(angle, zoom=1.0, shift=0j):
     return Similarity(zoom * np.exp(1j * np.deg2rad(angle)), shift)
+
+
+def saved(image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def turned(image, to_new: Similarity, size: int) -> np.ndarray:
@@ -101,13 +114,31 @@ def test_the_config_says_how_faces_are_cut():
     assert aligned.frame == "aligned" and aligned.image.shape == (64, 64, 3)
 
 
+def test_data_sets_give_the_same_face_whatever_its_map_and_box(tmp_path):
+    """A map of the whole picture, and the parser's of a box in the cache: `ask`, training and evaluation agree."""
+    face = draw_face(3, 128)
+    picture, box = saved(face.image), (4.0, 10.0, 124.0, 126.0)
+    own = FaceRecord("celebamask_hq", "a", "train", picture, mask=encode_mask(face.mask))
+    boxed = FaceRecord("expw", "b", "train", picture, box=box)
+    write_mask(Path(cached_map(tmp_path, picture, box)), crop_square_mask(face.mask, box, 128))
+    config = DataConfig(frame="aligned", image_size=64, mask_cache=str(tmp_path))
+    first, second = (open_dataset([record], config, vocabulary("celeba"))[0] for record in (own, boxed))
+    shown = framing.frame_face(face.image, None, config, "", own=face.mask)
+    assert np.array_equal(first["image"], shown.image) and (first["mask"] == shown.mask).mean() > 0.98
+    assert np.abs(second["image"].astype(int) - first["image"]).mean() < 3
+    assert (second["mask"] == first["mask"]).mean() > 0.95
+    error = abs(part_centres(first["mask"]) / 64 - FRAME) / abs(FRAME[0] - FRAME[1])
+    assert error[:3].max() < 0.25
+    plain = open_dataset([boxed], replace(config, frame="box"), vocabulary("celeba"))[0]
+    assert np.array_equal(plain["image"], load_square(picture, box, 64))
+    assert np.array_equal(plain["mask"], load_mask(boxed, 64, tmp_path))
+
+
 @pytest.mark.real_data
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the research data sets are not beside the checkout")
 def test_turned_faces_are_turned_back():
     """Errors of the parsed map's eyes and mouth in the frame, in eye distances, against the release's own maps."""
-    from PIL import Image
-
     from fi_jax.faces.masks import read_mask
     from fi_jax.faces.parser import load_parser, parse_crop
 
