@@ -263,7 +263,7 @@ def test_pictures_are_read_as_ask_reads_them(odd, tmp_path):
         assert np.abs(theirs.astype(int) - ours).max() <= 1, file.name
 
 
-@pytest.mark.parametrize("box", [None, (5, 5, 85, 70), (-30, -20, 90, 100)])
+@pytest.mark.parametrize("box", [None, (3, 6, 95, 91), (-30, -20, 90, 100)])
 def test_faces_are_cut_as_ask_cuts_them(odd, box, monkeypatch):
     """In the box and aligned: the exported folder's own code against ours, on a face that was turned."""
     from fi_jax.data.synthetic.face import draw_face
