@@ -205,13 +205,13 @@ class Service:
     def why(self, data: bytes, switches: Switches, name: str) -> bytes:
         """Which parts of the photo and of the map moved the answer to the closed question `name`, drawn, as PNG."""
         from fi_jax.evaluation.figures.attribution import attribution_figure
-        from fi_jax.faces.map_cache import map_of
+        from fi_jax.faces.framing import frame_face
         from fi_jax.inference.attribution import attribute
 
-        crop, answerer = self._crop(data), self._switched(switches)
+        answerer = self._switched(switches)
         bank = {question.name: question for question in questions_for(answerer.vocabulary)}
         require_choice("question", name, bank)
-        mask = map_of(crop, answerer.config.weights.parser)
+        crop, mask, _ = frame_face(self._crop(data), None, answerer.config.data, answerer.config.weights.parser)
         seen = mask if switches.segmentation else np.zeros_like(mask)
         found = attribute(answerer, crop, seen, bank[name], by_llm=switches.llm, steps=WHY_STEPS)
         return style.to_bytes(attribution_figure(crop, seen, found), "png")

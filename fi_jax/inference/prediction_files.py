@@ -41,7 +41,7 @@ class PredictionFile:
         answers = [column for question in questions for column in (question.name, f"{question.name}_probability")]
         self.columns = [*ROW_COLUMNS, *answers]
         # Columns of Parquet that hold text; all others are numbers.
-        self._texts = {"image", "error", *(q.name for q in questions if q.family != "age_years")}
+        self._texts = {"image", "frame", "error", *(q.name for q in questions if q.family != "age_years")}
         self._header = {"made_with": json.loads(json.dumps(made_with)), "columns": self.columns}
         self.done = self._read_done()
 
