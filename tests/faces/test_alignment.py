@@ -15,8 +15,8 @@ from fi_jax.data.records import FaceRecord
 from fi_jax.data.synthetic.face import draw_face
 from fi_jax.faces import framing
 from fi_jax.faces.alignment import FRAME, PARTS, Similarity, align, fit, into_frame, is_mirrored, part_centres
-from fi_jax.faces.map_cache import cached_map, load_mask
-from fi_jax.faces.masks import encode_mask, flip, write_mask
+from fi_jax.faces.map_cache import cached_map, keep_map, load_mask
+from fi_jax.faces.masks import encode_mask, flip
 from fi_jax.labels.face_parts import CLASSES
 from fi_jax.labels.registry import vocabulary
 from fi_jax.pictures.crop import crop_square, crop_square_mask, load_square
@@ -120,7 +120,7 @@ def test_data_sets_give_the_same_face_whatever_its_map_and_box(tmp_path):
     picture, box = saved(face.image), (4.0, 10.0, 124.0, 126.0)
     own = FaceRecord("celebamask_hq", "a", "train", picture, mask=encode_mask(face.mask))
     boxed = FaceRecord("expw", "b", "train", picture, box=box)
-    write_mask(Path(cached_map(tmp_path, picture, box)), crop_square_mask(face.mask, box, 128))
+    keep_map(Path(cached_map(tmp_path, picture, box)), crop_square_mask(face.mask, box, 128))
     config = DataConfig(frame="aligned", image_size=64, mask_cache=str(tmp_path))
     first, second = (open_dataset([record], config, vocabulary("celeba"))[0] for record in (own, boxed))
     shown = framing.frame_face(face.image, None, config, "", own=face.mask)
