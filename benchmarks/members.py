@@ -55,13 +55,14 @@ def main() -> int:
 def _parts(config):
     """Random leaves, constants, rules and one batch of a config."""
     from fi_jax.labels.registry import vocabulary
-    from fi_jax.training.abstract import batch_shapes, shapes_of_parameters
+    from fi_jax.training.abstract import batch_shapes
     from fi_jax.training.optimizer import split_params
     from fi_jax.trees import unflatten
+    from fi_jax.weights.assemble import param_shapes
 
     rng = np.random.default_rng(0)
     # The stage does not read the language model.
-    shapes = {path: leaf for path, leaf in shapes_of_parameters(config.model).items() if not path.startswith("llm/")}
+    shapes = {path: leaf for path, leaf in param_shapes(config.model).items() if not path.startswith("llm/")}
     leaves = {path: rng.normal(0, 0.02, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     trained, frozen = split_params(unflatten(leaves), config.train.trainable)
     labels = vocabulary(config.data.vocabulary)

@@ -38,19 +38,39 @@ read_env() {
 }
 
 # check_mesh DEVICES WHERE: the --mesh.AXIS flags among `words` must fit the devices (an axis of -1 takes what is left).
+# Leaves the mesh in `mesh`, as fi-jax plan takes it.
 check_mesh() {
-  local i flag value product=1 named=0
+  local i flag value rest=data product=1 named=0
+  mesh=
   for ((i = 0; i < ${#words[@]}; i++)); do
     flag=${words[i]%%=*}
     [[ $flag =~ ^--mesh\.(data|fsdp|tensor)$ ]] || continue
     if [[ ${words[i]} == *=* ]]; then value=${words[i]#*=}; else value=${words[i + 1]-}; fi
-    [ "$value" != -1 ] || continue
+    if [ "$value" = -1 ]; then
+      rest=${flag#--mesh.}
+      continue
+    fi
     require "$flag" "$value" '[1-9][0-9]*' "-1 or a positive whole number"
-    product=$((product * value)) named=$((named + 1))
+    product=$((product * value)) named=$((named + 1)) mesh+=",${flag#--mesh.}=$value"
   done
   if [ $(($1 % product)) -ne 0 ] || { [ "$named" -eq 3 ] && [ "$product" -ne "$1" ]; }; then
     die "the mesh multiplies to $product but $2 has $1 devices"
   fi
+  [[ $mesh == *",$rest="* ]] || mesh+=",$rest=$(($1 / product))"
+  mesh=${mesh#,}
+}
+
+# show_plan TOPOLOGY: what fi-jax plan says of this run on it, after a dry run. On stderr: a manifest stays one. With
+# FI_JAX_LIBTPU the TPU's compiler is asked, which takes minutes; without it only the command is shown.
+show_plan() {
+  local i command=(python3 -m fi_jax plan "${words[0]}" --mesh "$mesh" --topology "$1")
+  for ((i = 1; i < ${#words[@]}; i++)); do
+    [[ ${words[i]} =~ ^--(data|model|loss|train)\. ]] || continue
+    command+=("${words[i]}")
+    [[ ${words[i]} == *=* || ${words[i + 1]---} == --* ]] || command+=("${words[i + 1]}")
+  done
+  echo "plan: $(quoted "${command[@]}")" >&2
+  [ -z "${FI_JAX_LIBTPU-}" ] || "${command[@]}" >&2
 }
 
 # Runs a command, or prints it when this is a dry run.

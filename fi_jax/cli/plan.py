@@ -1,11 +1,13 @@
 """Say what a training run needs on each device of a mesh, before anyone pays for it.
 
 Memory is an analytic model; collectives are read from the step compiled for as many virtual CPU devices, from shapes
-alone. With --topology the TPU's own compiler (libtpu) compiles the step for that topology, and says what a chip holds.
+alone. With --topology the TPU's own compiler (libtpu) compiles the step for that topology, and says what a chip holds;
+of GPU hosts it says which axes of the mesh leave a host.
 No weights, data or accelerators are needed.
 
   fi-jax plan 7b --mesh data=4,fsdp=8 --memory-gib 80
   fi-jax plan 7b --mesh fsdp=16 --topology v5e:4x4 --libtpu DIR
+  fi-jax plan 7b --mesh data=4,fsdp=8 --topology h100:4
 """
 
 import argparse
@@ -24,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--faces", type=int, default=1, help="faces at once in inference, for the KV cache (default 1)")
     parser.add_argument(
-        "--topology", default="", help="TPUs to compile for, as in v5e:4x4, or v5e:4x4*2 for two slices"
+        "--topology",
+        default="",
+        help="TPUs to compile for, as in v5e:4x4, or v5e:4x4*2 for two slices; or GPU hosts (of 8), as in h100:4",
     )
+    parser.add_argument("--work", choices=("train", "score"), default="train", help="what to compile (default: train)")
     parser.add_argument("--libtpu", default="", metavar="DIR", help="where libtpu is (default: FI_JAX_LIBTPU)")
     parser.add_argument("--no-compile", action="store_true", help="leave the collectives out")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -39,13 +44,12 @@ def run(args: argparse.Namespace) -> int:
     mesh = read_mesh(args.mesh)
     import math
     import os
+    import time
 
     from fi_jax.errors import UserError
 
     if any(flag.startswith("--mesh.") for flag in args.overrides):
         raise UserError("plan takes the mesh as --mesh data=2,fsdp=1,tensor=1")
-    if args.topology and args.no_compile:
-        raise UserError("--topology compiles the step; leave --no-compile out")
     # XLA warns of every reshard; the plan counts them.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
@@ -58,24 +62,36 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.labels.schema import find_vocabulary
     from fi_jax.parallel.mesh import check_batch, make_mesh
     from fi_jax.parallel.report import Facts, Request, render, report
-    from fi_jax.parallel.topology import CHIPS, find_libtpu, topology_devices, tpu_facts
-    from fi_jax.training.abstract import split_shapes, trace_step
+    from fi_jax.parallel.topology import CHIPS, find_libtpu, gpu_facts, gpu_hosts, topology_devices, tpu_facts
+    from fi_jax.training.abstract import split_shapes, trace_answers, trace_step
 
-    devices = topology_devices(args.topology, find_libtpu(args.libtpu)) if args.topology else None
+    devices, hosts = None, gpu_hosts(args.topology)
+    if hosts and math.prod(hosts) != math.prod(mesh.values()):
+        raise UserError(
+            f"the mesh multiplies to {math.prod(mesh.values())} but {args.topology} has {math.prod(hosts)} GPUs"
+        )
+    if args.topology and not hosts:
+        if args.no_compile:
+            raise UserError("--topology compiles the step for TPUs; leave --no-compile out")
+        devices = topology_devices(args.topology, find_libtpu(args.libtpu))
     placed = make_mesh(MeshConfig(**mesh), devices)
-    check_batch(config.data.batch_size, config.train.accumulate, placed)
+    check_batch(config.data.batch_size, config.train.accumulate if args.work == "train" else 1, placed)
     labels = find_vocabulary(config.data.vocabulary, config.data.schemas)
     trained, frozen = split_shapes(config)
-    hlo = tpu = None
+    hlo = chip = spent = None
     if not args.no_compile:
-        traced = trace_step(config, placed)
+        start = time.process_time()
+        traced = {"train": trace_step, "score": trace_answers}[args.work](config, placed)
         compiled = traced.lower().compile()
-        hlo = compiled.as_text()
-        tpu = tpu_facts(args.topology, traced.jaxpr, compiled, mesh) if args.topology else None
-    chip = CHIPS.get(args.topology.partition(":")[0])
-    memory = args.memory_gib or (chip.memory_gib if chip else 0.0)
-    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo, tpu)
-    made = report(Request(config, mesh, memory, args.faces), facts)
+        spent, hlo = time.process_time() - start, compiled.as_text()
+        if hosts:
+            chip = gpu_facts(args.topology, traced.jaxpr, hlo, mesh)
+        elif args.topology:
+            chip = tpu_facts(args.topology, traced.jaxpr, compiled, mesh)
+    known = CHIPS.get(args.topology.partition(":")[0])
+    memory = args.memory_gib or (known.memory_gib if known else 0.0)
+    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo, chip, spent)
+    made = report(Request(config, mesh, memory, args.faces, args.work), facts)
     print(render(made, as_json=args.json))
     return int(made["fits"] is False)
 

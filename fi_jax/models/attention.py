@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.errors import UserError
-from fi_jax.models.flash import shared_prefix_flash
+from fi_jax.models.flash import platform, shared_prefix_flash
 from fi_jax.models.flash_decode import HEAD_SIZES, Partial, attend_chunks, merge
 from fi_jax.models.precision import Rows
 
@@ -60,7 +60,7 @@ def split_attention(
     """Attends within `layout`; equals attention over each `prefix + segment` alone, to rounding.
 
     Query head `i` reads key/value head `i // (h / g)`. The scale is `d ** -0.5`, the softmax float32. "xla" is
-    differentiated by JAX; "flash" needs an NVIDIA GPU.
+    differentiated by JAX; "flash" needs an NVIDIA GPU or a TPU.
     """
     if q.shape[1] != layout.total:
         raise ValueError(f"{q.shape[1]} tokens for {layout}, which has {layout.total}")
@@ -107,11 +107,11 @@ def cached_attention(
 
     The prefix's keys are read once for all `q` continuations. Caches are head-major so that batch and heads are
     one batch dimension of the matrix products. `tail_visible` says which tail slots a new token sees. "flash" takes
-    one new token by a kernel of its own, where a head's size is one of the kernel's.
+    one new token on a GPU by a kernel of its own, where a head's size is one of the kernel's.
     """
     b, n, s, h, d = q.shape
     g = tail_k.shape[2]
-    if implementation == "flash" and s == 1 and d in HEAD_SIZES:
+    if implementation == "flash" and s == 1 and d in HEAD_SIZES and platform() != "tpu":
         return _one_token(q[:, :, 0], prefix_k, prefix_v, tail_k, tail_v, tail_visible[:, :, 0])[:, :, None]
     prefix_k, prefix_v = (
         (a.values * a.scale).astype(q.dtype) if isinstance(a, Rows) else a for a in (prefix_k, prefix_v)

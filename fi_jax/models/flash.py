@@ -3,7 +3,8 @@
 `jax.nn.dot_product_attention(..., return_residual=True)` stops the gradient through the log-sum-exp, so a merge
 of its results has wrong gradients of q and k. Here the whole merge is one function with its own VJP: a piece's
 backward pass is run with the *merged* output and the *merged* log-sum-exp, which makes every piece's weights
-those of the joint softmax (FlashAttention-2, Dao 2023, section 3.1; the split is ours).
+those of the joint softmax (FlashAttention-2, Dao 2023, section 3.1; the split is ours). On a TPU no merge is needed:
+one kernel takes the mask (`models.flash_tpu`).
 """
 
 import functools
@@ -15,12 +16,19 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from fi_jax.errors import UserError
+from fi_jax.models.flash_cudnn import cudnn_backward, cudnn_forward, even, private_module, require_cudnn
+from fi_jax.models.flash_tpu import KEPT, full_attention_tpu, shared_prefix_tpu
 
 Kernel = Literal["xla", "cudnn"]
 
 # A segment attends to itself by plain matrix products below this many tokens; a kernel's tiles are larger.
 SHORTEST_FLASH_SEGMENT = 128
+
+
+def platform() -> str:
+    """Where what is traced here will run: on the devices of the mesh in use (a plan's are not here), else on JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def shared_prefix_flash(
@@ -30,25 +38,30 @@ def shared_prefix_flash(
     prefix: int,
     segment: int,
 ) -> Float[Array, "b t h d"]:
-    """Causal attention within a prefix, and of each segment to that prefix and, causally, to itself; by cuDNN kernels.
+    """Causal attention within a prefix, and of each segment to that prefix and, causally, to itself; by fast kernels.
 
     `segment` counts the tokens of each of the segments that follow the prefix; 0 where none do.
 
     Raises `UserError` where the backend or the dtype has no such kernel.
     """
-    own: Kernel = "cudnn" if segment >= SHORTEST_FLASH_SEGMENT else "xla"
-    return merged_attention(q, k, v, prefix, segment, "cudnn", own)
+    if platform() == "tpu":
+        return shared_prefix_tpu(q, k, v, prefix, segment)
+    require_cudnn(q)
+    fast: Kernel = "cudnn" if private_module() else "xla"
+    return merged_attention(q, k, v, prefix, segment, fast, fast if segment >= SHORTEST_FLASH_SEGMENT else "xla")
 
 
 def full_attention_flash(
     q: Float[Array, "b t h d"], k: Float[Array, "b t h d"], v: Float[Array, "b t h d"], causal: bool
 ) -> Float[Array, "b t h d"]:
-    """Every token attends to every token (`causal`: to none behind it), by cuDNN's kernel.
+    """Every token attends to every token (`causal`: to none behind it), by a fast kernel.
 
-    An odd sequence is padded: a ViT has one class token more than patches, which are often an even number.
+    cuDNN's is given an even number of tokens: a ViT has one class token more than patches, which are often even.
 
     Raises `UserError` where the backend or the dtype has no such kernel.
     """
+    if platform() == "tpu":
+        return full_attention_tpu(q, k, v, causal)
     require_cudnn(q)
     b, t = q.shape[:2]
     if t % 2 == 0:
@@ -93,7 +106,7 @@ def _merged_forward(q, k, v, prefix, segment, prefix_kernel, own_kernel):
         both += near.reshape(both.shape) * _per_row(jnp.exp(near_lse - joint))
         out = out.at[:, prefix:].set(both.astype(out.dtype))
         lse = lse.at[:, :, prefix:].set(joint)
-    out = checkpoint_name(out.astype(q.dtype), "attention_out")
+    out = checkpoint_name(out.astype(q.dtype), KEPT)
     lse = checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, out, lse)
 
@@ -141,7 +154,7 @@ def piece_forward(
 ) -> tuple[Float[Array, "b t h d"], Float[Array, "b h t"]]:
     """One piece's attention over its first `num_keys` keys (None: all); returns its output and its log-sum-exp (float32)."""
     if kernel == "cudnn":
-        return _cudnn_forward(q, k, v, num_keys, causal)
+        return cudnn_forward(q, k, v, num_keys, causal)
     logits = _logits(q, k, num_keys, causal)
     lse = jax.nn.logsumexp(logits, axis=-1)
     weights = jnp.exp(logits - lse[..., None]).astype(q.dtype)
@@ -162,7 +175,7 @@ def piece_backward(
 ) -> tuple[Float[Array, "b t h d"], Float[Array, "b u g d"], Float[Array, "b u g d"]]:
     """Gradients of q, k and v through one piece, given the *merged* output and log-sum-exp."""
     if kernel == "cudnn":
-        return _cudnn_backward(q, k, v, num_keys, out, lse, cotangent, causal)
+        return cudnn_backward(q, k, v, num_keys, out, lse, cotangent, causal)
     (b, t, h, d), g = q.shape, k.shape[2]
     grouped = cotangent.reshape(b, t, g, h // g, d)
     weights = jnp.exp(_logits(q, k, num_keys, causal) - lse.reshape(b, g, h // g, t, 1))
@@ -182,76 +195,3 @@ def _logits(q, k, num_keys, causal):
     if causal:
         visible = visible & np.tri(t, u, dtype=bool)
     return jnp.where(visible, logits * d**-0.5, -jnp.inf)
-
-
-def require_cudnn(q: Float[Array, "b t h d"]):
-    """Returns the cuDNN attention module of JAX, after checking that it can be used.
-
-    It has no public backward pass that takes a merged log-sum-exp, so `flash` stands on a private one: tried with jax
-    0.11.2 on H100 and H200. Where it is gone or has moved the error says so, and which option does without.
-    """
-    remedy = "use --model.attention xla"
-    if jax.default_backend() != "gpu":
-        raise UserError(
-            f"attention 'flash' needs an NVIDIA GPU with cuDNN, this is '{jax.default_backend()}'; {remedy}"
-        )
-    if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] % 8:
-        raise UserError(
-            f"attention 'flash' needs bfloat16 and a head size that is a multiple of 8, not {q.dtype} and {q.shape[-1]}; {remedy}"
-        )
-    try:
-        from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-        cudnn.check_cudnn_version()
-        _ = (
-            cudnn.dot_product_attention,
-            cudnn.MaskType,
-            cudnn.AttentionLayout,
-            cudnn._dot_product_attention_bwd_p_wrapper,
-        )
-    except (ImportError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"attention 'flash' does not work with jax {jax.__version__} here ({error}); {remedy}"
-        ) from error
-    return cudnn
-
-
-def even(x: Float[Array, "b t *rest"]) -> Float[Array, "b t2 *rest"]:
-    """Pads axis 1 to an even length with zeros: cuDNN's kernels refuse odd ones."""
-    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)))
-
-
-def _cudnn_lengths(q, num_keys):
-    return [jnp.full(q.shape[0], length, jnp.int32) for length in (q.shape[1], num_keys)]
-
-
-def _cudnn_mask(cudnn, num_keys, causal):
-    if num_keys is None:
-        return cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
-    return cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
-
-
-def _cudnn_forward(q, k, v, num_keys, causal):
-    cudnn = require_cudnn(q)
-    q_lengths, kv_lengths = (None, None) if num_keys is None else _cudnn_lengths(q, num_keys)
-    out, lse = cudnn.dot_product_attention(
-        even(q), even(k), even(v), None, None, q_lengths, kv_lengths,
-        scale=q.shape[-1] ** -0.5, mask_type=_cudnn_mask(cudnn, num_keys, causal), return_residual=True,
-    )  # fmt: skip
-    return out[:, : q.shape[1]], lse[..., : q.shape[1]]
-
-
-def _cudnn_backward(q, k, v, num_keys, out, lse, cotangent, causal):
-    cudnn = require_cudnn(q)
-    unused = jnp.zeros(0, q.dtype)
-    q_lengths, kv_lengths = (unused, unused) if num_keys is None else _cudnn_lengths(q, num_keys)
-    # A row of padding has no cotangent, so it adds nothing to any gradient.
-    padded_lse = jnp.pad(lse, ((0, 0), (0, 0), (0, q.shape[1] % 2)))
-    dq, dk, dv = cudnn._dot_product_attention_bwd_p_wrapper.bind(
-        even(q), even(k), even(v), unused, q_lengths, kv_lengths, unused, unused, unused, unused,
-        padded_lse, even(out), even(cotangent),
-        scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, variadic_args=(False, False),
-        mask_type=_cudnn_mask(cudnn, num_keys, causal), layout=cudnn.AttentionLayout.BTNH.value,
-        sliding_window_length=None,
-    )  # fmt: skip
-    return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : v.shape[1]]

@@ -14,6 +14,21 @@ from fi_jax.models.precision import Quantised
 NO_LORA = LoraConfig()
 
 
+# The side of each adapted layer that is cut over devices (logical axes of `parallel.rules`): of some their input.
+_ROW_CUT = {"o_proj": "heads", "out_proj": "heads", "down_proj": "mlp", "fc2": "mlp"}
+_CUT = {
+    **{
+        "q_proj": "heads",
+        "k_proj": "kv_heads",
+        "v_proj": "kv_heads",
+        "gate_proj": "mlp",
+        "up_proj": "mlp",
+        "fc1": "mlp",
+    },
+    **_ROW_CUT,
+}
+
+
 class LinearParts(NamedTuple):
     """A linear layer's parameters as they enter the arithmetic: `b` holds the factor alpha / rank. None: it has none."""
 
@@ -60,6 +75,9 @@ class Linear(nn.Module):
             a = self.param("lora_a", init, (size, self.lora.rank)).astype(self.dtype)
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
             b = (lora_scale(self.lora) * b).astype(self.dtype)
+            # Whole but for the kernel's own cut: left alone, XLA cuts `a` for its sum too, and swaps pieces for that.
+            rows, columns = (_CUT[self.name], None) if self.name in _ROW_CUT else (None, _CUT[self.name])
+            a, b = nn.with_logical_constraint(a, (rows, None)), nn.with_logical_constraint(b, (None, columns))
         return LinearParts(kernel, bias, a, b)
 
 

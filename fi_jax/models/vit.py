@@ -49,7 +49,7 @@ class LayerShape(Protocol):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, bidirectional or causal. `flash`: by cuDNN's kernel (bfloat16, NVIDIA), else by XLA."""
+    """Multi-head self-attention, bidirectional or causal. `flash`: by a kernel (`models.flash`), else by XLA."""
 
     config: LayerShape
     dtype: jnp.dtype
@@ -110,7 +110,7 @@ class Vit(nn.Module):
     """CLIP's vision tower (Radford et al. 2021), layers stacked on axis 0 under `layers`.
 
     `dtype` is the compute type; `remat` is what the backward pass keeps of a layer (see `ModelConfig.remat`);
-    `flash` computes attention by cuDNN's kernel.
+    `flash` computes attention by a kernel (`models.flash`).
     """
 
     config: VitConfig

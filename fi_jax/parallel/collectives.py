@@ -94,10 +94,15 @@ def _first_group(line: str) -> list[int] | None:
         groups, sizes, order = ([int(n) for n in text.split(",")] if text else None for text in match.groups())
         ids = np.arange(math.prod(sizes or ())).reshape(sizes or ()).transpose(order)
         return ids.reshape(groups or ())[0].ravel().tolist()
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    named = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}"
+    if match := re.search(named, line):
         sizes_of = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        varied = re.findall(r"'(\w+)'", match[2])
-        ids = np.arange(math.prod(map(int, sizes_of.values()))).reshape([int(n) for n in sizes_of.values()])
+        varied = re.findall(r"'(\w+)'", match[4])
+        ids = np.arange(math.prod(map(int, sizes_of.values())))
+        if match[2]:
+            sizes, order = ([int(n) for n in text.split(",")] for text in match.group(2, 3))
+            ids = ids.reshape(sizes).transpose(order)
+        ids = ids.reshape([int(n) for n in sizes_of.values()])
         return ids[tuple(slice(None) if axis in varied else 0 for axis in sizes_of)].ravel().tolist()
     return None
 

@@ -1,14 +1,18 @@
 """The plan as one dict and as text: memory by use, collectives by kind, and what to change when it does not fit."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fi_jax.config import Experiment
 from fi_jax.parallel.collectives import collectives
 from fi_jax.parallel.memory import GIB, MARGIN, MemoryPlan, Shapes, advise, kv_cache_bytes, plan_memory, shapes_of
 
+# A training step, or the answers to one batch's questions.
+Work = Literal["train", "score"]
+_WORK = {"train": "one training step", "score": "the answers to one batch"}
 _NAMES = {
     "frozen": "frozen parameters",
     "trained": "trained parameters",
@@ -25,20 +29,21 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: a config on a mesh (sizes by axis), for devices of a size (0: not said)."""
+    """What is asked: some work of a config on a mesh (sizes by axis), for devices of a size (0: not said)."""
 
     config: Experiment
     mesh: dict[str, int]
     memory_gib: float = 0.0
     # Faces at once in inference, for the KV cache.
     faces: int = 1
+    work: Work = "train"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the plan is made of: parameter shapes ({path: shape with dtype}), counts, and the compiled step's text.
+    """What the plan is made of: parameter shapes ({path: shape with dtype}), counts, and the compiled program's text.
 
-    `tpu` is what libtpu says of a topology: `topology`, `memory` (bytes by use), `flops`, `roofline` (seconds).
+    `chip` is what is known of a topology's chips (`topology.tpu_facts`, `gpu_facts`), `compile_s` processor seconds.
     """
 
     trained: dict[str, Any]
@@ -46,11 +51,12 @@ class Facts:
     num_labels: int
     num_questions: int
     hlo: str | None = None
-    tpu: dict[str, Any] | None = None
+    chip: dict[str, Any] | None = None
+    compile_s: float | None = None
 
 
 def report(request: Request, facts: Facts) -> dict[str, Any]:
-    """Makes the plan of one training step, and of inference, on each device."""
+    """Makes the plan of one training step or one batch of answers, and of inference, on each device."""
     config, sizes = request.config, request.mesh
 
     def shapes_on(config: Experiment, sizes: Mapping[str, int]) -> Shapes:
@@ -63,6 +69,7 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
     cache = kv_cache_bytes(config, shapes, request.faces, sizes["tensor"])
     made: dict[str, Any] = {
         "config": config.name,
+        "work": request.work,
         "mesh": sizes,
         "parameters": {"trained": _count(facts.trained), "frozen": _count(facts.frozen)},
         "per_device_bytes": asdict(plan),
@@ -75,12 +82,18 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
         "fits": None,
         "advice": [],
         "collectives": None if facts.hlo is None else [asdict(one) for one in collectives(facts.hlo, sizes)],
-        "tpu": facts.tpu,
+        "compile_s": facts.compile_s,
+        "chip": facts.chip,
     }
+    if facts.chip and facts.chip["roofline"]:
+        tokens = config.data.batch_size * shapes.tokens / math.prod(sizes.values())
+        made["chip"]["tokens_s"] = tokens / max(facts.chip["roofline"].values())
     if request.memory_gib:
         limit = request.memory_gib * GIB
         # What the compiler says of a TPU counts, not the model.
-        made["fits"] = (facts.tpu["memory"]["all"] if facts.tpu else plan.training) <= limit
+        said = (facts.chip or {}).get("memory", {}).get("all")
+        model = plan.training if request.work == "train" else made["inference_bytes"]
+        made["fits"] = (said or model) <= limit
         if not made["fits"]:
             made["advice"] = advise(config, sizes, lambda c, m: memory(c, m).training <= limit)
     return made
@@ -105,7 +118,10 @@ def render(made: dict[str, Any], as_json: bool = False) -> str:
         f"per device, inference: {_size(made['inference_bytes']).strip()}, of which KV cache {_size(made['kv_cache_bytes']).strip()}"
     ]
     if made["collectives"] is not None:
-        lines += ["", "between devices, one training step (compiled)"]
+        lines += [
+            "",
+            f"between devices, {_WORK[made['work']]} (compiled in {made['compile_s']:.0f} s of processor time)",
+        ]
         lines += [
             f"  {one['kind']:<26}{_size(one['bytes'])}   in {one['count']} calls"
             + (f", over {one['axes']}" if one["axes"] else "")
@@ -113,13 +129,19 @@ def render(made: dict[str, Any], as_json: bool = False) -> str:
         ]
         if not made["collectives"]:
             lines += ["  nothing"]
-    if made["tpu"]:
-        tpu = made["tpu"]
-        lines += ["", f"per chip of {tpu['topology']}, one training step, as its compiler says"]
-        lines += [f"  {name:<26}{_size(value)}" for name, value in tpu["memory"].items()]
-        lines += [f"  {'matrix products':<26}{tpu['flops'] / 1e12:9.3f} TFLOP"]
-        for name, seconds in tpu["roofline"].items():
+    if chip := made["chip"]:
+        compiler = ", as its compiler says" if "memory" in chip else ""
+        lines += ["", f"per chip of {chip['topology']}, {_WORK[made['work']]}{compiler}"]
+        lines += [f"  {name:<26}{_size(value)}" for name, value in chip.get("memory", {}).items()]
+        lines += [f"  {'matrix products':<26}{chip['flops'] / 1e12:9.3f} TFLOP"]
+        for name, seconds in chip["roofline"].items():
             lines += [f"  {'at least, by ' + name.removesuffix('_s'):<26}{seconds * 1e3:9.2f} ms"]
+        if "tokens_s" in chip:
+            lines += [f"  {'at most':<26}{chip['tokens_s']:9.0f} tokens/s"]
+        if leaving := chip.get("between_hosts"):
+            lines += [
+                f"  {' and '.join(leaving)} cross(es) the network between hosts, which is slower than these links"
+            ]
     if made["fits"] is not None:
         word = "fits into" if made["fits"] else "does not fit into"
         lines += ["", f"{word} {made['memory_gib']:g} GiB a device"]

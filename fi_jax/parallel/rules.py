@@ -173,6 +173,26 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_unflatten(treedef, [NamedSharding(mesh, leaf.spec) for leaf in placed])
 
 
+def gather_small(params: Any) -> Any:
+    """Gathers, within a jitted step, what is cut over `fsdp` and stands in no stack of layers.
+
+    A layer's kernels are gathered when it runs. Of embeddings, heads and connectors XLA would rather gather the faces of
+    all devices, compute some columns on each and send these to where their faces are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return params
+    whole = {**mesh.shape, "fsdp": 1}
+
+    def one(path, leaf):
+        name = path_name(path)
+        if "/layers/" in name:
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, place_parameter(name, leaf.shape, whole).spec)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Like `param_shardings` for a state that holds parameters deeper down (optimiser moments, averages).
 

@@ -1,11 +1,12 @@
-"""TPUs that are not here: abstract devices of a named topology, for which a step can be compiled on any CPU machine.
+"""Accelerators that are not here: TPUs, for which a step can be compiled on any CPU machine, and GPU hosts. Ours.
 
-The compiler is libtpu (`pip install --target DIR --no-deps libtpu`). It is kept out of the environment, where every JAX
-program of a machine without a TPU would look for one. Ours.
+The TPUs' compiler is libtpu (`pip install --target DIR --no-deps libtpu`). It is kept out of the environment, where every
+JAX program of a machine without a TPU would look for one.
 """
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,19 +22,39 @@ VARIABLE = "FI_JAX_LIBTPU"
 class Chip(NamedTuple):
     """What one chip can do at most."""
 
-    # bfloat16 operations, bytes of memory and bytes of ICI (all links, one way) a second.
+    # bfloat16 operations, bytes of memory and bytes of its links (all of them, one way) a second.
     flops: float
     hbm: float
-    ici: float
+    links: float
     memory_gib: float
 
 
 # https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e ("key chip specifications"; ICI in Gbit/s there).
-CHIPS = {
+TPUS = {
     "v5e": Chip(197e12, 819e9, 1600e9 / 8, 16),
     "v5p": Chip(459e12, 2765e9, 4800e9 / 8, 95),
     "v6e": Chip(918e12, 1600e9, 3200e9 / 8, 32),
 }
+# NVIDIA's data sheets of the SXM forms (dense operations; NVLink, half of both ways).
+GPUS = {
+    "a100": Chip(312e12, 2039e9, 300e9, 80),
+    "h100": Chip(989e12, 3350e9, 450e9, 80),
+    "h200": Chip(989e12, 4800e9, 450e9, 141),
+}
+CHIPS = TPUS | GPUS
+
+
+def gpu_hosts(topology: str) -> tuple[int, int] | None:
+    """Reads `h100:4` (hosts of 8 GPUs) or `h100:4x2` (hosts x GPUs of each); None where it names no GPU.
+
+    Raises `UserError` where it is not of this form.
+    """
+    name, _, sizes = topology.partition(":")
+    if name not in GPUS:
+        return None
+    if not (match := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", sizes)):
+        raise UserError(f"--topology '{topology}': write GPU hosts as {name}:4, or {name}:4x2 for hosts of 2 GPUs")
+    return int(match[1]), int(match[2] or 8)
 
 
 def find_libtpu(given: str, env: Mapping[str, str] = os.environ) -> Path:
@@ -60,31 +81,42 @@ def topology_devices(topology: str, libtpu: Path) -> list[Any]:
 
     name, _, slices = topology.partition("*")
     try:
-        several = {"num_slices": int(slices)} if slices else {}
-        return list(topologies.get_topology_desc(name, platform="tpu", **several).devices)
+        options: dict[str, Any] = {"num_slices": int(slices)} if slices else {}
+        if math.prod(map(int, name.partition(":")[2].split("x"))) == 1:
+            # A host has four chips, unless it is said.
+            options["chips_per_host_bounds"] = (1, 1, 1)
+        return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"libtpu knows no topology '{topology}' ({reason}); write it as v5e:4x4 or v5e:4x4*2"
+            f"libtpu knows no topology '{topology}' ({reason}); write it as v5e:4x4 or v5e:4x4*2, GPU hosts as h100:4"
         ) from error
 
 
 def count_flops(jaxpr: Any) -> float:
-    """Operations of all matrix products of a traced function, loops counted as often as they run."""
+    """Operations of all matrix products of a traced function, loops and kernels counted as often as they run."""
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
-        repeat = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inside in jax.core.jaxprs_in_params(equation.params):
+        repeat = 1
+        if name == "scan":
+            repeat = params["length"]
+        elif name == "pallas_call":
+            repeat = math.prod(params["grid_mapping"].grid)
+        elif name == "shard_map":
+            # What it holds is one device's.
+            repeat = params["mesh"].size
+        for inside in jax.core.jaxprs_in_params(params):
             total += repeat * count_flops(inside)
     return total
 
 
 def tpu_facts(topology: str, jaxpr: Any, compiled: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
-    """What the compiler says of one step on each chip: `memory` in bytes, `flops` of its matrix products, `roofline`.
+    """What the compiler says of one program on each chip: `memory` in bytes, `flops` of its matrix products, `roofline`.
 
     The roofline is the seconds that a step takes at least, by what limits it: every operation at the peak, arguments
     and results through memory once, collectives at the speed of all links. None of them can be had in practice.
@@ -103,5 +135,20 @@ def tpu_facts(topology: str, jaxpr: Any, compiled: Any, mesh: Mapping[str, int])
     limits = {}
     if chip is not None:
         moved = stats.argument_size_in_bytes + stats.output_size_in_bytes
-        limits = {"compute_s": flops / chip.flops, "memory_s": moved / chip.hbm, "links_s": sent / chip.ici}
+        limits = {"compute_s": flops / chip.flops, "memory_s": moved / chip.hbm, "links_s": sent / chip.links}
     return {"topology": topology, "memory": memory, "flops": flops, "roofline": limits}
+
+
+def gpu_facts(topology: str, jaxpr: Any, hlo: str, mesh: Mapping[str, int]) -> dict[str, Any]:
+    """The operations of one program on each GPU, and the seconds that they and what is sent take at least.
+
+    Links are those within a host; `between_hosts` names the mesh axes that leave it, whose network is not known here.
+    """
+    chip, (_, inside) = CHIPS[topology.partition(":")[0]], gpu_hosts(topology) or (1, 1)
+    flops = count_flops(jaxpr) / math.prod(mesh.values())
+    sent = sum(one.bytes for one in collectives(hlo))
+    # Devices are numbered host by host, the last axis fastest.
+    strides = {axis: math.prod(list(mesh.values())[i + 1 :]) for i, axis in enumerate(mesh)}
+    leaving = [axis for axis, size in mesh.items() if size > 1 and strides[axis] * size > inside]
+    limits = {"compute_s": flops / chip.flops, "links_s": sent / chip.links}
+    return {"topology": topology, "flops": flops, "roofline": limits, "between_hosts": leaving}

@@ -19,10 +19,9 @@ def label_probabilities(
 
     A label that two questions assert ("Male" by its own and by "gender") gets the mean of both.
     """
-    index, rows = _places(batch, num_labels)
+    index = _places(batch, num_labels)
     times = _times(batch, num_labels)
-    zeros = jnp.zeros((index.shape[0], num_labels + 1))
-    values = zeros.at[rows, index].add(probabilities.reshape(index.shape))[:, :num_labels]
+    values = _sums(index, probabilities.reshape(index.shape), num_labels)
     return values / jnp.maximum(times, 1.0), times > 0
 
 
@@ -30,15 +29,18 @@ def label_log_probs(
     logits: Float[Array, "b q k"], batch: dict[str, Array], num_labels: int
 ) -> tuple[LogProbs, Bool[Array, "b n"]]:
     """The same from option logits, as logarithms of ŷ and of 1 - ŷ that are exact wherever ŷ is."""
-    index, rows = _places(batch, num_labels)
+    index = _places(batch, num_labels)
     times = _times(batch, num_labels)
+
+    def most(logs: Float[Array, "qk"], index: Int[Array, "qk"]) -> Float[Array, "n1"]:
+        return jnp.full(num_labels + 1, -jnp.inf).at[index].max(logs)
 
     def mean(logs: Float[Array, "b q k"]) -> Float[Array, "b n"]:
         logs = logs.reshape(index.shape)
-        most = jnp.full((index.shape[0], num_labels + 1), -jnp.inf).at[rows, index].max(jax.lax.stop_gradient(logs))
-        shares = jnp.zeros_like(most).at[rows, index].add(jnp.exp(logs - most[rows, index]))[:, :num_labels]
+        top = jax.vmap(most)(jax.lax.stop_gradient(logs), index)
+        shares = _sums(index, jnp.exp(logs - jnp.take_along_axis(top, index, axis=1)), num_labels)
         # Where nothing was asked, any finite number will do: it is out of scope.
-        return jnp.where(times > 0, most[:, :num_labels] + jnp.log(jnp.where(times > 0, shares / times, 1.0)), 0.0)
+        return jnp.where(times > 0, top[:, :num_labels] + jnp.log(jnp.where(times > 0, shares / times, 1.0)), 0.0)
 
     yes = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     # The likeliest option leaves what the others have; of the rest each is at most a half, and 1 - p is exact.
@@ -48,14 +50,20 @@ def label_log_probs(
     return LogProbs(mean(yes), mean(no)), times > 0
 
 
-def _places(batch: dict[str, Array], num_labels: int) -> tuple[Int[Array, "b qk"], Int[Array, "b 1"]]:
-    """Which label each option asserts, and its face; index n is a bin for what asserts nothing, to be cut off."""
+def _places(batch: dict[str, Array], num_labels: int) -> Int[Array, "b qk"]:
+    """Which label each option asserts; index n is a bin for what asserts nothing, to be cut off."""
     at = batch["option_labels"]
     asserts = (at >= 0) & (batch["option_tokens"] >= 0)
-    return jnp.where(asserts, at, num_labels).reshape(at.shape[0], -1), jnp.arange(at.shape[0])[:, None]
+    return jnp.where(asserts, at, num_labels).reshape(at.shape[0], -1)
 
 
 def _times(batch: dict[str, Array], num_labels: int) -> Float[Array, "b n"]:
     """How many questions assert each label."""
-    index, rows = _places(batch, num_labels)
-    return jnp.zeros((index.shape[0], num_labels + 1)).at[rows, index].add(1.0)[:, :num_labels]
+    index = _places(batch, num_labels)
+    return _sums(index, jnp.ones(index.shape), num_labels)
+
+
+def _sums(index: Int[Array, "b qk"], values: Float[Array, "b qk"], num_labels: int) -> Float[Array, "b n"]:
+    """Values summed where they belong; face by face, so that the partitioner sees that faces do not mix."""
+    sums = jax.vmap(lambda at, value: jnp.zeros(num_labels + 1).at[at].add(value))(index, values)
+    return sums[:, :num_labels]

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fi_jax.config import Experiment, ModelConfig
+from fi_jax.config import Experiment
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.schema import find_vocabulary
-from fi_jax.models.face_insight import Constants
+from fi_jax.models.face_insight import Constants, FaceInsight
 from fi_jax.models.layer_stack import prepare_frozen
 from fi_jax.parallel.memory import TEXT_TOKENS
 from fi_jax.parallel.mesh import run_on
-from fi_jax.parallel.rules import activation_scope, batch_sharding, replicated, state_shardings
+from fi_jax.parallel.rules import activation_scope, batch_sharding, gather_small, replicated, state_shardings
 from fi_jax.training.optimizer import make_optimizer, split_params
 from fi_jax.training.state import TrainState, init_state
-from fi_jax.training.step import StepInputs, jit_step
+from fi_jax.training.step import StepInputs, add_pixels, forward, jit_step
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
 
@@ -37,14 +37,9 @@ class AbstractStep(NamedTuple):
     batch: dict[str, Any]
 
 
-def shapes_of_parameters(model: ModelConfig) -> dict[str, Any]:
-    """Shapes of all parameters, flat, on any machine: flash attention has the same ones but asks for its GPU."""
-    return param_shapes(replace(model, attention="xla"))
-
-
 def split_shapes(config: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     """`(trained, frozen)` parameter shapes, flat; nothing is computed."""
-    return split_params(unflatten(shapes_of_parameters(config.model)), config.train.trainable)
+    return split_params(unflatten(param_shapes(config.model)), config.train.trainable)
 
 
 def batch_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
@@ -110,14 +105,33 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
 def trace_step(config: Experiment, mesh: Mesh) -> Any:
     """Traces the step from shapes alone; `.jaxpr` is what it computes, `.lower().compile()` its program for `mesh`.
 
-    Without a GPU, flash attention is compiled as plain attention and unrolled layers as a loop: what is sent between
-    devices is the same, and a CPU's compiler would take many minutes.
+    For CPUs, which stand for other devices here, flash attention is compiled as plain attention and unrolled layers as a
+    loop: what is sent between devices is the same, and a CPU's compiler would take many minutes.
     """
-    if mesh.devices.flat[0].platform != "gpu":
-        config = replace(config, model=replace(config.model, attention="xla", scan_layers=True))
+    config = _compilable(config, mesh)
     step = abstract_step(config, mesh)
     with activation_scope(mesh, config.model):
         return jit_step(config, step.state, mesh).trace(*step)
+
+
+def trace_answers(config: Experiment, mesh: Mesh) -> Any:
+    """Traces the answers to all questions of a batch, as `trace_step`: no gradients, every parameter in `frozen_dtype`."""
+    config = replace(_compilable(config, mesh), train=replace(config.train, trainable=(), learning_rate_scales=()))
+    step = abstract_step(config, mesh)
+    model = FaceInsight(run_on(config, mesh).model)
+
+    def answers(inputs: StepInputs, batch: dict[str, Any]):
+        params = gather_small(unflatten(inputs.frozen))
+        return forward(model, params, inputs.constants, add_pixels(batch, config, None), stage="instruct", key=None)
+
+    with activation_scope(mesh, config.model):
+        return jax.jit(answers).trace(step.inputs, step.batch)
+
+
+def _compilable(config: Experiment, mesh: Mesh) -> Experiment:
+    if mesh.devices.flat[0].platform != "cpu":
+        return config
+    return replace(config, model=replace(config.model, attention="xla", scan_layers=True))
 
 
 def _zeros(shapes: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
 from fi_jax.models.pixels import encoder_pixels
 from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.parallel.mesh import run_on
-from fi_jax.parallel.rules import state_shardings
+from fi_jax.parallel.rules import gather_small, state_shardings
 from fi_jax.training.augment import Augmentation, augment
 from fi_jax.training.losses import Answers, loss_terms, mae_loss, total
 from fi_jax.training.mixup import mixup
@@ -99,7 +99,7 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
     faces = cast(Faces | None, batch.get("faces"))
     if faces is None:
         batch = add_pixels(batch, config, pixel_key)
-    params = merge_params(_scaled(trained, numbers.lora_scale), inputs.frozen)
+    params = gather_small(merge_params(_scaled(trained, numbers.lora_scale), inputs.frozen))
     model = FaceInsight(config.model)
     if config.train.stage == "pretrain":
         terms = {"pixels": _reconstruct(model, params, batch["pixels"], model_key)}

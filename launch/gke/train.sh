@@ -7,7 +7,8 @@
 #
 # One pod a node. A pod that stops (preemption, a dead node, exit 75) restarts the JobSet, --max-restarts times at most,
 # and training resumes from its last checkpoint; a mistake in the arguments (exit 2) ends it at once. --volume names a
-# PersistentVolumeClaim that all pods can write; it appears at --mount. --slices above 1 is TPU multislice.
+# PersistentVolumeClaim that all pods can write; it appears at --mount. --slices above 1 is TPU multislice. --dry-run
+# prints the manifest, and the plan of the run on this topology.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/lib.sh
@@ -230,6 +231,14 @@ EOF
 
 if [ -n "$dry_run" ]; then
   manifest
+  slices=
+  [ "${opt[slices]}" = 1 ] || slices="*${opt[slices]}"
+  case ${opt[tpu-type]},${opt[gpu-type]} in
+    tpu-v5-lite-*) show_plan "v5e:${opt[tpu-topology]}$slices" ;;
+    tpu-v*) topology=${opt[tpu-type]#tpu-} && show_plan "${topology%%-*}:${opt[tpu-topology]}$slices" ;;
+    ,nvidia-h100-* | ,nvidia-h200-* | ,nvidia-a100-*)
+      [ "${opt[gpus-per-node]}" = 0 ] || { gpu=${opt[gpu-type]#nvidia-} && show_plan "${gpu%%-*}:${opt[nodes]}x${opt[gpus-per-node]}"; } ;;
+  esac
 else
   need kubectl "install it and point it to the cluster, or look with --dry-run"
   manifest | "${kube[@]}" apply --filename -

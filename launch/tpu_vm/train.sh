@@ -6,7 +6,7 @@
 #   launch/tpu_vm/train.sh --zone us-west4-a --delete faces
 #
 # Run it again with the same --job to start again on a slice that exists (--create 0) after its maintenance or your
-# change of code. On the workers, fi-jax is started again after exit 75 and after a crash, --max-restarts times.
+# change of code. --dry-run also shows the plan of the run on this topology. On the workers, fi-jax is started again after exit 75 and after a crash, --max-restarts times.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/lib.sh
@@ -62,6 +62,14 @@ read_env
 devices=${opt[type]##*-}
 case ${opt[type]} in v4-* | v5p-*) devices=$((devices / 2)) ;; esac
 check_mesh "$devices" "${opt[type]}"
+# As libtpu writes the topology of so many chips.
+flat=([1]=1x1 [4]=2x2 [8]=2x4 [16]=4x4 [32]=4x8 [64]=8x8 [128]=8x16 [256]=16x16)
+deep=([4]=2x2x1 [8]=2x2x2 [16]=2x2x4 [32]=2x4x4 [64]=4x4x4 [128]=4x4x8 [256]=4x8x8)
+case ${opt[type]} in
+  v5litepod-*) topology=v5e:${flat[devices]-} ;;
+  v6e-*) topology=v6e:${flat[devices]-} ;;
+  *) topology=${opt[type]%%-*}:${deep[devices]-} ;;
+esac
 
 assignments="FI_JAX_CLUSTER=tpu PYTHONUNBUFFERED=1"
 for pair in "${pairs[@]}"; do assignments+=" ${pair%%=*}=$(printf '%q' "${pair#*=}")"; done
@@ -87,3 +95,4 @@ loop="for try in \$(seq 0 ${opt[max-restarts]}); do
   sleep 10
 done"
 on_all "${opt[job]}" "cd fi_jax && nohup setsid bash -c $(printf '%q' "$loop") >>launch.log 2>&1 </dev/null &"
+[ -z "$dry_run" ] || [ "${topology#*:}" = "" ] || show_plan "$topology"

@@ -1,4 +1,6 @@
 import functools
+import logging
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ from jax.test_util import check_grads
 
 from fi_jax.errors import UserError
 from fi_jax.models.attention import PrefixLayout, cached_attention, split_attention
-from fi_jax.models.flash import merged_attention
+from fi_jax.models.flash import merged_attention, shared_prefix_flash
+from fi_jax.models.flash_cudnn import private_module
 
 HEADS, KV_HEADS, SIZE = 4, 2, 6
 SHAPES = [
@@ -113,8 +116,22 @@ def test_flash_without_its_hardware_is_a_user_error():
     layout = SHAPES[0]
     q, k, v, _ = _inputs(layout, 0)
     for shape in (layout, PrefixLayout(layout.total)):
-        with pytest.raises(UserError, match="needs an NVIDIA GPU.*attention xla"):
+        with pytest.raises(UserError, match="needs an NVIDIA GPU.*or a TPU.*attention xla"):
             split_attention(q, k, v, shape, "flash")
+
+
+def test_flash_does_without_what_jax_does_not_publish(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "jax._src.cudnn.fused_attention_stablehlo", None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    private_module.cache_clear()
+    layout = SHAPES[0]
+    wide = [jnp.concatenate([a] * 2, -1)[..., :8].astype(jnp.bfloat16) for a in _inputs(layout, 0)]
+    with caplog.at_level(logging.WARNING):
+        got = shared_prefix_flash(*wide[:3], layout.prefix, layout.length)
+    private_module.cache_clear()
+    assert "falls back to matrix products" in caplog.text and jax.__version__ in caplog.text
+    want = split_attention(*wide[:3], layout)
+    np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), atol=0.03)
 
 
 def test_impossible_layouts_are_refused():

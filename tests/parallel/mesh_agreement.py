@@ -3,6 +3,7 @@
 Usage: mesh_agreement.py DATA,FSDP,TENSOR... In a process of its own: the device count is set at the start.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ def main() -> int:
     from fi_jax.labels.rule_tables import rules_for
     from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
     from fi_jax.models.face_insight import Constants
+    from fi_jax.parallel.collectives import collectives
     from fi_jax.parallel.memory import TEXT_TOKENS
     from fi_jax.parallel.mesh import make_mesh
     from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
@@ -79,7 +81,8 @@ def main() -> int:
         )
         placed = place_batch(batch, mesh)
         with activation_scope(mesh, config.model):
-            step = jit_step(config, state, mesh)
+            # One program: called with arrays of other shapes or places it would refuse them.
+            step = jit_step(config, state, mesh).lower(state, inputs, placed).compile()
             state, first = step(state, inputs, placed)
             moments = state.opt_state[1].mu
             # Nothing is clipped, so Adam's first moment after one step is a tenth of the gradient.
@@ -94,7 +97,7 @@ def main() -> int:
             "shardings": {path: str(leaf.sharding.spec) for path, leaf in {**state.trained, **inputs.frozen}.items()},
             "moments": cuts,
             "batch": str(placed["image"].sharding.spec),
-            "compiles": step._cache_size(),
+            "collectives": [dataclasses.asdict(one) for one in collectives(step.as_text(), dict(mesh.shape))],
         }
 
     print(json.dumps({mesh: run([int(size) for size in mesh.split(",")]) for mesh in sys.argv[1:]}))

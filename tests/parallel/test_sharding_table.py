@@ -17,14 +17,14 @@ from fi_jax.parallel.rules import (
     place_parameter,
     placements,
 )
-from fi_jax.training.abstract import shapes_of_parameters
+from fi_jax.weights.assemble import param_shapes
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
 
 
 @pytest.mark.parametrize("name", config_names())
 def test_every_parameter_of_every_config_has_a_row(name):
-    shapes = shapes_of_parameters(load_config(name).model)
+    shapes = param_shapes(load_config(name).model)
     for placed in placements(shapes, SIZES):
         assert len(placed.logical) == len(placed.shape), placed
         # What is large enough to matter is cut over fsdp.
@@ -38,7 +38,7 @@ def test_every_row_names_known_axes_and_is_used():
         assert {axis for axis in axes if axis is not None} <= known
     biased = ModelConfig(llm=LlmConfig(num_layers=1, attention_bias=True, mlp_bias=True))
     configs = (load_config("tiny").model, load_config("nano_pretrain").model, biased)
-    paths = [path for config in configs for path in shapes_of_parameters(config)]
+    paths = [path for config in configs for path in param_shapes(config)]
     rows = {next(i for i, (pattern, _) in enumerate(PARAMETER_AXES) if _matches(pattern, path)) for path in paths}
     unused = {PARAMETER_AXES[i][0] for i in range(len(PARAMETER_AXES)) if i not in rows}
     assert unused <= {r"knowledge/\w+/bias"}, unused

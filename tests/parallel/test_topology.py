@@ -41,6 +41,8 @@ def test_operations_are_counted_with_their_loops():
         ("replica_groups=[4,2]<=[2,4]T(1,0)", "data"),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "fsdp"),
         ("replica_groups=mesh['axis_0'=8] {'axis_0'}", "data+fsdp"),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", "fsdp"),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}", "data"),
         ("no groups", ""),
     ],
 )
@@ -86,7 +88,7 @@ def test_tiny_is_compiled_for_eight_chips():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     made = json.loads(done.stdout)
     assert done.returncode == 0 and made["fits"] is True, done.stderr
-    assert made["tpu"]["memory"]["all"] < 2**30 and made["tpu"]["flops"] > 1e8
+    assert made["chip"]["memory"]["all"] < 2**30 and made["chip"]["flops"] > 1e8
     counts = {one["kind"]: one["count"] for one in made["collectives"]}
     assert {one["axes"] for one in made["collectives"]} == {"fsdp"}
     assert set(counts) <= {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", RING}
