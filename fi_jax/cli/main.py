@@ -96,10 +96,18 @@ def _overview() -> str:
     )
 
 
+def _hide_libtpu() -> None:
+    """Keeps JAX from libtpu on a machine without a TPU: it would look for one, and print pages about it."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if "tpu" not in os.environ.get("JAX_PLATFORMS", "") and not any(v.read_text().strip() == "0x1ae0" for v in vendors):
+        sys.modules.setdefault("libtpu", None)  # type: ignore[arg-type]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 2 a user's mistake)."""
     argv = sys.argv[1:] if argv is None else argv
     _log_to_console()
+    _hide_libtpu()
     commands = _available()
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="TPUs to compile for, as in v5e:4x4, or v5e:4x4*2 for two slices; or GPU hosts (of 8), as in h100:4",
     )
     parser.add_argument("--work", choices=("train", "score"), default="train", help="what to compile (default: train)")
-    parser.add_argument("--libtpu", default="", metavar="DIR", help="where libtpu is (default: FI_JAX_LIBTPU)")
+    parser.add_argument(
+        "--libtpu", default="", metavar="DIR", help="where libtpu is (default: FI_JAX_LIBTPU, or installed)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave the collectives out")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -50,6 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
     if any(flag.startswith("--mesh.") for flag in args.overrides):
         raise UserError("plan takes the mesh as --mesh data=2,fsdp=1,tensor=1")
+    from fi_jax.parallel.topology import CHIPS, find_libtpu, gpu_facts, gpu_hosts, topology_devices, tpu_facts
+
+    hosts = gpu_hosts(args.topology)
+    if hosts and math.prod(hosts) != math.prod(mesh.values()):
+        raise UserError(
+            f"the mesh multiplies to {math.prod(mesh.values())} but {args.topology} has {math.prod(hosts)} GPUs"
+        )
+    if args.topology and not hosts and args.no_compile:
+        raise UserError("--topology compiles the step for TPUs; leave --no-compile out")
     # XLA warns of every reshard; the plan counts them.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
@@ -62,17 +73,10 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.labels.schema import find_vocabulary
     from fi_jax.parallel.mesh import check_batch, make_mesh
     from fi_jax.parallel.report import Facts, Request, render, report
-    from fi_jax.parallel.topology import CHIPS, find_libtpu, gpu_facts, gpu_hosts, topology_devices, tpu_facts
     from fi_jax.training.abstract import split_shapes, trace_answers, trace_step
 
-    devices, hosts = None, gpu_hosts(args.topology)
-    if hosts and math.prod(hosts) != math.prod(mesh.values()):
-        raise UserError(
-            f"the mesh multiplies to {math.prod(mesh.values())} but {args.topology} has {math.prod(hosts)} GPUs"
-        )
+    devices = None
     if args.topology and not hosts:
-        if args.no_compile:
-            raise UserError("--topology compiles the step for TPUs; leave --no-compile out")
         devices = topology_devices(args.topology, find_libtpu(args.libtpu))
     placed = make_mesh(MeshConfig(**mesh), devices)
     check_batch(config.data.batch_size, config.train.accumulate if args.work == "train" else 1, placed)

@@ -76,7 +76,8 @@ class Linear(nn.Module):
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
             b = (lora_scale(self.lora) * b).astype(self.dtype)
             # Whole but for the kernel's own cut: left alone, XLA cuts `a` for its sum too, and swaps pieces for that.
-            rows, columns = (_CUT[self.name], None) if self.name in _ROW_CUT else (None, _CUT[self.name])
+            cut = _CUT.get(cast(str, self.name))
+            rows, columns = (cut, None) if self.name in _ROW_CUT else (None, cut)
             a, b = nn.with_logical_constraint(a, (rows, None)), nn.with_logical_constraint(b, (None, columns))
         return LinearParts(kernel, bias, a, b)
 

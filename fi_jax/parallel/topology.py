@@ -1,13 +1,14 @@
 """Accelerators that are not here: TPUs, for which a step can be compiled on any CPU machine, and GPU hosts. Ours.
 
-The TPUs' compiler is libtpu (`pip install --target DIR --no-deps libtpu`). It is kept out of the environment, where every
-JAX program of a machine without a TPU would look for one.
+The TPUs' compiler is libtpu (the extra `tpu-plan`, or `pip install --target DIR --no-deps libtpu`). Installed where there
+is no TPU, it makes every JAX program look for one; our command line hides it (`cli.main`).
 """
 
 import math
 import os
 import re
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,13 +59,22 @@ def gpu_hosts(topology: str) -> tuple[int, int] | None:
 
 
 def find_libtpu(given: str, env: Mapping[str, str] = os.environ) -> Path:
-    """Returns libtpu.so in the folder `given` (or `FI_JAX_LIBTPU`), or that file itself. Raises `UserError`."""
-    named = given or env.get(VARIABLE, "")
+    """Returns libtpu.so in the folder `given` (or `FI_JAX_LIBTPU`, or where it is installed), or that file itself.
+
+    Raises `UserError`.
+    """
+    # Not `find_spec`, which does not see a package that the command line hides from JAX.
+    installed = PathFinder.find_spec("libtpu")
+    named = (
+        given or env.get(VARIABLE, "") or (str(Path(installed.origin).parent) if installed and installed.origin else "")
+    )
     for path in (Path(named, "libtpu", "libtpu.so"), Path(named, "libtpu.so"), Path(named)):
         if named and path.is_file():
             return path
     where = f"'{named}' has no libtpu.so" if named else f"neither --libtpu nor {VARIABLE} says where libtpu is"
-    raise UserError(f"{where}; 'pip install --target DIR --no-deps libtpu' brings it, then give --libtpu DIR")
+    raise UserError(
+        f"{where}; pip install 'fi_jax[tpu-plan]', or into a folder: pip install --target DIR --no-deps libtpu"
+    )
 
 
 def topology_devices(topology: str, libtpu: Path) -> list[Any]:

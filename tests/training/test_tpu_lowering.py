@@ -32,7 +32,7 @@ def test_7b_is_lowered_for_tpus(precision):
     for part in ("fwd", "dq", "dkv"):
         assert f"splash_mha_{part}_no_residuals" in text
     prefix, patches = shapes.batch["prefix_tokens"].shape[1], config.model.image_encoder.num_tokens
-    tokens = prefix + 38 * config.data.segment_length
+    tokens = prefix + shapes.batch["segment_tokens"].shape[1] * config.data.segment_length
     lengths = {str(n) for n in (tokens, -(-tokens // 640) * 640, prefix, patches, patches + 1)}
     pairs = [dims.split("x") for dims in re.findall(r"tensor<([\dx]+)x\w+>", text)]
     assert ["1", str(tokens), "4096"] in pairs and not lengths & {"1024", "4096", "11008"}
