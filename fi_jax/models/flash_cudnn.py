@@ -47,7 +47,7 @@ def private_module() -> Any:
             cudnn._dot_product_attention_bwd_p_wrapper,
         )
     except (ImportError, AttributeError) as error:
-        log.warning("attention 'flash' falls back to matrix products: jax %s has %s", jax.__version__, error)
+        log.warning("attention 'flash' falls back to matrix products (jax %s: %s)", jax.__version__, error)
         return None
     try:
         cudnn.check_cudnn_version()
