@@ -52,7 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
     if any(flag.startswith("--mesh.") for flag in args.overrides):
         raise UserError("plan takes the mesh as --mesh data=2,fsdp=1,tensor=1")
-    from fi_jax.parallel.topology import CHIPS, find_libtpu, gpu_facts, gpu_hosts, topology_devices, tpu_facts
+    from fi_jax.parallel.topology import (
+        CHIPS,
+        find_libtpu,
+        gpu_facts,
+        gpu_hosts,
+        too_large,
+        topology_devices,
+        tpu_facts,
+    )
 
     hosts = gpu_hosts(args.topology)
     if hosts and math.prod(hosts) != math.prod(mesh.values()):
@@ -86,12 +94,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_compile:
         start = time.process_time()
         traced = {"train": trace_step, "score": trace_answers}[args.work](config, placed)
-        compiled = traced.lower().compile()
-        spent, hlo = time.process_time() - start, compiled.as_text()
-        if hosts:
-            chip = gpu_facts(args.topology, traced.jaxpr, hlo, mesh)
-        elif args.topology:
-            chip = tpu_facts(args.topology, traced.jaxpr, compiled, mesh)
+        try:
+            compiled = traced.lower().compile()
+            hlo = compiled.as_text()
+            if hosts:
+                chip = gpu_facts(args.topology, traced.jaxpr, hlo, mesh)
+            elif args.topology:
+                chip = tpu_facts(args.topology, traced.jaxpr, compiled, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            chip = too_large(args.topology, error)
+        spent = time.process_time() - start
     known = CHIPS.get(args.topology.partition(":")[0])
     memory = args.memory_gib or (known.memory_gib if known else 0.0)
     facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo, chip, spent)

@@ -133,7 +133,8 @@ def render(made: dict[str, Any], as_json: bool = False) -> str:
         compiler = ", as its compiler says" if "memory" in chip else ""
         lines += ["", f"per chip of {chip['topology']}, {_WORK[made['work']]}{compiler}"]
         lines += [f"  {name:<26}{_size(value)}" for name, value in chip.get("memory", {}).items()]
-        lines += [f"  {'matrix products':<26}{chip['flops'] / 1e12:9.3f} TFLOP"]
+        if chip["flops"]:
+            lines += [f"  {'matrix products':<26}{chip['flops'] / 1e12:9.3f} TFLOP"]
         for name, seconds in chip["roofline"].items():
             lines += [f"  {'at least, by ' + name.removesuffix('_s'):<26}{seconds * 1e3:9.2f} ms"]
         if "tokens_s" in chip:

@@ -149,6 +149,16 @@ def tpu_facts(topology: str, jaxpr: Any, compiled: Any, mesh: Mapping[str, int])
     return {"topology": topology, "memory": memory, "flops": flops, "roofline": limits}
 
 
+def too_large(topology: str, error: Exception) -> dict[str, Any]:
+    """What libtpu says of a program that it cannot place in a chip's memory, as `tpu_facts`. Other errors are raised."""
+    needed = re.search(r"HLO temporaries \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of", text := str(error))
+    if "RESOURCE_EXHAUSTED" not in text or needed is None:
+        raise error
+    size, unit = (group for group in needed.groups() if group)
+    held = float(size) * 1024 ** ("KMG".index(unit) + 1)
+    return {"topology": topology, "memory": {"temporary": held, "all": held}, "flops": 0.0, "roofline": {}}
+
+
 def gpu_facts(topology: str, jaxpr: Any, hlo: str, mesh: Mapping[str, int]) -> dict[str, Any]:
     """The operations of one program on each GPU, and the seconds that they and what is sent take at least.
 

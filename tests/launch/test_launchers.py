@@ -265,6 +265,33 @@ def test_the_mesh_must_fit_the_devices(launcher, options, mesh, says):
     assert says in launch(launcher, *options, "--dry-run", "--", "7b", *mesh, status=2 if says else 0)
 
 
+@pytest.mark.parametrize(
+    ("launcher", "options", "words", "plan"),
+    [
+        (
+            "tpu_vm/train.sh",
+            ["--zone", "z", "--type", "v5litepod-16"],
+            ["--mesh.fsdp", "16", "--name", "x", "--train.accumulate", "1", "--model.remat=full"],
+            "--mesh fsdp=16,data=1 --topology v5e:4x4 --train.accumulate 1 --model.remat=full",
+        ),
+        (
+            "tpu_vm/train.sh",
+            ["--zone", "z", "--type", "v5p-16"],
+            ["--mesh.data=2", "--mesh.fsdp=-1"],
+            "--mesh data=2,fsdp=4 --topology v5p:2x2x2",
+        ),
+        ("gke/train.sh", [*TPU, "--slices", "2"], ["--mesh.fsdp=16"], "--mesh fsdp=16,data=2 --topology v5e:4x4*2"),
+        ("gke/train.sh", GPU, ["--mesh.fsdp=8"], "--topology h100:"),
+    ],
+)
+def test_a_dry_run_says_how_to_plan_it(launcher, options, words, plan):
+    env = {name: value for name, value in os.environ.items() if name != "FI_JAX_LIBTPU"}
+    command = [LAUNCH / launcher, *options, "--dry-run", "--", "7b", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "plan: python3 -m fi_jax plan 7b " in done.stderr and plan in done.stderr.replace("\\", "")
+
+
 def test_topology_must_be_that_of_the_nodes():
     assert "has 16 chips" in launch("gke/train.sh", *TPU, "--nodes", "2", "--dry-run", "--", "7b", status=2)
 

@@ -120,7 +120,7 @@ def test_gpu_hosts_and_their_mesh(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(VARIABLE not in os.environ, reason=f"needs libtpu: set {VARIABLE} (docs/cluster.md)")
+@pytest.mark.skipif(VARIABLE not in os.environ, reason=f"needs libtpu: set {VARIABLE} (docs/tpu.md)")
 def test_tiny_is_compiled_for_eight_chips():
     """No collective that nobody asked for: those that cut parameters need are gathers, sums and their rings."""
     command = [sys.executable, "-m", "fi_jax", "plan", "tiny", "--mesh", "fsdp=8", "--topology", "v5e:2x4", "--json"]
