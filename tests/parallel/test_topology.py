@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.parallel.collectives import RING, Collective, collectives
-from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu, gpu_facts, gpu_hosts
+from fi_jax.parallel.report import Facts, Request, render, report
+from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu, gpu_facts, gpu_hosts, too_large
+from fi_jax.training.abstract import split_shapes
 
 ROOT = Path(__file__).parents[2]
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
@@ -99,6 +102,19 @@ def test_commands_that_need_no_tpu_do_not_look_for_one(tmp_path):
         env=env,
     )
     assert done.stdout.strip() == str(package / "libtpu.so"), done.stderr
+
+
+def test_a_program_that_the_compiler_cannot_place_does_not_fit():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (99.21G) exceeds available HBM (15.75G)."
+    chip = too_large("v5e:1x1", RuntimeError(said))
+    config = load_config("nano")
+    facts = Facts(*split_shapes(config), 57, 45, None, chip, 80.0)
+    made = report(Request(config, {"data": 1, "fsdp": 1, "tensor": 1}, 16.0), facts)
+    assert made["fits"] is False and made["chip"]["memory"]["all"] == 99.21 * 2**30
+    text = render(made)
+    assert "does not fit into 16 GiB" in text and "99.21 GiB" in text
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        too_large("v5e:1x1", RuntimeError("INTERNAL: no"))
 
 
 @pytest.mark.parametrize(
