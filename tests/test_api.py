@@ -74,12 +74,17 @@ def test_predictions_are_the_answers_of_ask_in_any_batch(model, folder):
 
 def test_what_cannot_be_read_says_why_and_stops_nothing(model, folder):
     names = ["broken.jpg", "portrait.png", "grey.jpg", "missing.jpg"]
-    found = list(model.predict([folder / name for name in names], questions=SOME, by="head"))
+    done: list[int] = []
+    pictures = [folder / name for name in names]
+    found = list(model.predict(pictures, questions=SOME, by="head", batch_size=1, progress=done.append))
+    assert sum(done) == len(names) and len(done) > 1, "told after each batch how many pictures are done"
     assert [faces[0].face for faces in found] == [0, 1, 0, 0]
     assert (
         "not an image" in found[0][0].error and "no face" in found[2][0].error and "does not exist" in found[3][0].error
     )
     row = found[1][0].to_row()
+    table = pd.DataFrame([face.to_row() for faces in found for face in faces])
+    assert len(table) == 4 and table["Smiling"].notna().sum() == 1 and table["error"].astype(bool).sum() == 3
     assert row["image"].endswith("portrait.png") and row["Smiling"] in ("Yes", "No") and 0 < row["age_years"] < 100
 
 

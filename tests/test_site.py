@@ -15,11 +15,11 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 def test_the_site_builds_strictly_and_asks_nobody_for_anything(tmp_path):
     for name in ("material", "mkdocstrings"):
         pytest.importorskip(name, reason="the docs extra is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     # A proxy that is not there: what asked for the network would fail.
     offline = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     environment = {**os.environ, **offline, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert built.returncode == 0, built.stderr
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(

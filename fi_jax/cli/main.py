@@ -70,11 +70,6 @@ def _log_to_console() -> None:
     log.setLevel(logging.INFO)
 
 
-def _available() -> dict[str, str]:
-    here = Path(__file__).parent
-    return {command: module for command, module in COMMANDS.items() if (here / f"{module}.py").is_file()}
-
-
 def _summary(module: str) -> str:
     """First line of a command's docstring, read without importing it."""
     source = (Path(__file__).parent / f"{module}.py").read_text()
@@ -82,9 +77,8 @@ def _summary(module: str) -> str:
 
 
 def _overview() -> str:
-    commands = _available()
-    width = max(map(len, commands))
-    lines = [f"  {command:<{width}}  {_summary(module)}" for command, module in commands.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {command:<{width}}  {_summary(module)}" for command, module in COMMANDS.items()]
     return "\n".join(
         [
             f"fi-jax {__version__}: FaceInsight in JAX",
@@ -108,7 +102,6 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     _log_to_console()
     _hide_libtpu()
-    commands = _available()
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -117,9 +110,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # A dead pipe (`| head`) is not a fault.
     try:
-        if argv[0] not in commands:
-            raise UserError(f"unknown command '{argv[0]}'{did_you_mean(argv[0], commands)} (fi-jax --help lists them)")
-        return _run(argv[0], commands[argv[0]], argv[1:])
+        if argv[0] not in COMMANDS:
+            raise UserError(f"unknown command '{argv[0]}'{did_you_mean(argv[0], COMMANDS)} (fi-jax --help lists them)")
+        return _run(argv[0], COMMANDS[argv[0]], argv[1:])
     except UserError as error:
         print(f"fi-jax: {error}", file=sys.stderr)
         return 2

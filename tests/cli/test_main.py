@@ -27,7 +27,7 @@ def test_no_command_lists_them(capsys):
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.parametrize("command", sorted(cli._available()))
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -3,7 +3,7 @@
 import io
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.style
@@ -64,7 +64,9 @@ def styled():
         yield
 
 
-def figure(width: float, height: float, title: str = "", layout: str | None = "constrained") -> Figure:
+def figure(
+    width: float, height: float, title: str = "", layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
     """Makes a figure of that many inches, with a title on top, that belongs to no window system and needs no closing."""
     drawn = Figure(figsize=(width, height), layout=layout)
     if title:
