@@ -89,11 +89,16 @@ class VitConfig:
 class RopeScaling:
     """RoPE scaling as Hugging Face's `rope_parameters` names it; `kind="default"` is none."""
 
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "longrope"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    # longrope: divisors of the frequencies, the long ones where a sequence is longer than the original length.
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    # longrope: cosines and sines are multiplied by it.
+    attention_factor: float = 1.0
 
     def __post_init__(self):
         check_words(self, "llm.rope_scaling.")
@@ -114,17 +119,60 @@ class LlmConfig:
     rope_scaling: RopeScaling = RopeScaling()
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    # Biases of q, k, v and o; those of q, k and v alone are `qkv_bias`.
     attention_bias: bool = False
     mlp_bias: bool = False
     max_position_embeddings: int = 4096
     lora: LoraConfig = LoraConfig()
+    # `model_type` of transformers: how the model is written. What it computes is said below.
+    family: str = "llama"
+    qkv_bias: bool = False
+    # An RMSNorm on each head of q and k, before RoPE.
+    qk_norm: bool = False
+    hidden_act: Literal["silu", "gelu_tanh"] = "silu"
+    # Norms of what attention and MLP give, too, before it is added.
+    output_norms: bool = False
+    # Norms multiply by 1 + scale.
+    unit_offset_norms: bool = False
+    # Embeddings are multiplied by the root of `hidden_size`.
+    scale_embeddings: bool = False
+    # Attention scores are divided by the root of it; 0: of `head_dim`.
+    query_pre_attn_scalar: float = 0.0
+    # Soft caps `c tanh(x / c)` of attention scores and of the logits; 0: none.
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    # Share of a head's dimensions that RoPE turns, the first ones.
+    partial_rotary_factor: float = 1.0
+    no_rope_layers: tuple[int, ...] = ()
+    # Of `sliding_layers`: tokens that each token sees, itself included, and their RoPE's base (0: as the others').
+    sliding_window: int = 0
+    sliding_layers: tuple[int, ...] = ()
+    sliding_rope_theta: float = 0.0
 
     def __post_init__(self):
+        check_words(self, "llm.")
         check(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
         )
         check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
+        check(
+            0 < self.rotary_size <= self.head_dim and self.rotary_size % 2 == 0,
+            f"partial_rotary_factor {self.partial_rotary_factor} turns {self.rotary_size} of {self.head_dim} dimensions; "
+            "it must be an even number of them",
+        )
+        check(
+            (self.sliding_window > 0) == bool(self.sliding_layers),
+            "sliding_window and sliding_layers go together: set both or neither",
+        )
+        for name in ("sliding_layers", "no_rope_layers"):
+            outside = [i for i in getattr(self, name) if not 0 <= i < self.num_layers]
+            check(not outside, f"{name} names layer {outside[:1]} of {self.num_layers} layers")
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that RoPE turns."""
+        return int(self.head_dim * self.partial_rotary_factor)
 
 
 @dataclass(frozen=True)

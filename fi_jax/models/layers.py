@@ -7,8 +7,9 @@ from jaxtyping import Array, Float
 
 
 def activation(name: str):
-    """Returns the activation that Hugging Face calls `quick_gelu`, `gelu` (exact) or `gelu_tanh`."""
+    """Returns the activation that Hugging Face calls `quick_gelu`, `gelu` (exact), `gelu_tanh` or `silu`."""
     return {
+        "silu": jax.nn.silu,
         "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fi_jax.config import LlmConfig, ModelConfig
-from fi_jax.models.attention import Implementation, PrefixLayout
+from fi_jax.models.attention import Implementation, PrefixLayout, soft_cap
 from fi_jax.models.layer_stack import layer_params
-from fi_jax.models.llm_layer import Layer, Pass, RMSNorm, rows
+from fi_jax.models.llm_layer import Kind, Layer, Pass, make_norm, rows
 from fi_jax.models.lora import Linear
 from fi_jax.models.precision import Rows, quantise_tokens
-from fi_jax.models.rope import rope_frequencies
+from fi_jax.models.rope import rope_of_layer, rope_table
 
 Remat = Literal["none", "dots", "full"]
 
@@ -83,13 +83,14 @@ class Llm(nn.Module):
             c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
         self.layers = scanned(c, self.dtype, self.attention)
-        self.norm = RMSNorm(c.rms_norm_eps, self.dtype)
+        self.norm = make_norm(c, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = Linear(c.vocab_size, dtype=self.dtype)
 
     def embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Looks tokens up; negative ids (slots) get the vector of token 0, for the caller to replace."""
-        return self.embed_tokens(jnp.maximum(tokens, 0))
+        x = self.embed_tokens(jnp.maximum(tokens, 0))
+        return x * jnp.asarray(self.config.hidden_size**0.5, x.dtype) if self.config.scale_embeddings else x
 
     def __call__(
         self,
@@ -98,14 +99,16 @@ class Llm(nn.Module):
         at: Int[Array, "b m"] | None = None,
     ) -> Float[Array, "b n d"]:
         """Returns the hidden states after the final norm; with `at`, those of these tokens alone (`b m d`)."""
-        return self._forward(x, layout, keep_kv=False, at=at)[0]
+        return self._forward(x, layout, layout.prefix + layout.length, at=at)[0]
 
     def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Scores of every token, float32. Pass answer positions only: `v` is large."""
         if self.config.tie_embeddings:
             kernel = self.embed_tokens.embedding.astype(self.dtype)
-            return jnp.einsum("...d,vd->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+            scores = jnp.einsum("...d,vd->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        else:
+            scores = self.lm_head(hidden).astype(jnp.float32)
+        return soft_cap(scores, self.config.logit_softcap)
 
     def prefill(
         self,
@@ -115,7 +118,7 @@ class Llm(nn.Module):
     ) -> tuple[Float[Array, "b p d"], KVCache]:
         """Runs a prefix; returns its hidden states and a cache with `continuations` empty tails of `tail_length`."""
         b, p = x.shape[:2]
-        hidden, (k, v) = self._forward(x, PrefixLayout(p), keep_kv=True)
+        hidden, (k, v) = self._forward(x, PrefixLayout(p), p + tail_length, keep_kv=True)
         c = self.config
         shape, dtype = (b, continuations, c.num_kv_heads, tail_length, c.head_dim), jax.tree.leaves(k)[0].dtype
         if self.kv_precision == "int8":
@@ -144,46 +147,61 @@ class Llm(nn.Module):
         s, m = x.shape[2], cache.tail_valid.shape[2]
         tail_valid = jax.lax.dynamic_update_slice(cache.tail_valid, valid, (0, 0, cache.used))
         causal = jnp.arange(m) <= cache.used + jnp.arange(s)[:, None]
-        shared = self._pass(positions, visible=tail_valid[:, :, None, :] & causal, used=cache.used)
         # `Any`: stacks where the layers run in a scan, tuples of one a layer where not.
         tails: Any = (cache.tail_k, cache.tail_v)
         prefix: Any = (cache.prefix_k, cache.prefix_v)
+        p = jax.tree.leaves(prefix)[0].shape[-2]
+        visible = tail_valid[:, :, None, :] & causal
+        shared, kinds = self._pass(positions, PrefixLayout(p), p + m, visible=visible, used=cache.used)
+        if self.config.sliding_window:
+            shared = shared.replace(positions=positions, tail_positions=p - 1 + jnp.cumsum(tail_valid, axis=-1))
         x = x.astype(self.dtype)
         if self.scan_layers:
-            inputs = (jnp.arange(self.config.num_layers), prefix)
+            inputs = (jnp.arange(self.config.num_layers), prefix, _stacked(kinds, p + m))
             (x, (tail_k, tail_v)), _ = self.layers.extend((x, tails), inputs, shared)
         else:
-            written, layer = [], self._layer("extend")
-            for params, own_tails, own_prefix in zip(self._params_by_layer(), zip(*tails), zip(*prefix), strict=True):
-                (x, new), _ = layer(params, (x, own_tails), (None, own_prefix), shared)
+            written, layers = [], {kind: self._layer("extend", kind) for kind in set(kinds)}
+            by_layer = zip(self._params_by_layer(), kinds, zip(*tails), zip(*prefix), strict=True)
+            for params, kind, own_tails, own_prefix in by_layer:
+                (x, new), _ = layers[kind](params, (x, own_tails), (None, own_prefix), shared)
                 written.append(new)
             tail_k, tail_v = zip(*written, strict=True)
         cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
         return self.norm(x), cache
 
-    def _pass(self, positions, **rest) -> Pass:
+    def _pass(self, positions, layout, length, **rest) -> tuple[Pass, list[Kind | None]]:
+        """What the layers of a sequence of at most `length` tokens share, and each one's kind (None: all are alike)."""
         c = self.config
-        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
-        return Pass(jnp.cos(angles), jnp.sin(angles), **rest)
+        of_layer = [rope_of_layer(c, i) for i in range(c.num_layers)]
+        ropes = list(dict.fromkeys(of_layer))
+        positions = jnp.asarray(positions, jnp.float32)
+        tables = [rope_table(rope, c.rotary_size, positions, length) for rope in ropes]
+        # A window as long as the sequence hides nothing.
+        windows = {i: c.sliding_window for i in c.sliding_layers if c.sliding_window < length}
+        kinds = [Kind(ropes.index(rope), windows.get(i)) for i, rope in enumerate(of_layer)]
+        if len(set(kinds)) == 1:
+            return Pass(*tables[0], kind=kinds[0], layout=layout, **rest), [None] * c.num_layers
+        cos, sin = (jnp.stack(table) for table in zip(*tables, strict=True))
+        return Pass(cos, sin, layout=layout, **rest), list(kinds)
 
-    def _forward(self, x, layout, keep_kv, at=None):
-        shared = self._pass(layout.positions, layout=layout, keep_kv=keep_kv)
+    def _forward(self, x, layout, length, keep_kv=False, at=None):
+        shared, kinds = self._pass(layout.positions, layout, length, keep_kv=keep_kv)
         x = x.astype(self.dtype)
         if self.scan_layers or self.is_initializing():
-            x, kv = self.layers(x, None, shared)
+            x, kv = self.layers(x, _stacked(kinds, length), shared)
             x = x if at is None else rows(x, at)
         else:
             *params, last = self._params_by_layer()
-            kept, layer = [], self._layer("__call__")
-            for own in params:
-                x, kv = layer(own, x, None, shared)
+            # One function a kind: layers of a kind are traced once.
+            kept, layers = [], {kind: self._layer("__call__", kind) for kind in set(kinds)}
+            for own, kind in zip(params, kinds, strict=False):
+                x, kv = layers[kind](own, x, shared)
                 kept.append(kv)
             if at is None:
-                x, kv = layer(last, x, None, shared)
+                x, kv = layers[kinds[-1]](last, x, shared)
                 kept.append(kv)
             else:
-                x = self._layer("pick")(last, x, shared, at)
+                x = self._layer("pick", kinds[-1])(last, x, shared, at)
             kv = tuple(zip(*kept, strict=True)) if keep_kv else None
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         return self.norm(x), kv
@@ -191,18 +209,30 @@ class Llm(nn.Module):
     def _params_by_layer(self) -> list[dict]:
         return layer_params(self.variables["params"]["layers"], self.config.num_layers)
 
-    def _layer(self, method: str) -> Callable:
-        """A layer as a function of its parameters; it keeps for its backward pass what `remat` says."""
+    def _layer(self, method: str, kind: Kind | None = None) -> Callable:
+        """A layer of one kind as a function of its parameters; it keeps for its backward pass what `remat` says."""
         layer = Layer(self.config, self.dtype, self.attention, parent=None)
 
-        def run(params, *arguments):
-            return layer.apply({"params": params}, *arguments, method=method)
+        def run(params, x, *rest):
+            # The kind stands last where a scan goes through other things too.
+            rest = ((*rest[0], kind), *rest[1:]) if method == "extend" else (kind, *rest)
+            return layer.apply({"params": params}, x, *rest, method=method)
 
         if self.remat == "none" or method == "extend":
             return run
         # Without a loop nothing but a barrier keeps XLA from merging what is computed again with its first time,
         # which would keep everything.
         return jax.checkpoint(run, policy=_remat_policy(self.remat), prevent_cse=True)
+
+
+def _stacked(kinds: list[Kind | None], length: int) -> Kind | None:
+    """The layers' kinds as a scan goes through them; None where they are alike."""
+    differing = [kind for kind in kinds if kind is not None]
+    if not differing:
+        return None
+    windows = [length if kind.window is None else kind.window for kind in differing]
+    hidden = jnp.array(windows) if min(windows) < length else None
+    return Kind(jnp.array([kind.rope for kind in differing]), hidden)
 
 
 def make_llm(model: ModelConfig, remat: Remat = "none") -> Llm:

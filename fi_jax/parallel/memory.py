@@ -218,9 +218,11 @@ def _llm_bytes(model: ModelConfig, shapes: Shapes, size: int, tensor: int) -> fl
     # Attention weights in float32 (logits and softmax), where they are materialised.
     pairs = shapes.prefix**2 + shapes.segments * shapes.segment_length * (shapes.prefix + shapes.segment_length)
     weights = attended = 0.0
-    if model.attention == "xla":
+    # What "flash" has no kernel for it leaves to plain products.
+    plain = c.attention_softcap > 0 or 0 < c.sliding_window < shapes.prefix + shapes.segment_length
+    if plain or model.attention == "xla":
         weights = 2 * 4 * shapes.faces * pairs * c.num_heads / (tensor if c.num_heads % tensor == 0 else 1)
-    else:
+    if model.attention != "xla":
         # `models.flash` keeps its output for its own backward pass.
         attended = heads / tensor * size * tokens
     kept = {

@@ -108,6 +108,8 @@ def word_connector(
     gcn = PromptGcn(config.model.knowledge)
     prompts = gcn.apply({"params": unflatten(leaves)["knowledge"]}, constants.prompts, constants.graph)
     embedding = np.asarray(leaves["llm/embed/embedding"], np.float32)
+    if config.model.llm.scale_embeddings:
+        embedding = embedding * np.float32(config.model.llm.hidden_size**0.5)
     words = words_of(vocabulary, tokenizer, embedding, template(config.data.template).answer_prefix)
     started = knowledge_connector_start(np.asarray(prompts, np.float32), words, config.train.seed)
     return {f"knowledge_connector/{path}": leaf for path, leaf in started.items()}

@@ -9,7 +9,8 @@ from jax.extend.core import jaxprs_in_params
 from jax.test_util import check_grads
 
 from fi_jax.errors import UserError
-from fi_jax.models.attention import PrefixLayout, cached_attention, split_attention
+from fi_jax.models import attention
+from fi_jax.models.attention import PrefixLayout, cached_attention, picked_attention, split_attention
 from fi_jax.models.flash import merged_attention, shared_prefix_flash
 from fi_jax.models.flash_cudnn import private_module
 
@@ -23,13 +24,16 @@ SHAPES = [
 ]
 
 
-def dense_attention(q, k, v, layout):
+def dense_attention(q, k, v, layout, window=None, softcap=0.0):
     """The definition: one softmax under a dense mask, in float32."""
     b, t, h, d = q.shape
     segment = np.where(np.arange(t) < layout.prefix, -1, (np.arange(t) - layout.prefix) // max(layout.length, 1))
     visible = np.tril(np.ones((t, t), bool)) & ((segment[None] == -1) | (segment[None] == segment[:, None]))
+    if window is not None:
+        visible &= layout.positions[:, None] - layout.positions < window
     k, v = (jnp.repeat(a, h // k.shape[2], axis=2) for a in (k, v))
     logits = jnp.einsum("bthd,buhd->bhtu", q, k) * d**-0.5
+    logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
     weights = jax.nn.softmax(jnp.where(visible, logits, -1e9), axis=-1)
     return jnp.einsum("bhtu,buhd->bthd", weights, v)
 
@@ -69,6 +73,37 @@ def test_equals_dense_attention_in_values_and_gradients(attend, layout):
     for seed in range(3):
         inputs = _inputs(layout, seed)
         _assert_close(_value_and_grads(attend, layout, *inputs), _value_and_grads(dense_attention, layout, *inputs))
+
+
+# Windows that end in the segment, in the prefix, and one that hides nothing.
+@pytest.mark.parametrize("window", [2, 6, 9])
+def test_windows_and_soft_caps_hold_over_prefix_and_segments(window):
+    layout = SHAPES[0]
+    options = {"window": window, "softcap": 1.5}
+    inputs = _inputs(layout, 0)
+    want = _value_and_grads(functools.partial(dense_attention, **options), layout, *inputs)
+    # In a scan over layers the window is an array.
+    traced = functools.partial(split_attention, window=jnp.int32(window), softcap=1.5)
+    _assert_close(_value_and_grads(traced, layout, *inputs), want)
+    at = jnp.array([[3, 9, 12], [0, 16, 5]])
+    q, k, v, _ = inputs
+    picked = picked_attention(jnp.take_along_axis(q, at[..., None, None], 1), k, v, layout, at, **options)
+    _assert_close([picked], [jnp.take_along_axis(want[0], at[..., None, None], 1)])
+
+
+def test_flash_leaves_windows_and_soft_caps_to_plain_products_and_says_so_once(caplog):
+    layout = SHAPES[0]
+    q, k, v, _ = _inputs(layout, 0)
+    attention._say_plain.cache_clear()
+    with caplog.at_level("INFO"):
+        for options in ({"window": 3}, {"softcap": 2.0}, {"window": 3}):
+            want = split_attention(q, k, v, layout, **options)
+            np.testing.assert_array_equal(split_attention(q, k, v, layout, "flash", **options), want)
+    said = [record.message for record in caplog.records]
+    assert [message.split("kernel for ")[1].split(":")[0] for message in said] == [
+        "sliding windows",
+        "soft caps of attention scores",
+    ]
 
 
 @pytest.mark.parametrize("attend", [split_attention, merged_split_attention])
