@@ -21,10 +21,11 @@ from fi_jax.models.pixels import MEAN, STD
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.prompting.sequences import SequenceBuilder
 from fi_jax.trees import flatten
-from fi_jax.weights import hf_config, hf_write, leaf_table, stream
+from fi_jax.weights import hf_config, hf_write, huggingface, leaf_table, stream
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.leaves import write_safetensors
+from fi_jax.weights.llm_families import FAMILIES
 from fi_jax.weights.model_card import model_card
 from fi_jax.weights.peft import export_peft
 
@@ -87,7 +88,7 @@ def export(
                 base_name=name,
                 base_hash=str(base["hash"]),
                 made_from_hash=str(base.get("made_from", {}).get("hash", "")),
-                in_llava=base["model_type"] == "llava",
+                in_llava=base["model_type"] not in FAMILIES,
             )
             log.info(f"adapter/: {len(adapters) // 2} kinds of layers, rank {config.model.llm.lora.rank}, onto {name}")
         state = {
@@ -185,7 +186,7 @@ def _base(
     _write_llm(bare, model.config, builder, tokenizer, folder / "base")
     digest = stream.checkpoint_hash(stream.find_files(folder / "base"))
     made_from = model.info.get("base", {}).get("llm", {"name": weights.llm})
-    return {"name": "base", "hash": digest, "model_type": "llama", "made_from": made_from}
+    return {"name": "base", "hash": digest, "model_type": model.config.model.llm.family, "made_from": made_from}
 
 
 def _is_checkpoint(llm: str, llava: str) -> bool:
@@ -218,7 +219,8 @@ def _write_merged(
     if weights.llava:
         rows, layout = leaf_table.llava_leaves(config.model.image_encoder, config.model.llm), leaf_table.LLAVA
     else:
-        rows, layout = leaf_table.under("llm", leaf_table.llm_leaves(config.model.llm)), leaf_table.LLM
+        rows = leaf_table.under("llm", leaf_table.llm_leaves(config.model.llm))
+        layout = huggingface.llm_layout(resolve_folder(weights.llm), config.model.llm)
     # The adapter from where it answers: of a run that kept an imported one frozen, the model's own leaves lack it.
     trained = {**model.leaves, **{f"llm/{path}": np.asarray(leaf) for path, leaf in llm.items() if "/lora_" in path}}
     hf_write.merge_into_copy(

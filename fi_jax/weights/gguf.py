@@ -1,4 +1,4 @@
-"""Reads a Llama out of a GGUF file: its config, its parameters by the leaf table, and its tokenizer."""
+"""Reads a language model out of a GGUF file: its config, its parameters by the leaf table, and its tokenizer."""
 
 from dataclasses import replace
 from functools import cache
@@ -13,23 +13,30 @@ from fi_jax.models.rope import rope_frequencies
 from fi_jax.trees import unflatten
 from fi_jax.weights import leaf_table
 from fi_jax.weights.json_fields import Fields
+from fi_jax.weights.leaf import Leaf
+from fi_jax.weights.llm_families import FAMILIES, Family
 from fi_jax.weights.matching import match
 from fi_jax.weights.tokenizers import named_damage
 
+# GGUF's name of an architecture -> transformers' (a Mistral is a 'llama' there).
+_FAMILIES = {name: name for name in ("llama", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "phi3")}
+_FAMILIES["gemma3"] = "gemma3_text"
 _ROPE_FACTORS = "rope_freqs.weight"
+_LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 # Entries of the longest list of a header that is believed (the largest vocabularies have 300,000 words).
 _LONGEST_LIST = 2**21
 
 
 def read_config(path: Path | str) -> LlmConfig:
-    """Returns the architecture of a GGUF Llama; another architecture is a `UserError`."""
+    """Returns the architecture of a GGUF model; an unknown architecture is a `UserError`."""
     return _config(_open(path), path)
 
 
 def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
     """Returns the dequantised parameters (numpy, `dtype`), layers stacked on axis 0.
 
-    Q and K rows are un-permuted from GGUF's interleaved RoPE to half-split RoPE. Tensors that are missing, left
+    Q and K rows are un-permuted from GGUF's interleaved RoPE to half-split RoPE where they are interleaved; of norms that
+    multiply by 1 + scale, GGUF's 1 is taken off. Tensors that are missing, left
     over or of another shape are all named in one `UserError`.
     """
     import gguf
@@ -41,15 +48,17 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
     leaves = [replace(leaf, key=leaf.gguf) for leaf in leaf_table.without_adapters(leaf_table.llm_leaves(config))]
     match(str(path), leaves, shapes, leaf_table.GGUF)
 
-    def read(name: str, heads: int) -> np.ndarray:
+    def read(name: str, leaf: Leaf) -> np.ndarray:
         try:
             value = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
         except (NotImplementedError, ValueError) as error:
             raise UserError(f"{path}: {name} ({tensors[name].tensor_type.name}) cannot be read: {error}") from None
-        return _unpermute(value, heads) if heads else value
+        if config.unit_offset_norms and leaf.path.endswith("norm/scale"):
+            return value - 1
+        return _unpermute(value, leaf.heads) if leaf.heads else value
 
     kind = np.dtype(dtype)
-    return unflatten({leaf.path: leaf.join(lambda name: read(name, leaf.heads), kind) for leaf in leaves})  # noqa: B023
+    return unflatten({leaf.path: leaf.join(lambda name: read(name, leaf), kind) for leaf in leaves})  # noqa: B023
 
 
 def read_tokenizer(path: Path | str):
@@ -130,43 +139,96 @@ def _shape(tensor) -> tuple[int, ...]:
 
 def _config(reader, path) -> LlmConfig:
     architecture = _fields(reader, path, "general.architecture").text("general.architecture", "")
-    if architecture != "llama":
-        raise UserError(f"{path} holds a '{architecture}' model; only 'llama' can be read")
-    fields = _fields(reader, path, "llama.")
-    hidden = fields.integer("llama.embedding_length")
-    heads = fields.integer("llama.attention.head_count")
-    head_dim = fields.integer("llama.attention.key_length", max(hidden // heads, 1))
-    theta = fields.number("llama.rope.freq_base", 10000.0)
-    if (rotated := fields.integer("llama.rope.dimension_count", head_dim)) != head_dim:
-        raise UserError(f"{path} rotates {rotated} of {head_dim} dimensions a head; only full RoPE can be read")
+    if architecture not in _FAMILIES:
+        raise UserError(f"{path} holds a '{architecture}' model; known: {', '.join(_FAMILIES)}")
+    family = FAMILIES[_FAMILIES[architecture]]
+    raw = _fields(reader, path, f"{architecture}.")
+    fields = Fields({name.removeprefix(f"{architecture}."): value for name, value in raw.values.items()}, raw.where)
+    if fields.get("expert_count"):
+        raise UserError(f"{path}: expert_count is set; a mixture of experts cannot be read")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if len(getattr(tensors.get("token_embd.weight"), "shape", ())) != 2:
         raise UserError(f"{path} has no tensor token_embd.weight of two axes")
-    scaling = RopeScaling()
-    kind = fields.text("llama.rope.scaling.type", "none")
-    if _ROPE_FACTORS in tensors:
-        scaling = _llama3_scaling(np.asarray(tensors[_ROPE_FACTORS].data), head_dim, theta, path)
-    elif kind == "linear":
-        scaling = RopeScaling("linear", fields.number("llama.rope.scaling.factor"))
-    elif kind != "none":
-        raise UserError(f"{path} uses RoPE scaling '{kind}'; known: none, linear, llama3")
+    hidden, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
+    layers = fields.integer("block_count")
+    head_dim = fields.integer("attention.key_length", max(hidden // heads, 1))
+    rotated = fields.integer("rope.dimension_count", head_dim)
+    if rotated != head_dim and not family.partial_rope:
+        raise UserError(f"{path} rotates {rotated} of {head_dim} dimensions a head; '{architecture}' rotates all")
+    theta = fields.number("rope.freq_base", family.rope_theta)
+    longest = fields.integer("context_length")
+    window, sliding = _windows(fields, family, layers)
+    interval = family.no_rope_interval
+    # The largest Gemma 2 and 3 divide by another size than a head's, which llama.cpp too knows by their depth.
+    wide = (_FAMILIES[architecture], layers) in (("gemma2", 46), ("gemma3_text", 62))
     return LlmConfig(
         vocab_size=_shape(tensors["token_embd.weight"])[0],
         hidden_size=hidden,
-        intermediate_size=fields.integer("llama.feed_forward_length"),
-        num_layers=fields.integer("llama.block_count"),
+        intermediate_size=fields.integer("feed_forward_length"),
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.integer("llama.attention.head_count_kv", heads),
+        num_kv_heads=fields.integer("attention.head_count_kv", heads),
         head_dim=head_dim,
         rope_theta=theta,
-        rope_scaling=scaling,
+        rope_scaling=_scaling(fields, tensors, rotated, theta, path),
         # Stored as float32; 1e-5 is meant, not 9.999999747378752e-06.
-        rms_norm_eps=float(str(np.float32(fields.number("llama.attention.layer_norm_rms_epsilon")))),
+        rms_norm_eps=float(str(np.float32(fields.number("attention.layer_norm_rms_epsilon")))),
         tie_embeddings="output.weight" not in tensors,
-        attention_bias="blk.0.attn_q.bias" in tensors,
+        # Qwen2 has those of q, k and v alone.
+        attention_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
-        max_position_embeddings=fields.integer("llama.context_length"),
+        max_position_embeddings=longest,
+        family=_FAMILIES[architecture],
+        hidden_act="gelu_tanh" if family.fixed.get("scale_embeddings") else "silu",
+        query_pre_attn_scalar=_query_scalar(family, hidden / heads if wide else head_dim),
+        attention_softcap=_softcap(fields, "attn_logit_softcapping", family.defaults.get("attention_softcap", 0.0)),
+        logit_softcap=_softcap(fields, "final_logit_softcapping", family.defaults.get("logit_softcap", 0.0)),
+        partial_rotary_factor=rotated / head_dim,
+        no_rope_layers=tuple(i for i in range(layers) if interval and (i + 1) % interval == 0),
+        sliding_window=window,
+        sliding_layers=sliding,
+        sliding_rope_theta=fields.number("rope.freq_base_swa", family.sliding_rope_theta)
+        if sliding and family.sliding_rope_theta
+        else 0.0,
+        **family.fixed,
     )
+
+
+def _query_scalar(family: Family, size: float) -> float:
+    return float(size) if "query_pre_attn_scalar" in family.defaults else 0.0
+
+
+def _softcap(fields: Fields, name: str, default: float) -> float:
+    return fields.number(name, default) if default else 0.0
+
+
+def _windows(fields: Fields, family: Family, num_layers: int) -> tuple[int, tuple[int, ...]]:
+    window = fields.integer("attention.sliding_window", 0, least=0)
+    # Files of Qwen carry no flag that says the window is used; llama.cpp does not use it.
+    if not window or family.slides is None or family.window_flag:
+        return 0, ()
+    return window, tuple(i for i in range(num_layers) if family.slides(fields, i))
+
+
+def _scaling(fields: Fields, tensors, rotated: int, theta: float, path) -> RopeScaling:
+    if _ROPE_FACTORS in tensors:
+        return _llama3_scaling(np.asarray(tensors[_ROPE_FACTORS].data), rotated, theta, path)
+    if _LONG_FACTORS in tensors and _SHORT_FACTORS in tensors:
+        longest = fields.integer("context_length")
+        original = fields.integer("rope.scaling.original_context_length", longest)
+        long, short = (tuple(map(float, tensors[name].data)) for name in (_LONG_FACTORS, _SHORT_FACTORS))
+        if not len(long) == len(short) == rotated // 2:
+            raise UserError(
+                f"{path}: {_LONG_FACTORS} and {_SHORT_FACTORS} are not one factor a pair of {rotated} dimensions"
+            )
+        attention = fields.number("rope.scaling.attn_factor", 1.0)
+        return RopeScaling("longrope", longest / original, 1.0, 4.0, original, short, long, attention)
+    kind = fields.text("rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling("linear", fields.number("rope.scaling.factor"))
+    if kind != "none":
+        raise UserError(f"{path} uses RoPE scaling '{kind}'; known: none, linear, llama3, longrope")
+    return RopeScaling()
 
 
 def _llama3_scaling(factors: np.ndarray, head_dim: int, theta: float, path) -> RopeScaling:

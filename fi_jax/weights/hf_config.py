@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fi_jax.config import LlmConfig, RopeScaling, VitConfig
+from fi_jax.config import LlmConfig, VitConfig
 from fi_jax.errors import UserError, require_choice
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights.json_fields import Fields, read_object
+from fi_jax.weights.llm_families import read_llm
 
 # Hugging Face's names of our config's fields, where they differ.
 _NAMES = {
@@ -33,11 +34,6 @@ _CLIP_TEXT = {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_layers": 12, "num_heads": 8,
     "max_position_embeddings": 77, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
 }  # fmt: skip
-LLAMA = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32,
-    "rms_norm_eps": 1e-6, "tie_embeddings": False, "attention_bias": False, "mlp_bias": False,
-    "max_position_embeddings": 2048,
-}  # fmt: skip
 SEGFORMER_STAGES = {
     "hidden_sizes": (32, 64, 160, 256), "num_heads": (1, 2, 5, 8), "sr_ratios": (8, 4, 2, 1),
     "patch_sizes": (7, 3, 3, 3), "strides": (4, 2, 2, 2), "mlp_ratios": (4, 4, 4, 4),
@@ -48,9 +44,6 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-# Fields of Llama's relatives that change what a layer computes.
-_FOREIGN = ("sliding_window", "num_local_experts", "num_experts", "no_rope_layers", "attn_logit_softcapping")
-
 _MOST_BLOCKS = 1000
 
 
@@ -63,8 +56,14 @@ class LlavaConfig:
 
 
 def read_llm_config(folder: Path) -> LlmConfig:
-    """Reads the config of a Llama-architecture causal LM (Vicuna, Llama 2 and 3, SmolLM2, …)."""
-    return _llama(_typed(folder, ("llama",)))
+    """Reads the config of a causal LM (`llm_families.FAMILIES`), or of the one inside a model of pictures and text."""
+    config = read_config(folder)
+    return read_llm(config.group("text_config") if is_composite(config) else config)
+
+
+def is_composite(config: Fields) -> bool:
+    """Whether a config is of pictures and text, its language model below `text_config`."""
+    return "text_config" in config.values and "vision_config" in config.values
 
 
 def read_vit_config(folder: Path) -> VitConfig:
@@ -95,14 +94,12 @@ def read_llava_config(folder: Path) -> LlavaConfig:
     """Reads the config of a LLaVA-1.5 checkpoint (CLIP tower, two-layer projector, Llama)."""
     config = _typed(folder, ("llava",))
     text, vision = config.group("text_config"), config.group("vision_config")
-    if (kind := text.text("model_type", "llama")) != "llama":
-        raise UserError(f"{folder} is a LLaVA over '{kind}'; only Llama language models are supported")
     if (kind := vision.text("model_type", "clip_vision_model")) != "clip_vision_model":
         raise UserError(f"{folder} is a LLaVA with '{kind}'; only CLIP vision towers are supported")
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.flag("multimodal_projector_bias", True):
         raise UserError(f"{folder} has another projector than LLaVA-1.5's (two layers with biases, GELU)")
     tower = VitConfig(**_read(vision, _LLAVA_VISION), feature_layer=_feature_layer(config))
-    return LlavaConfig(tower, _llama(text))
+    return LlavaConfig(tower, read_llm(text))
 
 
 def read_segformer_config(folder: Path, class_names: Sequence[str]) -> tuple[SegformerConfig, tuple[int, ...]]:
@@ -138,15 +135,17 @@ def read_segformer_config(folder: Path, class_names: Sequence[str]) -> tuple[Seg
 
 def model_type(folder: Path) -> str:
     """Returns `model_type` of a checkpoint's config.json."""
-    return Fields(_config(folder), str(folder / "config.json")).text("model_type", "")
+    return read_config(folder).text("model_type", "")
 
 
-def _config(folder: Path) -> dict:
-    return read_object(folder / "config.json", f"{folder} has no config.json: not a Hugging Face checkpoint folder")
+def read_config(folder: Path) -> Fields:
+    """Reads a checkpoint's config.json."""
+    path = folder / "config.json"
+    return Fields(read_object(path, f"{folder} has no config.json: not a Hugging Face checkpoint folder"), str(path))
 
 
 def _typed(folder: Path, known: tuple[str, ...]) -> Fields:
-    config = Fields(_config(folder), str(folder / "config.json"))
+    config = read_config(folder)
     if config.get("model_type") not in known:
         raise UserError(f"{folder} is a '{config.get('model_type')}' checkpoint; wanted: {' or '.join(known)}")
     return config
@@ -178,42 +177,3 @@ def _feature_layer(config: Fields) -> int:
     if config.get("vision_feature_select_strategy", "default") != "default":
         raise UserError(f"{config.where}: the class token is kept among image tokens; LLaVA-1.5 drops it")
     return layer
-
-
-def _llama(config: Fields) -> LlmConfig:
-    if (act := config.text("hidden_act", "silu")) != "silu":
-        raise UserError(f"{config.where}: hidden_act is '{act}'; Llama's is silu")
-    if config.get("quantization_config"):
-        raise UserError(f"{config.where}: quantization_config is set; use the unquantised checkpoint or its GGUF")
-    foreign = [name for name in _FOREIGN if config.get(name)]
-    if config.get("partial_rotary_factor", 1) != 1:
-        foreign.append("partial_rotary_factor")
-    if foreign:
-        raise UserError(f"{config.where}: {', '.join(foreign)} is set, which a Llama does not have")
-    fields = _read(config, LLAMA)
-    # `rope_parameters` is transformers 5's name; before, theta stood beside `rope_scaling`.
-    rope = config.group("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
-    return LlmConfig(
-        **fields,
-        num_kv_heads=config.integer("num_key_value_heads", fields["num_heads"]),
-        head_dim=config.integer("head_dim", fields["hidden_size"] // fields["num_heads"]),
-        rope_theta=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
-        rope_scaling=_rope_scaling(rope),
-    )
-
-
-def _rope_scaling(rope: Fields) -> RopeScaling:
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind == "default":
-        return RopeScaling()
-    if kind == "linear":
-        return RopeScaling("linear", rope.number("factor"))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            rope.number("factor"),
-            rope.number("low_freq_factor"),
-            rope.number("high_freq_factor"),
-            rope.integer("original_max_position_embeddings"),
-        )
-    raise UserError(f"{rope.where}: rope_type scales RoPE by '{kind}' (known: default, linear, llama3)")

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,15 @@ from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.files import write_json
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import leaf_table, stream
-from fi_jax.weights.hf_config import LLAMA, SEGFORMER_STAGES, to_names
-from fi_jax.weights.leaf_table import Layout, Leaf
+from fi_jax.weights.hf_config import SEGFORMER_STAGES, to_names
+from fi_jax.weights.leaf import Leaf, by_source
+from fi_jax.weights.leaf_table import Layout
 from fi_jax.weights.leaves import write_safetensors
+from fi_jax.weights.llm_families import write_llm
 from fi_jax.weights.matching import match
 
 # Kept from a base besides its weights: what from_pretrained and its tokenizer and processor read.
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
-
-
-def llm_json(config: LlmConfig, dtype: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns the `config.json` of a Llama, with RoPE under the names of transformers 4 and 5."""
-    scaling = asdict(config.rope_scaling)
-    rope: dict[str, Any] = {"rope_type": scaling.pop("kind"), "rope_theta": config.rope_theta}
-    if rope["rope_type"] == "llama3":
-        rope |= scaling
-    elif rope["rope_type"] == "linear":
-        rope["factor"] = scaling["factor"]
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **to_names(config, (*LLAMA, "num_kv_heads", "head_dim")),
-        "hidden_act": "silu",
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if rope["rope_type"] == "default" else rope,
-        "rope_parameters": rope,
-        "torch_dtype": dtype,
-        **(extra or {}),
-    }
 
 
 def export_llm(
@@ -51,7 +31,7 @@ def export_llm(
     shard_bytes: int = 5 << 30,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a Llama that transformers' `from_pretrained` loads.
+    """Writes a language model that transformers' `from_pretrained` loads.
 
     Args:
       leaves: flat leaves below `llm/`. Adapters (`lora_a`, `lora_b`) are merged, layer by layer, in float32.
@@ -64,16 +44,19 @@ def export_llm(
     kind = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     rows = leaf_table.without_adapters(leaf_table.llm_leaves(config))
 
-    where = {source: (leaf, i) for leaf in rows for i, source in enumerate(leaf.sources)}
+    described = write_llm(config) | {"torch_dtype": dtype} | dict(extra or {})
+    where = by_source(rows)
 
     def tensor(source: str) -> np.ndarray:
-        leaf, i = where[source]
-        part = np.asarray(leaves[leaf.path][i] if leaf.layers else leaves[leaf.path])
-        return leaf.to_source(_merged(part, leaf.path, i, leaves, config.lora)).astype(kind)
+        parts = []
+        for leaf, i in where[source]:
+            part = np.asarray(leaves[leaf.path][i] if leaf.layers else leaves[leaf.path])
+            parts.append(leaf.to_source(_merged(part, leaf.path, i, leaves, config.lora)).astype(kind))
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    sizes = {source: kind.itemsize * int(np.prod(leaf.source_shape)) for source, (leaf, _) in where.items()}
+    sizes = {source: kind.itemsize * int(np.prod(parts[0][0].source_shape)) for source, parts in where.items()}
     _write_shards(folder, sizes, tensor, shard_bytes)
-    write_json(folder / "config.json", llm_json(config, dtype, extra), indent=2)
+    write_json(folder / "config.json", described, indent=2)
 
 
 def export_segformer(
@@ -155,7 +138,7 @@ def merge_into_copy(
     files = stream.find_files(base)
     shapes = {key: tensor.shape for key, tensor in stream.read_headers(files).items()}
     keys = match(str(base), leaves, shapes, layout).keys
-    where = {keys[source]: (leaf, i) for leaf in leaves for i, source in enumerate(leaf.sources)}
+    where = {keys[source]: parts for source, parts in by_source(leaves).items()}
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in _COMPANIONS:
         for file in base.glob(pattern):
@@ -164,24 +147,26 @@ def merge_into_copy(
         shard = {}
         with safe_open(file, framework="np") as opened:
             for key in opened.keys():  # noqa: SIM118 (not a dict)
-                tensor = opened.get_tensor(key)
-                shard[key] = _replaced(tensor, *where[key], trained, lora_of) if key in where else tensor
+                shard[key] = opened.get_tensor(key)
+                for leaf, i in where.get(key, ()):
+                    _replace(shard[key], leaf, i, trained, lora_of)
         write_safetensors(folder / file.name, shard)
 
 
-def _replaced(
+def _replace(
     tensor: np.ndarray,
     leaf: Leaf,
     i: int,
     trained: Mapping[str, np.ndarray],
     lora_of: Callable[[str], LoraConfig],
-) -> np.ndarray:
+) -> None:
+    """Puts what was trained of a leaf into its tensor."""
     module = leaf.path.rpartition("/")[0]
     adapted = leaf.path.endswith("/kernel") and f"{module}/lora_a" in trained
     if leaf.path not in trained and not adapted:
-        return tensor
+        return
     if leaf.path in trained:
         ours = trained[leaf.path][i] if leaf.layers else trained[leaf.path]
     else:
         ours = leaf.from_source(tensor).astype(np.float32)
-    return leaf.to_source(_merged(ours, leaf.path, i, trained, lora_of(leaf.path))).astype(tensor.dtype)
+    tensor[leaf.own_rows] = leaf.to_source(_merged(ours, leaf.path, i, trained, lora_of(leaf.path)))

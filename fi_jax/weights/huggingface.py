@@ -20,7 +20,8 @@ from fi_jax.trees import unflatten
 from fi_jax.weights import hf_config, leaf_table, stream
 from fi_jax.weights.hf_config import LlavaConfig
 from fi_jax.weights.hub import resolve_folder
-from fi_jax.weights.leaf_table import Layout, Leaf
+from fi_jax.weights.leaf import Leaf
+from fi_jax.weights.leaf_table import Layout
 from fi_jax.weights.matching import match
 from fi_jax.weights.stream import Placement
 from fi_jax.weights.tokenizers import read_tokenizer
@@ -66,11 +67,17 @@ def load_llava(
 def load_llm(
     name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
 ) -> tuple[LlmConfig, dict, LoadReport]:
-    """Loads a Llama-architecture causal LM as the tree of `models.llm.Llm`. Arguments as `load_llava`."""
+    """Loads a causal LM (`llm_families.FAMILIES`), or the one inside a model of pictures and text, as the tree of `models.llm.Llm`. Arguments as `load_llava`."""
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llm_config(folder)
-    layout = leaf_table.with_tied_head(leaf_table.LLM, config)
-    return config, *_load(name_or_folder, folder, leaf_table.llm_leaves(config), layout, dtype, placement)
+    leaves, layout = leaf_table.llm_leaves(config), llm_layout(folder, config)
+    return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
+
+
+def llm_layout(folder: Path, config: LlmConfig) -> Layout:
+    """How the keys of a checkpoint, of a language model alone or of one beside an encoder, become those of `llm_leaves`."""
+    inside = hf_config.is_composite(hf_config.read_config(folder))
+    return leaf_table.with_tied_head(leaf_table.LLM_INSIDE if inside else leaf_table.LLM, config)
 
 
 def load_clip_vision(

@@ -92,6 +92,13 @@ class Fields:
             raise self._wrong(name, f"must be {count or 'several'} positive whole numbers")
         return tuple(value)
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """Returns a list of `count` numbers."""
+        value = self._required(name, None)
+        if not isinstance(value, list) or len(value) != count or not all(isinstance(x, int | float) for x in value):
+            raise self._wrong(name, f"must be {count} numbers")
+        return tuple(map(float, value))
+
     def like(self, name: str, default: Any) -> Any:
         """Returns a field of the type of its default: flag, whole number, number above zero, text or whole numbers."""
         readers: dict[type, Callable[[str, Any], Any]] = {

@@ -1,84 +1,18 @@
 """The one table of leaves: name, shape and layout of every parameter in our trees, Hugging Face, GGUF, PEFT and PyTorch.
 
-A row is a `Leaf`. Every reader and writer of a format walks these rows; none knows a name of its own. Another encoder
+A row is a `Leaf` (`weights.leaf`). Every reader and writer of a format walks these rows; none knows a name of its own. Another encoder
 or LLM is a function here that lists its rows, and a mapping of its `config.json` in `hf_config`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from fi_jax.config import KnowledgeConfig, LlmConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
+from fi_jax.weights.leaf import Leaf
 
 _NO_LORA = LoraConfig()
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One leaf of our tree, and the tensors of a checkpoint that it is: one, or one a layer."""
-
-    # Path in our tree, e.g. "layers/attn/q_proj/kernel".
-    path: str
-    shape: tuple[int, ...]
-    # Key in the checkpoint, e.g. "model.layers.{}.self_attn.q_proj.weight"; `{}` is the layer's number.
-    key: str
-    # Axis k of one layer of ours is axis axes[k] of the tensor.
-    axes: tuple[int, ...]
-    # Name in a GGUF file, "" where GGUF has no such tensor.
-    gguf: str = ""
-    # GGUF interleaves the rows of so many heads for its form of RoPE; 0: it does not.
-    heads: int = 0
-    # Layers stacked on axis 0; 0: the leaf is one tensor.
-    layers: int = 0
-    # Axes of size 1 at the end of the tensor, which ours does not have (1x1 convolutions).
-    squeezed: int = 0
-    # Picks and orders the entries of our last axis out of the tensor's (classes in another order).
-    order: tuple[int, ...] | None = None
-    # Classes of the tensor, where `order` is given.
-    num_classes: int = 0
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Keys of the tensors, layer by layer."""
-        return tuple(self.key.format(i) for i in range(self.layers)) if self.layers else (self.key,)
-
-    @property
-    def source_shape(self) -> tuple[int, ...]:
-        """Shape of each tensor."""
-        ours = self.shape[1:] if self.layers else self.shape
-        if self.order is not None:
-            ours = (*ours[:-1], self.num_classes)
-        return tuple(ours[self.axes.index(axis)] for axis in range(len(ours))) + (1,) * self.squeezed
-
-    def to_source(self, part: np.ndarray) -> np.ndarray:
-        """Lays one layer of ours (or the whole of a leaf that is not stacked) out as its tensor."""
-        inverse = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
-        return np.asarray(np.transpose(part, inverse), order="C").reshape(self.source_shape)
-
-    def from_source(self, tensor: np.ndarray) -> np.ndarray:
-        """Lays a tensor out as one layer of ours: the inverse of `to_source`."""
-        part = tensor.reshape(tensor.shape[: len(self.axes)]).transpose(self.axes)
-        return part if self.order is None else part[..., np.array(self.order)]
-
-    def split(self, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the keys of a leaf and their tensors."""
-        for source, part in zip(self.sources, value if self.layers else [value], strict=True):
-            yield source, self.to_source(np.asarray(part))
-
-    def join(self, read: Callable[[str], np.ndarray], dtype: np.dtype | None = None) -> np.ndarray:
-        """Fills the leaf from its tensors, one in memory at a time: the inverse of `split`."""
-        if not self.layers:
-            return np.asarray(self.from_source(read(self.key)), dtype, order="C")
-        value = None
-        for i, source in enumerate(self.sources):
-            part = self.from_source(read(source))
-            value = np.empty(self.shape, dtype or part.dtype) if value is None else value
-            value[i] = part
-        assert value is not None
-        return value
 
 
 @dataclass(frozen=True)
@@ -94,6 +28,15 @@ class Layout:
 _BUFFERS = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.num_batches_tracked")
 
 LLM = Layout((), _BUFFERS)
+# The language model inside a model of pictures and text, in both generations of its keys.
+LLM_INSIDE = Layout(
+    (
+        (r"^(?:language_model\.)?lm_head\.", "lm_head."),
+        (r"^(?:model\.)?language_model\.(?:model\.)?", "model."),
+        (r"^(?:model\.)?(vision_tower|multi_modal_projector)\.", r"\1."),
+    ),
+    (*_BUFFERS, r"(?:vision_tower|multi_modal_projector)\..*", r".*image_newline"),
+)
 # Both generations of its keys.
 LLAVA = Layout(
     (
@@ -114,7 +57,7 @@ CLIP_TEXT = Layout(
     ((r"^text_model\.", ""),), (*_BUFFERS, r"vision_model\..*", r"visual_projection\.weight", "logit_scale")
 )
 SEGFORMER = Layout((), _BUFFERS)
-GGUF = Layout((), (r"rope_freqs\.weight",))
+GGUF = Layout((), (r"rope_(?:freqs|factors_long|factors_short)\.weight",))
 # An adapter's keys as `peft` saves them, and as an older LLaVA has them; then those of `llm_leaves`.
 PEFT = Layout(
     (
@@ -133,36 +76,76 @@ def with_tied_head(layout: Layout, config: LlmConfig) -> Layout:
     return replace(layout, unused=(*layout.unused, r"lm_head\.weight")) if config.tie_embeddings else layout
 
 
+# Families whose files hold q, k and v, and gate and up, as one tensor each.
+_FUSED = ("phi3",)
+# Families whose GGUF files interleave the rows of q and k for llama.cpp's first form of RoPE.
+_INTERLEAVED = ("llama", "mistral", "smollm3")
+
+
 def llm_leaves(cfg: LlmConfig, root: str = "model.") -> list[Leaf]:
     """Rows of `models.llm.Llm`; `root` is what its keys but the head's start with."""
     d, q, kv, m = cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim, cfg.intermediate_size
+    qkv_bias = cfg.attention_bias or cfg.qkv_bias
+    interleaved = cfg.family in _INTERLEAVED
 
-    def linear(name: str, size_in: int, size_out: int, gguf: str, heads: int = 0) -> list[Leaf]:
-        part = "attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-        key, bias = ("self_attn", cfg.attention_bias) if part == "attn" else ("mlp", cfg.mlp_bias)
+    def linear(name: str, size_in: int, size_out: int, gguf: str, bias: bool, heads: int = 0) -> list[Leaf]:
+        part, key = ("mlp", "mlp") if name in ("gate_proj", "up_proj", "down_proj") else ("attn", "self_attn")
+        heads = heads if interleaved else 0
         return _linear(
             f"{part}/{name}", f"{key}.{name}", size_in, size_out, bias=bias, lora=cfg.lora, gguf=gguf, heads=heads
         )
 
-    layer = [
-        Leaf("input_norm/scale", (d,), "input_layernorm.weight", (0,), "attn_norm.weight"),
-        Leaf("post_attention_norm/scale", (d,), "post_attention_layernorm.weight", (0,), "ffn_norm.weight"),
-        *linear("q_proj", d, q, "attn_q", cfg.num_heads),
-        *linear("k_proj", d, kv, "attn_k", cfg.num_kv_heads),
-        *linear("v_proj", d, kv, "attn_v"),
-        *linear("o_proj", q, d, "attn_output"),
-        *linear("gate_proj", d, m, "ffn_gate"),
-        *linear("up_proj", d, m, "ffn_up"),
-        *linear("down_proj", m, d, "ffn_down"),
+    def norm(path: str, key: str, gguf: str, features: int = d) -> Leaf:
+        return Leaf(f"{path}/scale", (features,), f"{key}.weight", (0,), f"{gguf}.weight")
+
+    # With norms of what attention and MLP give, transformers' "post attention" is the norm of attention's output.
+    before_mlp = "pre_feedforward_layernorm" if cfg.output_norms else "post_attention_layernorm"
+    qkv = [
+        *linear("q_proj", d, q, "attn_q", qkv_bias, cfg.num_heads),
+        *linear("k_proj", d, kv, "attn_k", qkv_bias, cfg.num_kv_heads),
+        *linear("v_proj", d, kv, "attn_v", qkv_bias),
     ]
+    gate_up = [*linear("gate_proj", d, m, "ffn_gate", cfg.mlp_bias), *linear("up_proj", d, m, "ffn_up", cfg.mlp_bias)]
+    if cfg.family in _FUSED:
+        qkv, gate_up = _fused(qkv, "self_attn.qkv_proj", "attn_qkv"), _fused(gate_up, "mlp.gate_up_proj", "ffn_up")
+    layer = [
+        norm("input_norm", "input_layernorm", "attn_norm"),
+        norm("post_attention_norm", before_mlp, "ffn_norm"),
+        *qkv,
+        *linear("o_proj", q, d, "attn_output", cfg.attention_bias),
+        *gate_up,
+        *linear("down_proj", m, d, "ffn_down", cfg.mlp_bias),
+    ]
+    if cfg.output_norms:
+        layer.append(norm("attention_output_norm", "post_attention_layernorm", "post_attention_norm"))
+        layer.append(norm("mlp_output_norm", "post_feedforward_layernorm", "post_ffw_norm"))
+    if cfg.qk_norm:
+        layer.append(norm("attn/q_norm", "self_attn.q_norm", "attn_q_norm", cfg.head_dim))
+        layer.append(norm("attn/k_norm", "self_attn.k_norm", "attn_k_norm", cfg.head_dim))
     leaves = [
         Leaf("embed/embedding", (cfg.vocab_size, d), f"{root}embed_tokens.weight", (0, 1), "token_embd.weight"),
         *_stack(layer, f"{root}layers", cfg.num_layers),
-        Leaf("norm/scale", (d,), f"{root}norm.weight", (0,), "output_norm.weight"),
+        norm("norm", f"{root}norm", "output_norm"),
     ]
     if not cfg.tie_embeddings:
         leaves += _linear("lm_head", "lm_head", d, cfg.vocab_size, bias=False, gguf="output")
     return leaves
+
+
+def _fused(leaves: Sequence[Leaf], key: str, gguf: str) -> list[Leaf]:
+    """Makes the rows of several linear layers parts of one tensor: kernels, biases and B's of adapters; A's share one name."""
+    begins, total = {}, 0
+    for leaf in leaves:
+        if leaf.path.endswith("/kernel"):
+            begins[leaf.path.removesuffix("/kernel")] = total
+            total += leaf.shape[-1]
+    fused = []
+    for leaf in leaves:
+        module, _, name = leaf.path.rpartition("/")
+        kind = leaf.key.split("_proj.")[1]
+        part = None if name == "lora_a" else (begins[module], total)
+        fused.append(replace(leaf, key=f"{key}.{kind}", gguf=leaf.gguf and f"{gguf}.{kind}", part=part))
+    return fused
 
 
 def vit_leaves(cfg: VitConfig, root: str = "") -> list[Leaf]:

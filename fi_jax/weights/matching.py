@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fi_jax.errors import UserError
-from fi_jax.weights.leaf_table import Layout, Leaf
+from fi_jax.weights.leaf import Leaf
+from fi_jax.weights.leaf_table import Layout
 
 
 class Match(NamedTuple):
@@ -42,8 +43,9 @@ def match(name: str, leaves: Sequence[Leaf], shapes: Mapping[str, tuple[int, ...
     missing, misshapen = [], []
     wanted: set[str] = set()
     for leaf in leaves:
-        wanted.update(leaf.sources)
-        for source in leaf.sources:
+        new = [source for source in leaf.sources if source not in wanted]
+        wanted.update(new)
+        for source in new:
             if source not in keys:
                 missing.append(f"{source} {list(leaf.source_shape)}")
             elif (found := shapes[keys[source]]) != leaf.source_shape:

@@ -14,6 +14,7 @@ from fi_jax.errors import UserError
 from fi_jax.files import write_json
 from fi_jax.weights import leaf_table
 from fi_jax.weights.json_fields import Fields, read_object
+from fi_jax.weights.leaf import Leaf, by_source
 from fi_jax.weights.leaves import read_safetensors, write_safetensors
 from fi_jax.weights.matching import table_key
 from fi_jax.weights.stream import file_hash
@@ -62,19 +63,24 @@ def export_peft(
       base_name: what transformers' `from_pretrained` takes: a Hub name or a folder.
       base_hash: names the base's contents (`stream.checkpoint_hash`); kept in the weights' metadata.
       made_from_hash: of what the base was made from, where it is a copy of our own making (a GGUF file's).
-      in_llava: the base is a LLaVA, whose vision tower has layers of the same names.
+      in_llava: the base is a LLaVA or its like, whose vision tower has layers of the same names.
 
     Raises:
       UserError: the model has no adapter.
     """
     tensors: dict[str, np.ndarray] = {}
-    rows = leaf_table.adapters(leaf_table.llm_leaves(config, "model.language_model." if in_llava else "model."))
-    for a, b in zip(rows[::2], rows[1::2], strict=True):
-        if a.path not in leaves:
-            continue
-        for side_a, side_b in zip(a.split(leaves[a.path]), b.split(leaves[b.path]), strict=True):
-            if np.any(side_a[1]) or np.any(side_b[1]):
-                tensors |= {_PREFIX + key: value.astype(np.float32) for key, value in (side_a, side_b)}
+    # With every layer among the targets, so that a fused layer has a block for each of ours, zeros where there is none.
+    every = replace(config, lora=LoraConfig(config.lora.rank))
+    rows = leaf_table.adapters(leaf_table.llm_leaves(every, "model.language_model." if in_llava else "model."))
+    ranks: dict[str, int] = {}
+    sides = by_source(rows)
+    for key_a in (key for key in sides if ".lora_A." in key):
+        key_b = key_a.replace(".lora_A.", ".lora_B.")
+        a, b = _joined(sides[key_a], sides[key_b], leaves)
+        if np.any(a) or np.any(b):
+            tensors |= {_PREFIX + key_a: a, _PREFIX + key_b: b}
+            if len(sides[key_a]) > 1:
+                ranks[key_a.split(".lora_A.")[0].rpartition(".")[2]] = len(a)
     if not tensors:
         raise UserError("the model has no LoRA adapter to export (llm.lora.rank is 0, or no layer has one)")
     modules = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors})
@@ -90,6 +96,9 @@ def export_peft(
         "base_model_name_or_path": base_name,
         "r": config.lora.rank,
         "lora_alpha": config.lora.alpha,
+        # Layers that the base keeps as one hold our adapters of each as blocks, at the same alpha / rank.
+        "rank_pattern": ranks,
+        "alpha_pattern": {name: config.lora.alpha * rank / config.lora.rank for name, rank in ranks.items()},
         "target_modules": targets,
         "lora_dropout": 0.0,
         "bias": "none",
@@ -98,7 +107,22 @@ def export_peft(
     }
     write_json(folder / CONFIG, described, indent=2)
     metadata = {"base_name": base_name, "base_hash": base_hash, "made_from_hash": made_from_hash}
+    metadata |= {"in_blocks": "true"} if ranks else {}
     write_safetensors(folder / WEIGHTS, tensors, metadata)
+
+
+def _joined(
+    sides_a: Sequence[tuple[Leaf, int]], sides_b: Sequence[tuple[Leaf, int]], leaves: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A `r i` and B `o r` of one layer of the base: of several of ours, one block each (zeros: it has no adapter)."""
+    size_a, (size_b, rank) = sides_a[0][0].source_shape, sides_b[0][0].source_shape
+    a, b = np.zeros((rank * len(sides_a), size_a[1]), np.float32), np.zeros((size_b, rank * len(sides_b)), np.float32)
+    for i, ((leaf_a, layer), (leaf_b, _)) in enumerate(zip(sides_a, sides_b, strict=True)):
+        if leaf_a.path in leaves:
+            own = slice(i * rank, (i + 1) * rank)
+            a[own] = leaf_a.to_source(leaves[leaf_a.path][layer])
+            b[leaf_b.own_rows, own] = leaf_b.to_source(leaves[leaf_b.path][layer])
+    return a, b
 
 
 def import_peft(folder: Path, config: LlmConfig) -> Adapter:
@@ -117,17 +141,17 @@ def import_peft(folder: Path, config: LlmConfig) -> Adapter:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; save the adapter with safe_serialization=True")
     tensors, metadata = read_safetensors(folder / WEIGHTS)
-    modules = _modules(tensors, config, folder)
+    modules = _modules(tensors, config, folder, in_blocks=metadata.get("in_blocks") == "true")
     alphas = _alphas(settings, [module.name for module in modules])
     rslora = settings.flag("use_rslora", False)
     scales = [
-        alpha / (math.sqrt(module.rank) if rslora else module.rank)
+        alpha / (math.sqrt(module.file_rank) if rslora else module.file_rank)
         for module, alpha in zip(modules, alphas, strict=True)
     ]
     # The scale of the largest rank, so that an adapter of one rank and one alpha comes through untouched.
     rank = max(module.rank for module in modules)
     largest = next(i for i, module in enumerate(modules) if module.rank == rank)
-    alpha = scales[largest] * rank if rslora else alphas[largest]
+    alpha = alphas[largest] if not rslora and modules[largest].file_rank == rank else scales[largest] * rank
     leaves: dict[str, np.ndarray] = {}
     for module, scale in zip(modules, scales, strict=True):
         size_in, size_out = module.a.shape[0], module.b.shape[1]
@@ -151,21 +175,27 @@ class _Module(NamedTuple):
     layer: int
     a: np.ndarray
     b: np.ndarray
+    # Of the file's layer, which may hold several of ours.
+    file_rank: int
 
     @property
     def rank(self) -> int:
         return self.a.shape[1]
 
 
-def _modules(tensors: Mapping[str, np.ndarray], config: LlmConfig, folder: Path) -> list[_Module]:
-    """Accounts for every tensor of an adapter; its rank is its own, all else must be as in the leaf table."""
+def _modules(tensors: Mapping[str, np.ndarray], config: LlmConfig, folder: Path, in_blocks: bool) -> list[_Module]:
+    """Accounts for every tensor of an adapter; its rank is its own, all else must be as in the leaf table.
+
+    Where the base keeps several of our layers as one (q, k and v), each gets its rows of B and the whole of A;
+    `in_blocks`: its own block of both, as `export_peft` wrote them.
+    """
     table = leaf_table.adapters(leaf_table.llm_leaves(replace(config, lora=LoraConfig(1))))
-    wanted = {key: (leaf, layer) for leaf in table for layer, key in enumerate(leaf.sources)}
+    wanted = by_source(table)
     sides: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     wrong = []
     for key, tensor in tensors.items():
         module, _, side = table_key(key, leaf_table.PEFT).rpartition(".lora_")
-        leaf, _ = wanted.get(f"{module}.lora_{side}", (None, 0))
+        ((leaf, _), *_) = wanted.get(f"{module}.lora_{side}", [(None, 0)])
         # The axis that is not the rank's.
         axis = 1 if side == "A.weight" else 0
         if leaf is None or tensor.ndim != 2 or tensor.shape[axis] != leaf.source_shape[axis]:
@@ -183,9 +213,15 @@ def _modules(tensors: Mapping[str, np.ndarray], config: LlmConfig, folder: Path)
         if a.shape[1] != b.shape[0] or not a.shape[1]:
             wrong.append(f"{name} has rank {a.shape[1]} in A and {b.shape[0]} in B")
             continue
-        leaf, layer = wanted[f"{name}.lora_A.weight"]
         own_name = key.removeprefix(_PREFIX).rpartition(".lora_")[0]
-        modules.append(_Module(own_name, leaf.path.removesuffix("/lora_a"), layer, a, b))
+        parts = wanted[f"{name}.lora_B.weight"]
+        rank = a.shape[1] // len(parts) if in_blocks else a.shape[1]
+        for i, (leaf, layer) in enumerate(parts):
+            own = slice(i * rank, (i + 1) * rank) if in_blocks else slice(None)
+            own_a, own_b = a[:, own], b[own, leaf.own_rows]
+            if len(parts) == 1 or np.any(own_a) or np.any(own_b):
+                path = leaf.path.removesuffix("/lora_b")
+                modules.append(_Module(own_name, path, layer, own_a, own_b, a.shape[1]))
     if wrong or not modules:
         raise UserError(
             f"{folder} is no LoRA adapter of this language model: {', '.join(wrong) or 'no adapter tensor'}"

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from fi_jax.errors import UserError
 from fi_jax.files import file_sha256, sha256
 from fi_jax.weights.json_fields import Fields, read_object
-from fi_jax.weights.leaf_table import Leaf
+from fi_jax.weights.leaf import Leaf
 
 # (path, shape) of a leaf of ours -> where it goes.
 Placement = Callable[[str, tuple[int, ...]], Sharding]
@@ -143,18 +143,21 @@ def read_leaves(
 
 
 def _read(tensor: Tensor, key: str, leaf: Leaf, sharding: Sharding) -> jax.Array:
-    """Places one source tensor as it is stored, cut the way its leaf is cut."""
+    """Places a leaf's part of one source tensor as it is stored, cut the way the leaf is cut."""
     cache: dict[str, np.ndarray] = {}
 
     def read(index) -> np.ndarray:
         # Replicas ask for the same slice once a device.
         if str(index) not in cache:
+            if leaf.part is not None:
+                rows = range(*leaf.own_rows.indices(leaf.part[1]))[index[0]]
+                index = (slice(rows.start, rows.stop), *index[1:])
             # Opened for one read: a mapping that stays open counts every page it touched as ours.
             with _open(tensor.file) as opened:
                 cache[str(index)] = np.asarray(opened.get_slice(key)[index]) if index else opened.get_tensor(key)
         return cache[str(index)]
 
-    return jax.make_array_from_callback(tensor.shape, _source_sharding(leaf, sharding), read)
+    return jax.make_array_from_callback(leaf.own_shape, _source_sharding(leaf, sharding), read)
 
 
 def _source_sharding(leaf: Leaf, sharding: Sharding) -> Sharding:

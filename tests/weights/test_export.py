@@ -111,19 +111,26 @@ def _tiny(**changes):
     return replace(config, model=replace(config.model, **changes))
 
 
+GEMMA3 = {
+    "family": "gemma3_text", "qk_norm": True, "output_norms": True, "unit_offset_norms": True, "scale_embeddings": True,
+    "hidden_act": "gelu_tanh", "query_pre_attn_scalar": 15.0, "sliding_window": 40, "sliding_layers": (0,),
+    "sliding_rope_theta": 1000.0,
+}  # fmt: skip
+
+
 def _odd():
-    """GQA, a head_dim of its own, tied embeddings, LoRA here and there, merged patches, another hidden state."""
+    """Gemma 3's layers, GQA, a head_dim of its own, tied embeddings, LoRA here and there, merged patches, another hidden state."""
     adapters = LoraConfig(2, 6.0, ("q_proj", "out_proj", "fc2"))
     vit = VitConfig(32, 4, 24, 40, 3, 3, hidden_act="gelu", feature_layer=-2, merge=2, lora=adapters)
     lora = LoraConfig(3, 10.0, ("q_proj", "down_proj"))
-    llm = replace(_tiny().model.llm, num_heads=4, num_kv_heads=2, head_dim=20, tie_embeddings=True, lora=lora)
+    llm = replace(_tiny().model.llm, num_heads=4, num_kv_heads=2, head_dim=20, tie_embeddings=True, lora=lora, **GEMMA3)
     knowledge = KnowledgeConfig(hidden_size=24, align_size=48, prompt_size=48, gated=False)
     return _tiny(image_encoder=vit, llm=llm, knowledge=knowledge)
 
 
 def _without():
-    """No segmentation, no graph network, no adapter."""
-    llm = replace(_tiny().model.llm, lora=LoraConfig())
+    """No segmentation, no graph network, no adapter; a language model whose files fuse layers."""
+    llm = replace(_tiny().model.llm, lora=LoraConfig(), family="phi3")
     return _tiny(
         use_segmentation=False, llm=llm, knowledge=KnowledgeConfig(enabled=False, align_size=32, prompt_size=48)
     )
