@@ -3,6 +3,8 @@
 `fi-jax train 7b --data.sources.0.root /data/celeba`; `fi-jax bench 7b` measures it with random weights.
 """
 
+from dataclasses import replace
+
 from fi_jax.config import (
     DataConfig,
     Experiment,
@@ -24,7 +26,8 @@ IMAGE_ENCODER = VitConfig()
 SEGMENTATION_ENCODER = VitConfig(
     lora=LoraConfig(rank=16, alpha=32.0, targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"))
 )
-LLM = LlmConfig(lora=LoraConfig(rank=128, alpha=256.0))
+LORA = LoraConfig(rank=128, alpha=256.0)
+LLM = LlmConfig(lora=LORA)
 
 
 def config() -> Experiment:
@@ -62,4 +65,17 @@ def config() -> Experiment:
             accumulate=4,
             trainable=(r".*/lora_[ab]", r".*connector/.*", r"knowledge/.*", r"head/.*"),
         ),
+    )
+
+
+def with_llm(name: str, llm: LlmConfig, checkpoint: str, template: str) -> Experiment:
+    """The same with another language model: a connector between it and the image encoder is learned from nothing."""
+    base = config()
+    return replace(
+        base,
+        name=name,
+        model=replace(base.model, llm=replace(llm, lora=LORA)),
+        weights=WeightsConfig(llm=checkpoint, image_encoder=CLIP, segmentation_encoder=CLIP, text_encoder=CLIP),
+        data=replace(base.data, template=template),
+        train=replace(base.train, learning_rate_scales=()),
     )

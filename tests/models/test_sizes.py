@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 
 from fi_jax.cli.configs import load_config
+from fi_jax.parallel.memory import plan_memory, shapes_of
+from fi_jax.training.abstract import split_shapes
 from fi_jax.training.optimizer import split_params
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
+from fi_jax.weights.llm_families import write_llm
 
 
 def _count(shapes, *prefixes):
@@ -64,3 +67,28 @@ def test_what_7b_trains():
     assert not any("lora" in path for path in frozen)
     assert not any(path.startswith("image_encoder/") for path in trained)
     assert any(path.startswith("segmentation_encoder/") for path in trained)
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("qwen3_4b", 4_022_468_096),
+        ("qwen2_5_7b", 7_615_616_512),
+        ("gemma3_4b", 3_880_263_168),
+        ("smollm3_3b", 3_075_098_624),
+    ],
+)
+def test_presets_have_the_sizes_of_their_checkpoints_and_fit_where_they_say(name, total):
+    """Made by transformers from the config that we write of it, on no device; and planned for one GPU of 80 GB."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = load_config(name)
+    assert config.weights.llm and config.weights.image_encoder
+    trained, frozen = split_shapes(config)
+    assert _count(trained | frozen, "llm/") == total
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**write_llm(config.model.llm)))
+    assert theirs.num_parameters() == total
+    mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    assert plan_memory(config, mesh, trained, frozen, shapes_of(config, mesh, 40, 40)).training < 79e9
