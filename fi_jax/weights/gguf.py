@@ -184,7 +184,7 @@ def _config(reader, path) -> LlmConfig:
         attention_softcap=_softcap(fields, "attn_logit_softcapping", family.defaults.get("attention_softcap", 0.0)),
         logit_softcap=_softcap(fields, "final_logit_softcapping", family.defaults.get("logit_softcap", 0.0)),
         partial_rotary_factor=rotated / head_dim,
-        no_rope_layers=tuple(i for i in range(layers) if interval and (i + 1) % interval == 0),
+        no_rope_layers=tuple(range(interval - 1, layers, interval)) if interval else (),
         sliding_window=window,
         sliding_layers=sliding,
         sliding_rope_theta=fields.number("rope.freq_base_swa", family.sliding_rope_theta)

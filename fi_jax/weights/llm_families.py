@@ -21,6 +21,7 @@ _NAMES = {
     "logit_softcap": "final_logit_softcapping",
 }
 _ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_MOST_LAYERS = 1000
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 # What changes a layer and that some family does not have: refused where the family at hand does not read it.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -181,6 +182,10 @@ def read_llm(config: Fields) -> LlmConfig:
     heads, width = values["num_heads"], values["hidden_size"]
     if width % heads and not (config.get("head_dim") or "head_dim" in family.defaults):
         raise UserError(f"{config.where}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
+    if values["num_layers"] > _MOST_LAYERS:
+        raise UserError(
+            f"{config.where}: num_hidden_layers is {values['num_layers']}; no model has more than {_MOST_LAYERS}"
+        )
     window, sliding = _windows(config, family, values["num_layers"])
     rope, sliding_rope = _ropes(config, family)
     theta = rope.number("rope_theta", config.number("rope_theta", family.rope_theta))
