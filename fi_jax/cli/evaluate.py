@@ -16,6 +16,16 @@ from pathlib import Path
 TAKES_OVERRIDES = True
 
 
+# What each file that is written holds near its start: others of the same name are never replaced.
+_OURS = {
+    "predictions.jsonl": b'"seen": ',
+    "metrics.json": b'"unit": "face"',
+    "table.csv": b"dataset,task,metric,",
+    "table.md": b"| data set | task | metric |",
+    "table.json": b'"headline"',
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments; dotted overrides of the config are allowed."""
     parser.add_argument(
@@ -70,13 +80,15 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
     from fi_jax.cli.configs import load_config
     from fi_jax.cli.runtime import start
-    from fi_jax.files import require_writable
+    from fi_jax.files import refuse_overwrite, require_writable
 
     _check(args)
     config = load_config(args.config, args.overrides) if args.config else None
     sets = _sets(args, config)
     out = Path(args.out or Path("out", config.name if config else Path(args.model).name))
     require_writable(out)
+    for name, mark in _OURS.items():
+        refuse_overwrite([out / name], mark=mark)
     hosts = start()
     from fi_jax.errors import UserError
     from fi_jax.evaluation.cells import SETTINGS, plan_cells

@@ -36,12 +36,21 @@ def run(args: argparse.Namespace) -> int:
 
     from fi_jax.config import KnowledgeConfig
     from fi_jax.data.datasets import find_dataset
-    from fi_jax.files import write_bytes, write_text
+    from fi_jax.files import refuse_overwrite, write_bytes, write_text
     from fi_jax.knowledge import correlation
     from fi_jax.knowledge.graph_file import graph_bytes
     from fi_jax.knowledge.graph_report import summarise
     from fi_jax.labels.registry import vocabulary
 
+    # What each file of ours holds near its start.
+    marks = {
+        "graph.npz": b"names.npy",
+        "graph.json": b'"omega"',
+        "graph.png": b"atplotlib",
+        "rules.md": b"fi-jax graph",
+    }
+    for name, mark in marks.items():
+        refuse_overwrite([args.out / name], mark=mark)
     config = KnowledgeConfig(tau=args.tau, omega=args.omega, graph=args.graph)
     dataset = find_dataset(args.dataset)
     vocab = vocabulary(args.vocabulary) if args.vocabulary else dataset.vocabulary

@@ -30,9 +30,12 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from fi_jax.data.datasets import open_source
     from fi_jax.errors import UserError
+    from fi_jax.files import require_new
 
     if args.folds == 1 or args.folds < 0 or (args.only_validate and not args.folds):
         raise UserError(f"--folds is {args.folds}; it must be at least 2 (or 0, for no cross-validation)")
+    if not (Path(args.out) / "parser.json").exists():
+        require_new(Path(args.out))
     records = open_source("celebamask_hq", args.data_root).records("all")
     from fi_jax.cli.runtime import start
 

@@ -227,3 +227,12 @@ def test_mistakes_of_an_ablation_are_one_line(arguments, says, capsys):
     assert run("ablate", "tiny", *arguments) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["table.csv", "metrics.json", "predictions.jsonl"])
+def test_files_of_others_are_not_replaced(name, tmp_path, capsys):
+    """A table of one's own beside the pictures, say."""
+    (tmp_path / name).write_text("image,label\n")
+    command = ["evaluate", "tiny", "--out", ".", "--dataset", "synthetic_faces", "--data-root", "count=4"]
+    assert main(command) == 2 and (tmp_path / name).read_text() == "image,label\n"
+    assert f"'{name}' exists and was not written by this command" in capsys.readouterr().err

@@ -80,3 +80,15 @@ def test_a_vocabulary_the_set_does_not_annotate(release, tmp_path, capsys):
     arguments = ["graph", "celeba", "--data-root", str(root), "--vocabulary", "expw", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "states no label" in capsys.readouterr().err
+
+
+def test_its_own_files_are_replaced_those_of_others_never(release, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["graph", "celeba", "--data-root", str(release[0]), "--out", str(out), "--rules"]
+    assert main(command) == main(command) == 0
+    for name in ("graph.npz", "graph.json", "graph.png", "rules.md"):
+        ours = (out / name).read_bytes()
+        (out / name).write_bytes(b"precious")
+        assert main(command) == 2 and (out / name).read_bytes() == b"precious"
+        assert f"{name}' exists and was not written by this command" in capsys.readouterr().err
+        (out / name).write_bytes(ours)
