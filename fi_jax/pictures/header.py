@@ -39,6 +39,8 @@ _UPRIGHT = {
 }
 # Bytes without which a PNG says nothing of its orientation: looking for them is far cheaper than parsing.
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+# The same of a JPEG: the EXIF tag of the orientation in both orders of bytes, XMP's name of it, a colour profile.
+_JPEG_MARKS = (b"\x01\x12", b"\x12\x01", b"Orientation", b"ICC_PROFILE")
 # Pillow reads more; some of that through other programs (EPS), none of it photographs.
 _FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "SGI", "TGA", "TIFF", "WEBP"
@@ -125,7 +127,8 @@ def read_header(data: bytes, name: str) -> Header:
     if data[:2] == b"\xff\xd8":
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         _check_size(height, width, data, name)
-        if not any(0xE1 <= marker <= 0xE2 for marker, _, _ in segments(data)):
+        extras = [data[start:end] for marker, start, end in segments(data) if 0xE1 <= marker <= 0xE2]
+        if not any(mark in extra for extra in extras for mark in _JPEG_MARKS):
             return Header(height, width, 1, None, space, None)
         with contextlib.suppress(Exception), warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
