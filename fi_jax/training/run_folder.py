@@ -152,6 +152,12 @@ def _take(path: Path) -> None:
             return
         except FileExistsError:
             owner = _owner(path)
+        except OSError as error:
+            # A lock without an owner would be waited for.
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write '{path}' ({error.strerror}); free space or choose another --runs, and repeat the command"
+            ) from error
         if owner and _is_here(owner):
             if _runs(owner):
                 raise _taken(path, owner)

@@ -1,5 +1,6 @@
 """The log of a run on damaged lines and full disks, and who may write into its folder."""
 
+import errno
 import json
 import os
 import socket
@@ -148,3 +149,13 @@ def test_a_damaged_lock_is_taken_over_when_it_stays_silent(tmp_path, monkeypatch
     (tmp_path / LOCK).write_text(text)
     with locked([tmp_path]):
         pass
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_one_line_and_leaves_none(tmp_path, monkeypatch):
+    def full(content, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_folder.json, "dump", full)
+    with pytest.raises(UserError, match=r"cannot write '.*lock.json' \(No space left"), locked([tmp_path]):
+        pass
+    assert not (tmp_path / LOCK).exists()
