@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from fi_jax.config import DataConfig
 from fi_jax.data.processes import in_processes
@@ -39,12 +40,15 @@ def make_maps(faces: Sequence[FaceRecord], parser: str, workers: int) -> None:
         return
     chunks = [faces[i : i + _CHUNK] for i in range(0, len(faces), _CHUNK)]
     with progress_bar("parsing faces", len(faces)) as advance:
-        for index in in_processes(_parse, [(chunk, parser) for chunk in chunks], workers, _one_core_and_no_bar):
+        start = partial(_one_core_and_no_bar, jax.config.jax_compilation_cache_dir or "")
+        for index in in_processes(_parse, [(chunk, parser) for chunk in chunks], workers, start):
             advance(len(chunks[index]))
 
 
-def _one_core_and_no_bar() -> None:
+def _one_core_and_no_bar(compiled: str) -> None:
+    """Prepares a process, which has not loaded JAX yet; `compiled` is the folder of compiled programs."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
