@@ -94,6 +94,8 @@ class DataConfig:
     augment_strength: float = 1.0
     # Share of the faces that are blended with another one, labels too (mixup); for stage `align` alone.
     mixup: float = 0.0
+    # At most so many faces of each set, chosen by the hash of their names; 0 for all.
+    limit: int = 0
     # Training refuses to start when a larger share of the files cannot be read.
     max_unreadable: float = 0.01
     # Folder where segmentation maps made by the parser are kept ("" for `masks` in the cache folder).
@@ -106,7 +108,7 @@ class DataConfig:
 
     def __post_init__(self):
         check_words(self, "data.")
-        for name in ("questions_per_face", "open_per_face", "workers", "short_segment"):
+        for name in ("questions_per_face", "open_per_face", "workers", "short_segment", "limit"):
             check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
         check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
@@ -165,6 +167,13 @@ class TrainConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     log_every: int = 10
+    # Every so many steps (0: never), and before the first, the model answers about `evaluate_faces` validation faces of
+    # each set. The best model so far by `best_metric` is kept in the run's folder `best`; the run ends after `patience`
+    # evaluations in a row that were no better (0: at `steps`).
+    evaluate_every: int = 0
+    evaluate_faces: int = 200
+    best_metric: str = "val/accuracy"
+    patience: int = 0
     # Seconds without a finished step after which the run ends with an error (a host hangs); 0 waits for ever.
     stall_seconds: int = 1800
 
@@ -173,7 +182,9 @@ class TrainConfig:
         check(self.steps > 0, f"train.steps is {self.steps}; it must be positive")
         for name in ("accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "warmup_steps", "weight_decay"):
+        check(self.evaluate_faces >= 1, f"train.evaluate_faces is {self.evaluate_faces}; it must be at least 1")
+        check(not self.patience or self.evaluate_every > 0, "train.patience needs train.evaluate_every")
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every", "patience"):
             check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
         check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 
@@ -220,6 +231,10 @@ class Experiment:
             "stage pretrain, and it alone, needs a decoder: set model.decoder.num_layers (fi_jax/configs/nano_pretrain.py)",
         )
         check(not pretrain or self.train.accumulate == 1, "stage pretrain needs train.accumulate 1")
+        check(
+            not (pretrain and self.train.evaluate_every),
+            "stage pretrain answers nothing; leave out train.evaluate_every",
+        )
         if self.data.mixup:
             check(
                 self.train.stage == "align",

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants beside the full model")
     parser.add_argument("--list", action="store_true", help="list the variants and stop")
     parser.add_argument("--limit", type=int, default=0, help="judge by N faces of each set (0: all)")
-    parser.add_argument("--train-limit", type=int, default=0, help="with --frozen: train on N faces of each set")
+    parser.add_argument("--train-limit", type=int, default=0, help="train on N faces of each set (as --data.limit N)")
     parser.add_argument("--head-only", action="store_true", help="judge by the alignment head alone")
     parser.add_argument("--batch-size", type=int, default=8, help="faces judged at once (default: 8)")
     parser.add_argument(
@@ -52,14 +52,12 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.config import SourceConfig
     from fi_jax.errors import UserError
 
-    if args.train_limit and not args.frozen:
-        raise UserError("--train-limit goes with --frozen; otherwise give each source a prepared, smaller folder")
     if args.together is not None:
         log.warning("--together N is now --members N")
         args.members = args.together
     if args.members < 1 or args.limit < 0 or args.train_limit < 0:
         raise UserError("--members must be at least 1, and --limit and --train-limit not negative")
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, [*args.overrides, "--data.limit", str(args.train_limit)])
     if args.data_root and not args.dataset or args.dataset and len(args.dataset) != len(args.data_root or []):
         raise UserError("--dataset and --data-root go together, one folder a data set, in the same order")
     if args.dataset:
@@ -90,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     )
     sets = tuple((source.name, source.root) for source in config.data.sources)
     out = Path(args.out or Path("out", "ablation", config.name))
-    study = Study(out, sets, options, args.members, base, args.train_limit)
+    study = Study(out, sets, options, args.members, base)
     results, status = run_study(study, points_of(variants, args.seeds), hosts)
     if status:
         return status

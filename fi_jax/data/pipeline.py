@@ -23,18 +23,20 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fi_jax.config import DataConfig
+from fi_jax.config import DataConfig, SourceConfig
 from fi_jax.data import examples
 from fi_jax.data.datasets import open_source
 from fi_jax.data.processes import end_with_parent
-from fi_jax.data.records import FaceRecord, Rejected, by_reason
+from fi_jax.data.records import FaceRecord, Rejected, Source, by_reason
+from fi_jax.data.splits import limited
 from fi_jax.errors import UserError
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.progress import progress_bar
 
 Batch = dict[str, np.ndarray]
 # Called on every finished batch of this host, with the global step; must be a pure function of both.
 Transform = Callable[[Batch, int], Batch]
+# Makes the maps of faces that have none yet.
+MakeMaps = Callable[[Sequence[FaceRecord]], None]
 
 # Threads of the one pass over a set that checks it or keeps it in memory.
 _PASS_THREADS = max(4, os.cpu_count() or 1)
@@ -58,30 +60,78 @@ class Mixture:
     unreadable: tuple[Rejected, ...] = ()
     # What was left out or corrected when the sets were read, in words a person can act on.
     notes: tuple[str, ...] = ()
+    # Faces of the sets' validation splits, which are never trained on.
+    validation: tuple[FaceRecord, ...] = ()
 
 
-def load_mixture(config: DataConfig) -> Mixture:
-    """Opens the sets of `config.sources`; unreadable files are left out and listed.
+@dataclass(frozen=True)
+class OpenedSet:
+    """A set whose annotations were read, and no picture yet."""
+
+    given: SourceConfig
+    source: Source
+    faces: list[FaceRecord]
+
+
+def open_sets(config: DataConfig) -> list[OpenedSet]:
+    """Reads the annotations of the sets of `config.sources`, at most `config.limit` faces of each.
 
     Raises:
-      UserError: no set is given, a split is empty, or more than `config.max_unreadable` of a set is unreadable.
+      UserError: no set is given, one is not there, or its split is empty.
     """
     if not config.sources:
         raise UserError("data.sources is empty; name at least one data set")
-    records: list[FaceRecord] = []
-    epoch, unreadable, notes = [], [], []
+    opened = []
     for given in config.sources:
         source = open_source(given.name, given.root)
-        chosen = source.records(given.split)
-        if not chosen:
+        faces = limited(source.records(given.split), config.limit)
+        if not faces:
             raise UserError(f"{given.name}: split '{given.split}' has no faces under '{given.root}'")
-        readable, bad = examples.examine(chosen, config.max_unreadable, _PASS_THREADS)
+        opened.append(OpenedSet(given, source, faces))
+    return opened
+
+
+def validation_faces(opened: Sequence[OpenedSet], count: int) -> list[FaceRecord]:
+    """At most `count` faces of each set's validation split.
+
+    Raises:
+      UserError: a set trains on its validation split, or no set has one.
+    """
+    faces: dict[str, FaceRecord] = {}
+    for one in opened:
+        if one.given.split in ("val", "all"):
+            raise UserError(
+                f"{one.given.name}: train.evaluate_every judges faces of split val, and split '{one.given.split}' "
+                "trains on them; set its split to train"
+            )
+        faces |= {f"{face.dataset}/{face.key}": face for face in limited(one.source.records("val"), count)}
+    if not faces:
+        raise UserError("train.evaluate_every needs validation faces, and no data set has a split val")
+    return list(faces.values())
+
+
+def mix(opened: Sequence[OpenedSet], max_unreadable: float, validation: Sequence[FaceRecord] = ()) -> Mixture:
+    """Looks at every picture once (what was found is cached); unreadable ones are left out and listed.
+
+    Raises:
+      UserError: more than `max_unreadable` of a set cannot be read.
+    """
+    records: list[FaceRecord] = []
+    epoch, unreadable, notes = [], [], []
+    for one in opened:
+        readable, bad = examples.examine(one.faces, max_unreadable, _PASS_THREADS)
         unreadable += bad
-        notes += [f"{given.name}: {note}" for note in source.notes]
-        notes += [f"{given.name}: rejected: {line}" for line in by_reason(source.rejected)[:10]]
-        epoch += [np.arange(len(records), len(records) + len(readable))] * given.repeat
+        notes += [f"{one.given.name}: {note}" for note in one.source.notes]
+        notes += [f"{one.given.name}: rejected: {line}" for line in by_reason(one.source.rejected)[:10]]
+        epoch += [np.arange(len(records), len(records) + len(readable))] * one.given.repeat
         records += readable
-    return Mixture(tuple(records), np.concatenate(epoch), tuple(unreadable), tuple(notes))
+    held_out, bad = examples.examine(validation, max_unreadable, _PASS_THREADS)
+    return Mixture(tuple(records), np.concatenate(epoch), (*unreadable, *bad), tuple(notes), tuple(held_out))
+
+
+def load_mixture(config: DataConfig) -> Mixture:
+    """Opens and mixes the sets of `config.sources`. Errors are those of `open_sets` and `mix`."""
+    return mix(open_sets(config), config.max_unreadable)
 
 
 class FaceDataset:
@@ -94,10 +144,14 @@ class FaceDataset:
         size: int,
         mask_cache: Path | None = None,
         frame: Literal["box", "aligned"] = "box",
+        make_maps: MakeMaps | None = None,
     ):
-        """`size`: the side of the crops; `mask_cache`: where the parser's maps are (None: class 0); `frame`: as `data.frame`."""
+        """`size`: the side of the crops; `mask_cache`: where the parser's maps are (None: class 0); `frame`: as `data.frame`.
+
+        `make_maps` makes the maps that are not there yet, when their faces are read.
+        """
         self.records, self.vocabulary, self.size = tuple(records), vocabulary, size
-        self.mask_cache, self.frame = mask_cache, frame
+        self.mask_cache, self.frame, self.make_maps = mask_cache, frame, make_maps
 
     def __len__(self) -> int:
         return len(self.records)
@@ -108,12 +162,14 @@ class FaceDataset:
 
     def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
         """Returns the examples at `indices`, stacked."""
+        if self.make_maps:
+            self.make_maps([self.records[int(index)] for index in indices])
         rows = [self[int(index)] for index in indices]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 class MemoryDataset(FaceDataset):
-    """The same, decoded once into memory: thousands of faces a second and core, `4·size²` bytes a face."""
+    """The same, each face kept in memory from its first use on: thousands of faces a second and core, `4·size²` bytes a face."""
 
     def __init__(self, records: Sequence[FaceRecord], vocabulary: Vocabulary, size: int, *given):
         super().__init__(records, vocabulary, size, *given)
@@ -124,27 +180,36 @@ class MemoryDataset(FaceDataset):
         }
         kinds |= {"labels": ((n,), np.float32), "known": ((n,), bool)}
         self._arrays: Batch = {key: np.empty((count, *shape), kind) for key, (shape, kind) in kinds.items()}
-        with ThreadPoolExecutor(_PASS_THREADS) as pool, progress_bar("reading pictures", count) as advance:
-            for _ in pool.map(self._fill, range(count)):
-                advance()
+        self._is_read = np.zeros(count, bool)
 
-    def _fill(self, index: int) -> None:
-        for key, value in super().__getitem__(index).items():
-            self._arrays[key][index] = value
+    def _read(self, indices: Int[np.ndarray, "b"]) -> None:
+        new = np.unique(indices[~self._is_read[indices]])
+        if not len(new):
+            return
+        if self.make_maps:
+            self.make_maps([self.records[index] for index in new])
+        with ThreadPoolExecutor(_PASS_THREADS) as pool:
+            for index, row in zip(new, pool.map(super().__getitem__, new), strict=True):
+                for key, value in row.items():
+                    self._arrays[key][index] = value
+        self._is_read[new] = True
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {key: array[index] for key, array in self._arrays.items()}
+        return {key: array[0] for key, array in self.gather(np.array([index])).items()}
 
     def gather(self, indices: Int[np.ndarray, "b"]) -> Batch:
         """Returns the examples at `indices`, stacked."""
+        self._read(indices)
         return {key: array[indices] for key, array in self._arrays.items()}
 
 
-def open_dataset(records: Sequence[FaceRecord], config: DataConfig, vocabulary: Vocabulary) -> FaceDataset:
+def open_dataset(
+    records: Sequence[FaceRecord], config: DataConfig, vocabulary: Vocabulary, make_maps: MakeMaps | None = None
+) -> FaceDataset:
     """Returns the dataset that `config` asks for."""
     kind = MemoryDataset if config.cache_in_memory else FaceDataset
     maps = Path(config.mask_cache) if config.mask_cache else None
-    return kind(records, vocabulary, config.image_size, maps, config.frame)
+    return kind(records, vocabulary, config.image_size, maps, config.frame, make_maps)
 
 
 @lru_cache(maxsize=4)

@@ -20,8 +20,7 @@ from optuna.trial import TrialState
 from fi_jax.config import Experiment
 from fi_jax.data.counts import count_records
 from fi_jax.data.datasets import find_dataset
-from fi_jax.data.pipeline import Mixture, load_mixture
-from fi_jax.data.records import FaceRecord
+from fi_jax.data.pipeline import load_mixture
 from fi_jax.data.splits import limited
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import closed_lines
@@ -34,6 +33,7 @@ from fi_jax.experiments.frozen import Features, Trained, face_features, label_sc
 from fi_jax.experiments.points import point_id
 from fi_jax.experiments.runners import groups
 from fi_jax.experiments.store import Store, status_of
+from fi_jax.experiments.validation import make_judge
 from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
 from fi_jax.labels.schema import find_vocabulary
@@ -75,12 +75,10 @@ class Study:
     members: int = 16
     # The model whose encoders stay as they are; None trains every point as its config says.
     frozen: TrainedModel | None = None
-    # Most training faces a set whose features are kept (0: all).
-    train_limit: int = 0
 
     def key(self, point: Point) -> str:
         """Names a point by what its result depends on."""
-        depends = (self.sets, self.options.split, self.options.limit, self.options.head_only, self.train_limit)
+        depends = (self.sets, self.options.split, self.options.limit, self.options.head_only)
         return f"{point.name}-{point_id(point.config, repr(depends), self._weights)}"
 
     def run_folder(self, point: Point) -> Path:
@@ -196,9 +194,9 @@ def _train(study: Study, chunk: Sequence[Point], hosts: Hosts) -> int:
         if not (study.run_folder(point) / "model" / "weights.safetensors").is_file()
     ]
     if len(left) == 1:
-        return train(*left[0], hosts)
+        return train(*left[0], hosts, make_judge=make_judge)
     if left:
-        return train_members([config for config, _ in left], [folder for _, folder in left], hosts)
+        return train_members([config for config, _ in left], [folder for _, folder in left], hosts, make_judge)
     return 0
 
 
@@ -223,7 +221,7 @@ class _Frozen:
         assert self.base is not None
         vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
         cache = study.out / "features"
-        mixture = _limited(load_mixture(config.data), study.train_limit)
+        mixture = load_mixture(config.data)
         log.info(f"encoding {len(mixture.records)} faces to train on")
         self.train_features = face_features(self.base, mixture.records, cache, study.options.mask_cache)
         self.epoch = mixture.epoch
@@ -260,16 +258,6 @@ class _Frozen:
             answers = head_probabilities(label_scores(trained, features), questions, vocabulary)
             for record, probabilities in zip(records, answers, strict=True):
                 yield from closed_lines(record, questions, probabilities, "head", True, "expected")
-
-
-def _limited(mixture: Mixture, limit: int) -> Mixture:
-    """At most `limit` faces of each set (0: all), each once an epoch where it is cut."""
-    if not limit:
-        return mixture
-    kept: list[FaceRecord] = []
-    for dataset in dict.fromkeys(record.dataset for record in mixture.records):
-        kept += limited([record for record in mixture.records if record.dataset == dataset], limit)
-    return replace(mixture, records=tuple(kept), epoch=np.arange(len(kept)))
 
 
 def scores_of(lines: Iterable[Prediction], baselines: Mapping) -> dict:

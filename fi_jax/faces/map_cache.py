@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -145,6 +146,37 @@ def with_maps(faces: Sequence[Face], data: DataConfig, parser: str) -> DataConfi
         log.info(f"parsing {len(missing)} faces into {cache}")
         fill_cache(parser_of(parser), missing, cache)
     return replace(data, mask_cache=str(cache))
+
+
+class MapsAsRead:
+    """Makes the parser's maps of faces when they are about to be read. Safe from several threads, which take turns."""
+
+    def __init__(self, cache: Path, parser: str):
+        self._cache, self._parser, self._turn = cache, parser, threading.Lock()
+        self._there: set[tuple] = set()
+
+    def __call__(self, faces: Sequence[Face]) -> None:
+        """Makes those of `faces` that are missing. A face whose picture cannot be read gets none."""
+        with self._turn:
+            new = {(face.key, face.image, face.box): face for face in faces if face.mask is None}
+            new = {name: face for name, face in new.items() if name not in self._there}
+            missing = list(_without_map(list(new.values()), self._cache))
+            if missing:
+                fill_cache(parser_of(self._parser), missing, self._cache)
+            self._there |= set(new)
+
+
+def maps_as_read(faces: Sequence[Face], data: DataConfig, parser: str) -> tuple[DataConfig, MapsAsRead | None]:
+    """Returns the data config that finds the maps of `faces`, and what makes them as they are read (None: all are there).
+
+    Raises:
+      UserError: a map will have to be made, and there is no such parser.
+    """
+    if all(face.mask is not None for face in faces):
+        return data, None
+    cache = map_folder(data, parser)
+    parser_of(parser)
+    return replace(data, mask_cache=str(cache)), MapsAsRead(cache, parser)
 
 
 def map_folder(data: DataConfig, parser: str) -> Path:

@@ -14,9 +14,18 @@ from jax.sharding import Mesh
 from fi_jax.config import DataConfig, Experiment
 from fi_jax.data.counts import count_records
 from fi_jax.data.datasets import find_dataset
-from fi_jax.data.pipeline import Batch, Mixture, load_mixture, open_dataset, training_batches
+from fi_jax.data.pipeline import (
+    Batch,
+    MakeMaps,
+    Mixture,
+    mix,
+    open_dataset,
+    open_sets,
+    training_batches,
+    validation_faces,
+)
 from fi_jax.errors import UserError
-from fi_jax.faces.map_cache import with_maps
+from fi_jax.faces.map_cache import maps_as_read, with_maps
 from fi_jax.knowledge.correlation import build_graph, extended_graph
 from fi_jax.knowledge.logic import compile_rules
 from fi_jax.labels.rule_tables import rules_for
@@ -58,6 +67,8 @@ class Setup:
     mixture: Mixture
     # The config's data with the folder of the faces' maps.
     data: DataConfig
+    # Makes the maps of faces that have none; None where all have one.
+    make_maps: MakeMaps | None
     vocabulary: Vocabulary
     # Adds token arrays to a batch; None where the stage needs none.
     transform: Callable[[Batch, int], Batch] | None
@@ -79,7 +90,7 @@ class Setup:
         rows = local_rows(self.mesh, size)
         share = rows.stop - rows.start
         stream = training_batches(
-            open_dataset(self.mixture.records, self.data, self.vocabulary),
+            open_dataset(self.mixture.records, self.data, self.vocabulary, self.make_maps),
             batch_size=size,
             seed=self.data.seed,
             epoch=self.mixture.epoch,
@@ -93,7 +104,9 @@ class Setup:
 
 
 def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[TrainState]]:
-    """Loads and makes everything; what can be checked without a picture is checked first, maps are made last.
+    """Loads and makes everything. What can be checked without a picture is checked before one is looked at.
+
+    Maps are made as faces are read; with `data.workers`, whose processes have no parser, all of them at once.
 
     Returns:
       What the runs share, and the state at step 0 of each, on the mesh.
@@ -115,12 +128,21 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
         _check_members(configs, set(frozen) - given)
     tokenizer = load_tokenizer(config.weights)
     kinds, transform = make_transform(config, vocabulary, tokenizer)
-    mixture = load_mixture(config.data)
+    opened = open_sets(config.data)
+    held_out = validation_faces(opened, config.train.evaluate_faces) if config.train.evaluate_every else []
+    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
+    data, make_maps = config.data, None
+    # Stage pretrain looks at pictures alone.
+    reads_maps = config.reads_maps if config.train.stage != "pretrain" else config.data.frame == "aligned"
+    if reads_maps:
+        faces = [face for one in opened for face in one.faces] + held_out
+        data, make_maps = maps_as_read(faces, config.data, config.weights.parser)
+    mixture = mix(opened, config.data.max_unreadable, held_out)
     for note in (*mixture.notes, *(f"skipped {bad.key}: {bad.reason}" for bad in mixture.unreadable)):
         log.info(note)
-    log.info(f"{len(mixture.records)} faces; {jax.device_count()} device(s)")
+    counted = f"{len(mixture.records)} faces" + (f", {len(mixture.validation)} to validate" if held_out else "")
+    log.info(f"{counted}; {jax.device_count()} device(s)")
 
-    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
     graph = _graphs(initial, mixture, vocabulary)
     prompts = _prompts(config, initial, leaves, vocabulary, tokenizer)
     constants = [Constants(prompts, graph(one)) for one in configs]
@@ -147,16 +169,15 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     states = [_first_state(one, start, mesh) for one, start in zip(configs, starts)]
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": _learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
-    data = config.data
-    if config.reads_maps:
-        data = with_maps(mixture.records, data, config.weights.parser)
+    if make_maps and data.workers:
+        with_maps(mixture.records, config.data, config.weights.parser)
+        make_maps = None
     inputs = step_inputs(configs, frozen, constants)
     everywhere = replicated(mesh)
     # The frozen leaves have their places.
     inputs = StepInputs(frozen, *(place(part, everywhere) for part in inputs[1:]))
-    faces = fingerprint(mixture.records)
-    parts = (data, vocabulary, transform, kinds, inputs, constants, carried, info, faces)
-    made = Setup(tuple(configs), mesh, mixture, *parts)
+    parts = (data, make_maps, vocabulary, transform, kinds, inputs, constants, carried, info)
+    made = Setup(tuple(configs), mesh, mixture, *parts, fingerprint(mixture.records))
     return made, states
 
 

@@ -217,7 +217,7 @@ def test_ablation_that_trains_each_variant_as_the_config_says(utkface_folder, ca
     [
         (["--only", "no_segmentatio"], "did you mean 'no_segmentation'"),
         (["--only", "semantic"], "is already"),
-        (["--train-limit", "5"], "--train-limit goes with --frozen"),
+        (["--train-limit", "-5"], "--train-limit not negative"),
         (["--dataset", "utkface"], "--dataset and --data-root go together"),
         (["--frozen", "nowhere"], "no model 'nowhere'"),
         (["--seeds", "1", "1"], "names a seed twice"),
