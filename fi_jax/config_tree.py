@@ -6,7 +6,7 @@ import typing
 from fi_jax.errors import UserError, require_choice
 
 # Fields of old configs that are gone, and what to do.
-RETIRED = {"train.evaluate_every": "it never did anything; leave it out"}
+RETIRED: dict[str, str] = {}
 
 
 def to_dict(config) -> dict:

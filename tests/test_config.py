@@ -22,7 +22,7 @@ from fi_jax.config import (
     TrainConfig,
     VitConfig,
 )
-from fi_jax.config_tree import flat_fields, from_dict, to_dict
+from fi_jax.config_tree import RETIRED, flat_fields, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean, require_choice
 
 
@@ -62,6 +62,7 @@ from fi_jax.errors import UserError, did_you_mean, require_choice
         (lambda: TrainConfig(keep_checkpoints=0), "train.keep_checkpoints"),
         (lambda: TrainConfig(warmup_steps=-1), "train.warmup_steps"),
         (lambda: TrainConfig(learning_rate=-1.0), "train.learning_rate"),
+        (lambda: TrainConfig(patience=2), "train.patience needs train.evaluate_every"),
         (lambda: MeshConfig(-1, -1, 1), "at most one axis"),
         (lambda: MeshConfig(0, 1, 1), "sizes are positive"),
         (lambda: Experiment(data=DataConfig(batch_size=6), train=TrainConfig(accumulate=4)), "not a multiple"),
@@ -91,12 +92,13 @@ def test_unknown_keys_are_named():
         from_dict(Experiment, values)
 
 
-def test_fields_that_are_gone_are_read_over_and_explained():
+def test_fields_that_are_gone_are_read_over_and_explained(monkeypatch):
+    monkeypatch.setitem(RETIRED, "train.momentum", "AdamW has train.adam_b2")
     old = to_dict(Experiment())
-    old["train"]["evaluate_every"] = 100
+    old["train"]["momentum"] = 100
     assert from_dict(Experiment, old) == Experiment()
-    with pytest.raises(UserError, match="--train.evaluate-every is gone: it never did anything"):
-        override(Experiment(), ["--train.evaluate-every", "5"])
+    with pytest.raises(UserError, match="--train.momentum is gone: AdamW has"):
+        override(Experiment(), ["--train.momentum", "5"])
 
 
 def test_flat_fields_name_every_leaf():

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments; dotted overrides are left to the config."""
     parser.add_argument("config", help="a file, or a name under configs/")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N faces of each set (as --data.limit N)")
     parser.add_argument(
         "--fields", action="store_true", help="list every field that can be overridden, with its value, and stop"
     )
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.cli.configs import load_config
     from fi_jax.config_tree import flat_fields
 
-    config = load_config(args.config, args.overrides)
+    limit = [] if args.limit is None else ["--data.limit", str(args.limit)]
+    config = load_config(args.config, [*args.overrides, *limit])
     if args.fields:
         for name, value in flat_fields(config):
             print(f"--{name} {value}")
@@ -39,8 +41,14 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.cli.runtime import start
 
     hosts = start()
+    from fi_jax.experiments.validation import make_judge
     from fi_jax.training.loop import train
 
     return train(
-        config, Path(args.runs) / config.name, hosts, finish=args.finish, accept_changed_data=args.accept_changed_data
+        config,
+        Path(args.runs) / config.name,
+        hosts,
+        make_judge=make_judge,
+        finish=args.finish,
+        accept_changed_data=args.accept_changed_data,
     )

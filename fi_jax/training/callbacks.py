@@ -157,9 +157,17 @@ class Log:
 class Save:
     """Saves every `train.checkpoint_every` steps, at the end, and when told to stop; never what is not finite."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoints], carried: Leaves, info: dict[str, Any], every: int, log: Log):
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoints],
+        carried: Leaves,
+        info: dict[str, Any],
+        every: int,
+        log: Log,
+        best: Callable[[], list[Line]],
+    ):
         self._checkpoints, self._carried, self._info = checkpoints, carried, info
-        self._every, self._log = every, log
+        self._every, self._log, self._best = every, log, best
 
     def __call__(self, now: Progress) -> None:
         """Starts saving where it is due."""
@@ -167,9 +175,12 @@ class Save:
             return
         count = len(self._checkpoints)
         self._log.check(all_finite(now.state, int(count > 1)), now.step)
-        for i, (checkpoints, sums) in enumerate(zip(self._checkpoints, self._log.saved(), strict=True)):
+        for i, (checkpoints, sums, best) in enumerate(
+            zip(self._checkpoints, self._log.saved(), self._best(), strict=True)
+        ):
             if i not in self._log.diverged:
-                checkpoints.save(member(now.state, i, count), self._carried, {**self._info, "log": sums})
+                about = {**self._info, "log": sums, "best": best}
+                checkpoints.save(member(now.state, i, count), self._carried, about)
 
 
 @jax.jit

@@ -18,16 +18,21 @@ from fi_jax.models.face_insight import Constants
 from fi_jax.parallel.hosts import Hosts, check_shared, ends_together, from_first
 from fi_jax.parallel.preemption import PreemptionFlag, Watchdog
 from fi_jax.parallel.rules import activation_scope, fetch, place, state_shardings
-from fi_jax.training.callbacks import Callback, Diverged, Log, Progress, Save
+from fi_jax.training.callbacks import Callback, Diverged, Line, Log, Progress, Save
 from fi_jax.training.checkpoints import Checkpoints, restore_last
 from fi_jax.training.members import check_members, member, shared_config, side_by_side, stack
 from fi_jax.training.run_folder import RunLog, check_unlocked, diverged_at, locked
-from fi_jax.training.setup import setup
+from fi_jax.training.setup import Setup, setup
 from fi_jax.training.state import Leaves, TrainState, final_leaves
 from fi_jax.training.step import Batch, Metrics, jit_step
+from fi_jax.training.validation import Judge, Validate
 from fi_jax.weights.bundle import TrainedModel, save_model
 
 log = logging.getLogger(__name__)
+
+# Makes what judges a run on validation faces. Evaluation knows nothing of training, nor training of it: whoever knows
+# both brings them together (`experiments.validation`).
+MakeJudge = Callable[[Setup], Judge]
 
 
 def run_steps(
@@ -54,11 +59,18 @@ def run_steps(
 
 
 def train(
-    config: Experiment, folder: Path, hosts: Hosts, *, finish: bool = False, accept_changed_data: bool = False
+    config: Experiment,
+    folder: Path,
+    hosts: Hosts,
+    *,
+    make_judge: MakeJudge | None = None,
+    finish: bool = False,
+    accept_changed_data: bool = False,
 ) -> int:
     """Trains until `train.steps`, from the last checkpoint in `folder` if there is one.
 
     Args:
+      make_judge: called once where the config has `train.evaluate_every`.
       finish: end a run that was stopped where its last checkpoint is: its model is written without another step.
       accept_changed_data: resume although the faces are not those that the checkpoint was trained on.
 
@@ -69,10 +81,12 @@ def train(
       UserError: before any compute, for what can be checked before.
       Diverged: the loss, its gradient or a weight is not finite; the checkpoints are from before that.
     """
-    return _train([config], [folder], hosts, finish, accept_changed_data)
+    return _train([config], [folder], hosts, make_judge, finish, accept_changed_data)
 
 
-def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts) -> int:
+def train_members(
+    configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts, make_judge: MakeJudge | None = None
+) -> int:
     """Trains all `configs` side by side into their `folders`. Returns as `train` does.
 
     Raises:
@@ -87,7 +101,7 @@ def train_members(configs: Sequence[Experiment], folders: Sequence[Path], hosts:
     left = [i for i in range(len(configs)) if i not in gone] or list(range(len(configs)))
     log.info(f"{len(left)} member{'s' if len(left) > 1 else ''} in one program")
     try:
-        status = _train([configs[i] for i in left], [folders[i] for i in left], hosts)
+        status = _train([configs[i] for i in left], [folders[i] for i in left], hosts, make_judge)
     except Diverged as error:
         raise Diverged(gone | {left[i]: step for i, step in error.members.items()}, len(configs)) from None
     if gone and not status:
@@ -99,6 +113,7 @@ def _train(
     configs: Sequence[Experiment],
     folders: Sequence[Path],
     hosts: Hosts,
+    make_judge: MakeJudge | None,
     finish: bool = False,
     accept_changed_data: bool = False,
 ) -> int:
@@ -123,11 +138,25 @@ def _train(
         if start:
             log.info(f"resumed at step {start}")
             measured.restore([one.about(start).get("log", {}) for one in checkpoints])
+        validate = None
+        if config.train.evaluate_every:
+            if make_judge is None:
+                raise ValueError("train.evaluate_every needs make_judge")
+
+            def keep_best(i: int, state: TrainState) -> None:
+                info = {**run.info, "steps": int(state.step)}
+                model = finished_model(configs[i], state, run.carried, run.constants[i], info)
+                if hosts.is_first:
+                    save_model(folders[i] / "best", model)
+
+            validate = Validate(configs, make_judge(run), [one.write for one in logs], keep_best, measured)
+            if start:
+                validate.restore([one.about(start).get("best", {}) for one in checkpoints])
         state = stack(states)
         state = place(state, state_shardings(state, run.mesh))
         del states
         step = jit_step(config, state, run.mesh, side_by_side if count > 1 else None)
-        steps = start if finish else config.train.steps
+        steps = start if finish or (validate and validate.has_ended) else config.train.steps
         stack_of.enter_context(ends_together(hosts))
         preempted = stack_of.enter_context(PreemptionFlag(hosts.count))
         watchdog = stack_of.enter_context(Watchdog(config.train.stall_seconds))
@@ -135,24 +164,33 @@ def _train(
 
         def stop(now: Progress) -> None:
             watchdog.beat()
-            now.stop = preempted.reached(now.step)
+            now.stop |= preempted.reached(now.step)
+
+        def best_of() -> list[Line]:
+            return validate.saved() if validate else [{} for _ in configs]
 
         about = {**run.info, "data": run.fingerprint}
-        save = Save(checkpoints, run.carried, about, config.train.checkpoint_every, measured)
+        save = Save(checkpoints, run.carried, about, config.train.checkpoint_every, measured, best_of)
+        if validate and not start:
+            validate.judge_all(state)
+        log.info(
+            f"compiling the step, then training from step {start} to {steps}" if start < steps else "no step is left"
+        )
         state = run_steps(
             lambda state, batch: step(state, run.inputs, batch),
             state,
             # Nothing is read for a run that has no step left.
             run.batches(start) if start < steps else iter(()),
-            [measured, stop, save],
+            [measured, *([validate] if validate else []), stop, save],
             steps,
         )
         for kept in checkpoints:
             kept.wait()
-        if int(state.step) < steps:
+        if int(state.step) < steps and not (validate and validate.has_ended):
             log.info(f"stopped at step {int(state.step)}; the same command resumes there")
             return preempted.exit_status
-    info = {**run.info, "steps": steps} if steps < config.train.steps else run.info
+    taken = int(state.step)
+    info = {**run.info, "steps": taken} if taken < config.train.steps else run.info
     for i, (folder, one) in enumerate(zip(folders, configs)):
         model = finished_model(one, member(state, i, count), run.carried, run.constants[i], info)
         if hosts.is_first and i not in measured.diverged:

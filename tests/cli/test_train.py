@@ -26,7 +26,8 @@ def command(data: Path, name: str, *more: str) -> list[str]:
         *("--data.vocabulary", "utkface", "--data.sources.0.name", "utkface", "--data.sources.0.root", str(data)),
         # Without the map no parser is needed, which is another module's test.
         *("--model.no-use-segmentation", "--data.questions-per-face", "2", "--data.segment-length", "128"),
-        *("--data.batch-size", "4", "--train.steps", str(STEPS), "--train.checkpoint-every", "2", *more),
+        *("--data.batch-size", "4", "--train.steps", str(STEPS), "--train.checkpoint-every", "2"),
+        *("--train.evaluate-every", "3", "--train.evaluate-faces", "2", *more),
     ]
 
 
@@ -48,9 +49,15 @@ def run(folder: Path, arguments: list[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def lines_of(folder: Path, name: str = "loss") -> list[dict]:
+    """The lines of a run's log that have a metric."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if name in line]
+
+
 def steps_of(folder: Path) -> list[int]:
     try:
-        return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["step"] for line in lines_of(folder)]
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return []
 
@@ -80,10 +87,16 @@ def test_a_run_leaves_what_is_promised(finished):
     folder = finished / "runs" / "whole"
     assert json.loads((folder / "config.json").read_text())["name"] == "whole"
     assert steps_of(folder) == list(range(1, STEPS + 1))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(folder)
     assert set(lines[0]) == {"step", "loss", "lm", "bce", "logic", "head_bce", "head_logic", "grad_norm"}
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
+    judged = lines_of(folder, "val/accuracy")
+    assert [line["step"] for line in judged] == [0, 3, 6, STEPS]
+    assert {"val/llm/utkface/gender/accuracy", "val/head/utkface/age_years/mae_years", "val/best"} <= set(judged[0])
+    assert judged[-1]["val/best"] == max(line["val/accuracy"] for line in judged)
+    about = json.loads((folder / "best" / "model.json").read_text())
+    assert [line["val/accuracy"] for line in judged if line["step"] == about["steps"]] == [judged[-1]["val/best"]]
     assert list((folder / "tensorboard").glob("events.*"))
     assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir()) == [STEPS - 2, STEPS]
     leaves = load_file(folder / "model" / "weights.safetensors")
@@ -121,6 +134,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(finished, utkface_fol
 def test_pretrained_then_aligned(tmp_path, utkface_folder):
     stage0 = ("--train.stage", "pretrain", "--model.decoder.num-layers", "1", "--model.decoder.hidden-size", "16")
     stage0 += ("--model.decoder.num-heads", "2", "--train.trainable", "image_encoder/.*", "decoder/.*")
+    stage0 += ("--train.evaluate-every", "0")
     first = command(utkface_folder, "painter", *stage0, "--train.learning-rate", "3e-3", "--train.log-every", "1")
     # Stopped once, and resumed with the decoder that it had.
     process = start(tmp_path, first)
