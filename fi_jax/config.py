@@ -164,9 +164,15 @@ class TrainConfig:
     seed: int = 0
     # A run folder or bundled model whose trained leaves start this one ("" for none).
     init_from: str = ""
+    # Steps of the alignment head alone before the first step, over encoders that stay as they are: their features are
+    # computed once, so these steps cost seconds. Labels that the data do not state keep the answers of `init_from`.
+    head_steps: int = 0
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     log_every: int = 10
+    # A project of Weights & Biases that gets what is logged, too ("" for none); WANDB_MODE=offline keeps it in the run's
+    # folder.
+    wandb: str = ""
     # Every so many steps (0: never), and before the first, the model answers about `evaluate_faces` validation faces of
     # each set. The best model so far by `best_metric` is kept in the run's folder `best`; the run ends after `patience`
     # evaluations in a row that were no better (0: at `steps`).
@@ -184,7 +190,8 @@ class TrainConfig:
             check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
         check(self.evaluate_faces >= 1, f"train.evaluate_faces is {self.evaluate_faces}; it must be at least 1")
         check(not self.patience or self.evaluate_every > 0, "train.patience needs train.evaluate_every")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every", "patience"):
+        check(not self.head_steps or bool(self.init_from), "train.head_steps needs train.init_from")
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every", "patience", "head_steps"):
             check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
         check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 

@@ -47,6 +47,7 @@ _EXTRAS = {
     "optuna": "sweeps",
     "submitit": "sweeps",
     "pyarrow": "tables",
+    "wandb": "wandb",
     "tensorflow_datasets": "tfds",
     "starlette": "demo",
     "uvicorn": "demo",

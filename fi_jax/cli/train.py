@@ -41,14 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.cli.runtime import start
 
     hosts = start()
-    from fi_jax.experiments.validation import make_judge
-    from fi_jax.training.loop import train
+    from fi_jax.experiments.training import train_run
 
-    return train(
-        config,
-        Path(args.runs) / config.name,
-        hosts,
-        make_judge=make_judge,
-        finish=args.finish,
-        accept_changed_data=args.accept_changed_data,
+    return train_run(
+        config, Path(args.runs) / config.name, hosts, finish=args.finish, accept_changed_data=args.accept_changed_data
     )

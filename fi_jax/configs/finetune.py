@@ -1,4 +1,4 @@
-"""Fine-tunes the bundled model on a table of one's own, on a laptop: the head and the LLM's adapters, encoders as they are.
+"""Fine-tunes the bundled model on a table of one's own, on a laptop: first the head, then the LLM's adapters.
 
 fi-jax train finetune --name mine --data.sources.0.name table:my_faces.yaml
 """
@@ -19,8 +19,8 @@ def config() -> Experiment:
         # As the bundled model was trained.
         frame="box",
         vocabulary="faces+tables",
-        batch_size=8,
-        questions_per_face=4,
+        batch_size=4,
+        questions_per_face=8,
         open_per_face=0,
         # As long as the longest question.
         segment_length=0,
@@ -30,12 +30,20 @@ def config() -> Experiment:
     train = replace(
         base.train,
         init_from="nano",
-        steps=100,
+        head_steps=400,
+        steps=80,
         warmup_steps=5,
         learning_rate=3e-4,
         learning_rate_scales=(),
-        trainable=(r"llm/.*/lora_[ab]", r"knowledge_connector/.*", r"knowledge/.*", r"head/.*"),
-        checkpoint_every=50,
+        trainable=(r"llm/.*/lora_[ab]", r"knowledge_connector/.*"),
+        frozen_dtype="float32",
+        checkpoint_every=40,
+        log_every=10,
         ema=0.0,
     )
-    return replace(base, name="finetune", data=data, train=train)
+    # The head is fitted first, over encoders that stay as they are.
+    loss = replace(base.loss, head_bce=0.0, head_logic=0.0)
+    encoder = replace(base.model.image_encoder, drop_path=0.0)
+    return replace(
+        base, name="finetune", model=replace(base.model, image_encoder=encoder), data=data, loss=loss, train=train
+    )

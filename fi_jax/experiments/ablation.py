@@ -29,16 +29,23 @@ from fi_jax.evaluation.parts import EvaluationOptions, fill_part
 from fi_jax.evaluation.predictions import Prediction, read_predictions, true_answer
 from fi_jax.evaluation.summarise import summarise, train_baseline
 from fi_jax.experiments.candidates import our_candidate
-from fi_jax.experiments.frozen import Features, Trained, face_features, label_scores, train_on_features
+from fi_jax.experiments.frozen import (
+    Features,
+    Trained,
+    face_features,
+    fresh_constants,
+    fresh_head,
+    label_scores,
+    train_on_features,
+)
 from fi_jax.experiments.points import point_id
 from fi_jax.experiments.runners import groups
 from fi_jax.experiments.store import Store, status_of
-from fi_jax.experiments.validation import make_judge
+from fi_jax.experiments.training import train_run, train_runs
 from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.parallel.hosts import Hosts, from_first
-from fi_jax.training.loop import train, train_members
 from fi_jax.weights.bundle import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -194,9 +201,9 @@ def _train(study: Study, chunk: Sequence[Point], hosts: Hosts) -> int:
         if not (study.run_folder(point) / "model" / "weights.safetensors").is_file()
     ]
     if len(left) == 1:
-        return train(*left[0], hosts, make_judge=make_judge)
+        return train_run(*left[0], hosts)
     if left:
-        return train_members([config for config, _ in left], [folder for _, folder in left], hosts, make_judge)
+        return train_runs([config for config, _ in left], [folder for _, folder in left], hosts)
     return 0
 
 
@@ -249,7 +256,9 @@ class _Frozen:
         """Trains a program's members and judges each by its alignment head."""
         assert self.base is not None
         configs = [point.config for point in chunk]
-        trained = train_on_features(configs, self.train_features, self.epoch, self.counts, self.base.prompts)
+        starts = [fresh_head(config) for config in configs]
+        constants = [fresh_constants(config, self.counts, self.base.prompts) for config in configs]
+        trained = train_on_features(configs, starts, constants, self.train_features, self.epoch)
         return [scores_of(self._answers(one), self.baselines) for one in trained]
 
     def _answers(self, trained: Trained) -> Iterable[Prediction]:

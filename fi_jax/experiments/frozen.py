@@ -25,6 +25,7 @@ from fi_jax.faces.map_cache import with_maps
 from fi_jax.files import atomic_path, is_intact, seal
 from fi_jax.knowledge.correlation import Counts, build_graph
 from fi_jax.labels.schema import find_vocabulary
+from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.models.pixels import encoder_pixels
 from fi_jax.progress import progress_bar
@@ -95,8 +96,16 @@ def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
     return replace(config, model=model, weights=weights, data=data, train=train)
 
 
-def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path, mask_cache: str = "") -> Features:
+def face_features(
+    base: TrainedModel,
+    records: Sequence[FaceRecord],
+    cache: Path,
+    mask_cache: str = "",
+    vocabulary: Vocabulary | None = None,
+) -> Features:
     """Runs the encoders of `base` over faces, once: the result is kept in folder `cache`.
+
+    The labels are over `vocabulary`, that of `base` by default.
 
     Raises:
       UserError: the encoders of `base` were loaded, not trained here, so its folder does not hold them.
@@ -108,7 +117,7 @@ def face_features(base: TrainedModel, records: Sequence[FaceRecord], cache: Path
         raise UserError(
             f"the model holds no '{missing[0]}': its encoders were not trained here, so they cannot be frozen"
         )
-    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
+    vocabulary = vocabulary or find_vocabulary(config.data.vocabulary, config.data.schemas)
     encoded = [encode_labels(record, vocabulary) for record in records]
     labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
     digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
@@ -164,29 +173,40 @@ class Trained(NamedTuple):
     log: list[dict[str, float]]
 
 
+def fresh_constants(config: Experiment, counts: Counts, prompts: np.ndarray) -> Constants:
+    """T_p^0 (`n d0`) and the Ĉ that a config makes of the training faces' co-occurrence."""
+    graph = build_graph(counts, config.model.knowledge, seed=config.train.seed)
+    return Constants(np.asarray(prompts, np.float32), graph)
+
+
+def fresh_head(config: Experiment) -> Leaves:
+    """The leaves of a head and a graph network that have learnt nothing."""
+    return init_leaves(config.model, [p for p in param_shapes(config.model) if p.startswith(_HEAD)], config.train.seed)
+
+
 def train_on_features(
-    configs: Sequence[Experiment], features: Features, epoch: np.ndarray, counts: Counts, prompts: np.ndarray
+    configs: Sequence[Experiment],
+    starts: Sequence[Leaves],
+    constants: Sequence[Constants],
+    features: Features,
+    epoch: np.ndarray,
 ) -> list[Trained]:
     """Trains the heads and graphs of all `configs` side by side, in one program, on faces whose features are known.
 
     Args:
       configs: of `frozen_config`, differing in numbers only.
+      starts: the leaves of each head and graph network.
+      constants: what each reads besides.
       epoch: places in `features` that make up an epoch.
-      counts: co-occurrence of the same training faces.
-      prompts: T_p^0 (`n d0`).
 
     Raises:
       UserError: the configs cannot share a program, or the loss of one of them is not finite.
     """
     check_members(configs)
     config, count = shared_config(configs), len(configs)
-    paths = [path for path in param_shapes(config.model) if path.startswith(_HEAD)]
     states = [
-        init_state(init_leaves(one.model, paths, one.train.seed), make_optimizer(one.train), one.train)
-        for one in configs
+        init_state(start, make_optimizer(one.train), one.train) for one, start in zip(configs, starts, strict=True)
     ]
-    prompts = np.asarray(prompts, np.float32)
-    constants = [Constants(prompts, build_graph(counts, one.model.knowledge, seed=one.train.seed)) for one in configs]
     inputs = jax.device_put(step_inputs(configs, {}, constants))
     one_step = make_step(config)
     step = jax.jit(side_by_side(one_step) if count > 1 else one_step, donate_argnums=0)

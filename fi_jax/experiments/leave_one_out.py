@@ -9,9 +9,8 @@ from fi_jax.config import Experiment
 from fi_jax.config_tree import to_dict
 from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
-from fi_jax.experiments.validation import make_judge
+from fi_jax.experiments.training import train_run
 from fi_jax.parallel.hosts import Hosts
-from fi_jax.training.loop import train
 from fi_jax.weights.bundle import CONFIG, find_model, read_config
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def train_without(stages: list[tuple[Experiment, Path]], hosts: Hosts) -> int:
         if _finished(config, folder):
             continue
         log.info(f"training {config.name} on {', '.join(source.name for source in config.data.sources)}")
-        status = train(config, folder, hosts, make_judge=make_judge)
+        status = train_run(config, folder, hosts)
         if status:
             return status
     return 0

@@ -70,9 +70,8 @@ def run_as_members(work: Work, report: Report) -> None:
     A group that fails fails its points and no others. Raises `Interrupted` when told to stop, after all members have
     saved.
     """
-    from fi_jax.experiments.validation import make_judge
+    from fi_jax.experiments.training import train_runs
     from fi_jax.training.callbacks import Diverged
-    from fi_jax.training.loop import train_members
 
     with work.store() as store:
         store.give_back_lost()
@@ -85,7 +84,7 @@ def run_as_members(work: Work, report: Report) -> None:
             points = [trial.user_attrs["point"] for trial, _ in mine]
             runs = [work.run_folder(point) for point in points]
             try:
-                status, errors = train_members([config for _, config in mine], runs, Hosts(), make_judge), {}
+                status, errors = train_runs([config for _, config in mine], runs, Hosts()), {}
             except Diverged as error:
                 status, errors = 0, dict.fromkeys(error.members, str(error))
             except UserError as error:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from fi_jax.config import Experiment, ModelConfig
 from fi_jax.errors import UserError
-from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.prompting.sequences import SequenceBuilder, Slots
@@ -17,14 +16,18 @@ def slots_of(model: ModelConfig, vocabulary: Vocabulary) -> Slots:
     return Slots(model.image_encoder.num_tokens, segmentation, len(vocabulary))
 
 
-def training_builders(config: Experiment, vocabulary: Vocabulary, tokenizer) -> list[SequenceBuilder]:
+def training_builders(
+    config: Experiment, vocabulary: Vocabulary, tokenizer, questions: Sequence[Question]
+) -> list[SequenceBuilder]:
     """The kinds of sequences that steps take in turn: one, or with `data.short_segment` short and long questions.
+
+    Nothing is padded to questions that are never asked: `questions` are those that the data can answer.
 
     Raises:
       UserError: no question fits `data.short_segment`, or all do.
     """
-    data, questions = config.data, questions_for(vocabulary)
-    per_face = data.questions_per_face or len(questions)
+    data = config.data
+    per_face = min(data.questions_per_face or len(questions), len(questions))
 
     def make(questions: Sequence[Question], closed: int, free: int, length: int) -> SequenceBuilder:
         return SequenceBuilder(

@@ -64,6 +64,7 @@ def train(
     hosts: Hosts,
     *,
     make_judge: MakeJudge | None = None,
+    initial: TrainedModel | None = None,
     finish: bool = False,
     accept_changed_data: bool = False,
 ) -> int:
@@ -71,6 +72,7 @@ def train(
 
     Args:
       make_judge: called once where the config has `train.evaluate_every`.
+      initial: starts the run instead of the model that `train.init_from` names.
       finish: end a run that was stopped where its last checkpoint is: its model is written without another step.
       accept_changed_data: resume although the faces are not those that the checkpoint was trained on.
 
@@ -81,7 +83,7 @@ def train(
       UserError: before any compute, for what can be checked before.
       Diverged: the loss, its gradient or a weight is not finite; the checkpoints are from before that.
     """
-    return _train([config], [folder], hosts, make_judge, finish, accept_changed_data)
+    return _train([config], [folder], hosts, make_judge, initial, finish, accept_changed_data)
 
 
 def train_members(
@@ -114,6 +116,7 @@ def _train(
     folders: Sequence[Path],
     hosts: Hosts,
     make_judge: MakeJudge | None,
+    initial: TrainedModel | None = None,
     finish: bool = False,
     accept_changed_data: bool = False,
 ) -> int:
@@ -121,7 +124,7 @@ def _train(
         raise UserError(f"{folders[0]} has no checkpoint to finish at; train without --finish first")
     for folder in folders:
         check_unlocked(folder)
-    run, states = setup(configs, hosts)
+    run, states = setup(configs, hosts, initial)
     config, count = shared_config(configs), len(configs)
     log.info(f"run folder {folders[0]}" if count == 1 else f"run folders under {folders[0].parent}")
     check_shared(folders[0], hosts)

@@ -15,7 +15,7 @@ from typing import Any
 from fi_jax.config import Experiment
 from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
-from fi_jax.files import write_json, write_text
+from fi_jax.files import sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +36,26 @@ class RunLog:
         path = folder / "metrics.jsonl"
         if path.exists():
             lines = path.read_text(errors="replace").splitlines()
-            write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= start_step))
+            # A start from nothing judges the model at step 0 again.
+            write_text(path, "".join(line + "\n" for line in lines if start_step and _step_of(line) <= start_step))
         self._file = path.open("a")
         self._board: Any = None
+        self._tracked = _open_wandb(config, folder) if config.train.wandb else None
         self._clock = time.monotonic()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one line and one point a curve; a full disk is a `UserError` at once.
 
-        Wall time goes to TensorBoard alone, so logs compare bit for bit.
+        Wall time goes to TensorBoard and Weights & Biases alone, so logs compare bit for bit.
         """
         clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         try:
             self._file.write(json.dumps({"step": step, **clean}) + "\n")
             self._file.flush()
-            self._draw(step, {**metrics, "seconds": time.monotonic() - self._clock})
+            timed = {**metrics, "seconds": time.monotonic() - self._clock}
+            self._draw(step, timed)
+            if self._tracked is not None:
+                self._tracked.log(timed, step=step)
         except OSError as error:
             raise UserError(
                 f"cannot write the log of '{self._folder}' ({error.strerror or error}); the checkpoints are whole. "
@@ -84,6 +89,28 @@ class RunLog:
             with contextlib.suppress(OSError):
                 if opened is not None:
                     opened.close()
+        if self._tracked is not None:
+            self._tracked.finish()
+
+
+def _open_wandb(config: Experiment, folder: Path) -> Any:
+    """A run of Weights & Biases, the same one whenever this folder goes on."""
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.train.wandb,
+            name=config.name,
+            dir=str(folder),
+            id=sha256(str(folder.absolute()))[:16],
+            resume="allow",
+            config=to_dict(config),
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"Weights & Biases: {' '.join(str(error).split())}; log in with 'wandb login', or set WANDB_MODE=offline"
+        ) from error
 
 
 def _step_of(line: str) -> float:

@@ -28,6 +28,8 @@ from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import maps_as_read, with_maps
 from fi_jax.knowledge.correlation import build_graph, extended_graph
 from fi_jax.knowledge.logic import compile_rules
+from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
@@ -103,10 +105,12 @@ class Setup:
         return (place_batch(batch, self.mesh) for batch in stream)
 
 
-def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[TrainState]]:
+def setup(
+    configs: Sequence[Experiment], hosts: Hosts, initial: TrainedModel | None = None
+) -> tuple[Setup, list[TrainState]]:
     """Loads and makes everything. What can be checked without a picture is checked before one is looked at.
 
-    Maps are made as faces are read; with `data.workers`, whose processes have no parser, all of them at once.
+    `initial` starts the runs instead of the model that `train.init_from` names. Maps are made as faces are read; with `data.workers`, whose processes have no parser, all of them at once.
 
     Returns:
       What the runs share, and the state at step 0 of each, on the mesh.
@@ -119,7 +123,7 @@ def setup(configs: Sequence[Experiment], hosts: Hosts) -> tuple[Setup, list[Trai
     check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
     check_same("config", repr(list(configs)), hosts)
     vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
-    initial = _initial(config, vocabulary)
+    initial = _checked_initial(config, vocabulary, initial)
     # Finds patterns that match nothing.
     trained, frozen = split_shapes(config)
     jax.eval_shape(make_optimizer(config.train).init, trained)
@@ -191,6 +195,23 @@ def step_inputs(configs: Sequence[Experiment], frozen: Leaves, constants: Sequen
     return StepInputs(frozen, Constants(constants[0].prompts, graphs), rules, stacked_numbers(configs))
 
 
+def answerable_questions(config: Experiment, vocabulary: Vocabulary) -> list[Question]:
+    """The vocabulary's questions that some data set of the config annotates.
+
+    Raises:
+      UserError: there is none.
+    """
+    annotated = [find_dataset(source.name).vocabulary for source in config.data.sources]
+    questions = [
+        question
+        for question in questions_for(vocabulary)
+        if any(all(label is None or label in names for label in question.labels) for names in annotated)
+    ]
+    if not questions:
+        raise UserError(f"no data set answers a question of vocabulary '{vocabulary.name}'")
+    return questions
+
+
 def make_transform(
     config: Experiment, vocabulary: Vocabulary, tokenizer
 ) -> tuple[tuple[str, ...], Callable[[Batch, int], Batch] | None]:
@@ -200,7 +221,7 @@ def make_transform(
     """
     if config.train.stage != "instruct":
         return ("",), None
-    builders = training_builders(config, vocabulary, tokenizer)
+    builders = training_builders(config, vocabulary, tokenizer, answerable_questions(config, vocabulary))
 
     def transform(batch: Batch, step: int) -> Batch:
         builder = builders[step % len(builders)]
@@ -217,11 +238,11 @@ def make_transform(
     return ("short", "long") if len(builders) > 1 else ("",), transform
 
 
-def _initial(config: Experiment, vocabulary: Vocabulary) -> TrainedModel | None:
-    """The model that training starts from, where there is one."""
+def _checked_initial(config: Experiment, vocabulary: Vocabulary, given: TrainedModel | None) -> TrainedModel | None:
+    """The model that training starts from, where there is one: the given one, else that of `train.init_from`."""
     if not config.train.init_from:
         return None
-    initial = load_model(config.train.init_from)
+    initial = given or load_model(config.train.init_from)
     before = set(initial.info.get("labels", ()))
     if not before & set(vocabulary.names):
         raise UserError(

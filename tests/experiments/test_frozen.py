@@ -11,7 +11,7 @@ from fi_jax.cli.configs import load_config
 from fi_jax.config import Experiment
 from fi_jax.data.counts import count_records
 from fi_jax.data.pipeline import load_mixture
-from fi_jax.experiments.frozen import face_features, frozen_config, train_on_features
+from fi_jax.experiments.frozen import face_features, fresh_constants, fresh_head, frozen_config, train_on_features
 from fi_jax.labels.registry import vocabulary
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.loop import train
@@ -44,7 +44,8 @@ def test_kept_features_train_what_training_trains(base, tmp_path):
     mixture = load_mixture(config.data)
     features = face_features(model, mixture.records, tmp_path / "features")
     counts = count_records(mixture.records, vocabulary(config.data.vocabulary))
-    (ours,) = train_on_features([config], features, mixture.epoch, counts, model.prompts)
+    constants = fresh_constants(config, counts, model.prompts)
+    (ours,) = train_on_features([config], [fresh_head(config)], [constants], features, mixture.epoch)
 
     alone = replace(config, train=replace(config.train, init_from=str(folder)))
     assert train(alone, tmp_path / "run", Hosts()) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from fi_jax.config import Experiment
+from fi_jax.config import Experiment, TrainConfig
 from fi_jax.errors import UserError
 from fi_jax.training import run_folder
 from fi_jax.training.run_folder import LOCK, RunLog, check_unlocked, diverged_at, locked
@@ -53,6 +53,21 @@ def test_tensorboard_reads_the_curves(tmp_path):
         points += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         at += 16 + size
     assert [point for point in points if point[1] == "loss"] == [(1, "loss", 2.0), (2, "loss", 1.0)]
+
+
+def test_weights_and_biases_gets_the_same_lines_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="the extra fi_jax[wandb] is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for start, lines in ((0, {1: 2.0, 2: 1.0}), (2, {3: 0.5})):
+        log = RunLog(tmp_path, Experiment(name="mine", train=TrainConfig(wandb="faces")), start)
+        for step, loss in lines.items():
+            log.write(step, {"loss": loss})
+        log.close()
+    # Two starts of one run: two files under one name.
+    found = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(found) == 2 and len({file.name for file in found}) == 1
+    assert b"loss" in found[0].read_bytes()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("part", ["_file", "_board"])

@@ -1,0 +1,89 @@
+"""Runs training with all that it is given from here: the judge on validation faces, and a head that was fitted first."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fi_jax.config import Experiment
+from fi_jax.errors import UserError
+from fi_jax.experiments.frozen import Trained, face_features, label_scores, train_on_features
+from fi_jax.experiments.validation import make_judge
+from fi_jax.files import cache_folder
+from fi_jax.parallel.hosts import Hosts
+from fi_jax.training.loop import train, train_members
+from fi_jax.training.setup import setup
+from fi_jax.weights.bundle import WEIGHTS, TrainedModel, load_model, save_model
+
+log = logging.getLogger(__name__)
+
+_HEAD = (r"knowledge/.*", r"head/.*")
+# Of fitting a head: thousands of faces a second, and the learning rate of heads over frozen encoders.
+_FACES, _LEARNING_RATE = 64, 1e-3
+
+
+def train_run(config: Experiment, folder: Path, hosts: Hosts, **resuming: bool) -> int:
+    """Trains one config into its folder, its head first where `train.head_steps` says so.
+
+    `resuming`, the exit status and the errors are those of `training.loop.train`.
+    """
+    initial = fitted_head(config, folder, hosts) if config.train.head_steps else None
+    return train(config, folder, hosts, make_judge=make_judge, initial=initial, **resuming)
+
+
+def train_runs(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts) -> int:
+    """Trains configs side by side in one program, as `training.loop.train_members` does."""
+    if any(config.train.head_steps for config in configs):
+        raise UserError("members are not given a fitted head; set train.head_steps to 0, or train those apart")
+    return train_members(configs, folders, hosts, make_judge)
+
+
+def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
+    """Returns the model of `train.init_from` with a head that has learnt the data's labels, kept in `folder`/head.
+
+    The encoders' features are computed once. Where a face's label is not stated, the head learns what it said before,
+    so that old answers stay (learning without forgetting, Li & Hoiem 2016; on the head alone: ours).
+    """
+    if hosts.count > 1:
+        raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
+    if (folder / "head" / WEIGHTS).is_file():
+        return load_model(folder / "head")
+    fitting = replace(
+        config,
+        model=replace(config.model, dtype="float32"),
+        data=replace(config.data, batch_size=_FACES, augment=False, mixup=0.0),
+        train=replace(
+            config.train,
+            stage="align",
+            steps=config.train.head_steps,
+            learning_rate=_LEARNING_RATE,
+            learning_rate_scales=(),
+            warmup_steps=config.train.head_steps // 20,
+            trainable=_HEAD,
+            accumulate=1,
+            ema=0.0,
+            evaluate_every=0,
+            patience=0,
+            log_every=config.train.head_steps,
+        ),
+    )
+    base = load_model(config.train.init_from)
+    run, (state,) = setup([fitting], hosts, base)
+    records = run.mixture.records
+    features = face_features(base, records, cache_folder() / "features", config.data.mask_cache, run.vocabulary)
+    start = jax.device_get(state.trained)
+    said = jax.nn.sigmoid(label_scores(Trained(fitting, start, run.constants[0], []), features))
+    before = np.isin(run.vocabulary.names, base.info["labels"]) & ~features.known
+    features = features._replace(
+        labels=np.where(before, np.asarray(said), features.labels), known=features.known | before
+    )
+    log.info(f"fitting the head: {config.train.head_steps} steps on the features of {len(records)} faces")
+    (trained,) = train_on_features([fitting], [start], run.constants, features, run.mixture.epoch)
+    leaves = base.leaves | {path: np.asarray(leaf, np.float32) for path, leaf in trained.leaves.items()}
+    constants = run.constants[0]
+    model = TrainedModel(config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), run.info)
+    save_model(folder / "head", model)
+    return model
