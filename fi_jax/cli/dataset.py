@@ -72,6 +72,7 @@ def _check(args: argparse.Namespace) -> int:
 
     dataset = table_dataset(args.table)
     source = dataset.open()
+    count_tokens = _token_counter()
     splits = Counter(face.split for face in source.faces)
     print(
         f"{dataset.title}: {len(source.faces)} faces ({', '.join(f'{n} {split}' for split, n in sorted(splits.items()))})"
@@ -80,7 +81,18 @@ def _check(args: argparse.Namespace) -> int:
         stated = sum(all(label in face.labels for label in question.labels if label) for face in source.faces)
         if question.family in ("age_group", "age_years"):
             stated = sum(face.age is not None for face in source.faces)
-        print(f"  {question.name}: known of {stated}; asked as: {question.text}")
+        length = f"; {count_tokens(question.text)} tokens" if count_tokens else ""
+        print(f"  {question.name}: known of {stated}{length}; asked as: {question.text}")
+    texts: dict[str, list[str]] = {}
+    for wording, answer in (pair for face in source.faces for pair in face.texts):
+        texts.setdefault(wording, []).append(answer)
+    for wording, answers in texts.items():
+        length = f"; up to {max(count_tokens(f'{wording} {one}') for one in answers)} tokens" if count_tokens else ""
+        print(f"  free text: known of {len(answers)}{length}; asked as: {wording}")
+    if count_tokens:
+        print(
+            "  each question is a segment of its tokens and some ten more; --data.segment-length must hold the longest"
+        )
     for note in source.notes:
         print(f"  note: {note}")
     reasons = Counter(item.reason for item in source.rejected)
@@ -88,6 +100,19 @@ def _check(args: argparse.Namespace) -> int:
         first = next(item.key for item in source.rejected if item.reason == reason)
         print(f"  left out: {count} ({reason}), the first: {first}")
     return 0
+
+
+def _token_counter():
+    """Counts tokens as the bundled model does; None where its LLM is not installed."""
+    from fi_jax.config import WeightsConfig
+    from fi_jax.errors import UserError
+    from fi_jax.weights.tokenizers import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(WeightsConfig(llm="smollm2"))
+    except UserError:
+        return None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _rules(args: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from fi_jax.config import DataConfig
-    from fi_jax.data.datasets import open_source
+    from fi_jax.data.datasets import TABLE_PREFIX, open_source
     from fi_jax.data.parsing import make_maps
     from fi_jax.data.prepare import Maps, prepare
     from fi_jax.data.records import Rejected, by_reason
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if not part or int(part[1]) >= int(part[2]):
         raise UserError(f"--part is '{args.part}'; it must be I/N with I from 0 to N - 1, 0/4 for the first of four")
     workers = args.workers if args.workers > 0 else len(os.sched_getaffinity(0))
+    if args.dataset.startswith(TABLE_PREFIX):
+        raise UserError("a table is read as it is; prepare is for released data sets")
     source = open_source(args.dataset, args.data_root)
     maps = None
     if args.parser != "none" and not args.no_masks and any(face.mask is None for face in source.faces):

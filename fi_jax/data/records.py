@@ -40,6 +40,9 @@ class FaceRecord:
     # The set's own segmentation map (index PNG, 19 classes of `faces.masks`), where it has one.
     mask: Readable | bytes | None = None
     identity: str | None = None
+    # Numbers of one's own table, by the question's name, and its open questions with their answers.
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,10 @@ def _label(name: str, cells: Sequence[str], doubts: list[str]) -> dict:
             "question": f"What is the {words}?",
             "options": {o: f"{words.capitalize()}: {o}." for o in options},
         }
-    doubts.append(f"'{name}' looks like free text or names ({len(counts)} values); ignored")
+    doubts.append(
+        f"'{name}' looks like free text or names ({len(counts)} values); ignored: where it describes the face, give it "
+        "type text and a question (names of people are never to be learnt)"
+    )
     return {"type": "ignore"}
 
 
@@ -170,7 +173,8 @@ def write_schema(guess: Guess, name: str, table: str, images: str, rows: int) ->
         "# Values that say nothing.",
         f"unknown: {_yaml(guess.unknown)}",
         "",
-        "# Every column: yes/no, one of, number, or ignore. `same_as` names a question that fi_jax has.",
+        "# Every column: yes/no, one of, number, text, or ignore. `same_as` names a question that fi_jax has; `also` lists",
+        "# other wordings of a question.",
         "labels:",
     ]
     for column, entry in guess.labels.items():

@@ -153,12 +153,24 @@ def _read(schema: Schema, folder: Path, root: Path | str = "") -> Source:
     for key, row in present.items():
         box, problem = _box(schema, row)
         labels, age = _labels(schema, row, meaningless)
-        if problem or not (labels or age is not None):
+        texts = _texts(schema, row)
+        if problem or not (labels or age is not None or texts):
             release.reject(key, problem or "no label is known")
             continue
         person = row[schema.person] or None if schema.person else None
         faces.append(
-            FaceRecord(schema.name, key, splits[key], pictures[picture_of[key]], labels, age, box, identity=person)
+            FaceRecord(
+                schema.name,
+                key,
+                splits[key],
+                pictures[picture_of[key]],
+                labels,
+                age,
+                box,
+                identity=person,
+                numbers=_numbers(schema, row),
+                texts=texts,
+            )
         )
     for (column, value), count in sorted(meaningless.items()):
         release.note(f"column '{column}': '{value}' ({count} rows) means nothing by the schema; taken as unknown")
@@ -167,7 +179,8 @@ def _read(schema: Schema, folder: Path, root: Path | str = "") -> Source:
 
 
 def _check_columns(schema: Schema, table: Table) -> None:
-    wanted = [schema.picture, schema.person, schema.split, *schema.box, *(column.column for column in schema.columns)]
+    labels = [*(one.column for one in schema.columns), *(one.column for one in schema.texts)]
+    wanted = [schema.picture, schema.person, schema.split, *schema.box, *labels]
     for name in wanted:
         if name and name not in table.columns:
             raise UserError(
@@ -199,6 +212,22 @@ def _labels(schema: Schema, row: Row, meaningless: Counter) -> tuple[dict[str, f
             meaningless[column.column, value] += 1
         labels |= read or {}
     return labels, age
+
+
+def _numbers(schema: Schema, row: Row) -> dict[str, float]:
+    """The numbers of columns with bins, by the question's name."""
+    read = {
+        column.question.name: as_number(row[column.column])
+        for column in schema.columns
+        if column.question and column.edges and row[column.column].lower() not in schema.unknown
+    }
+    return {name: number for name, number in read.items() if number is not None}
+
+
+def _texts(schema: Schema, row: Row) -> tuple[tuple[str, str], ...]:
+    """Every wording of an open question with its answer, where one is known."""
+    known = [one for one in schema.texts if row[one.column].lower() not in schema.unknown]
+    return tuple((wording, row[one.column]) for one in known for wording in one.wordings)
 
 
 def _box(schema: Schema, row: Row) -> tuple[Box | None, str]:

@@ -106,6 +106,7 @@ def _prediction(record: FaceRecord, question: Question, source: Source, seen: bo
         source=source,
         seen=seen,
         split=record.split,
+        number=record.numbers.get(question.name),
         # For the report's gallery, which shows faces only when asked to.
         path=str(record.image) if isinstance(record.image, Path) else None,
         **answered,

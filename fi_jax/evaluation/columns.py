@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.predictions import GROUPS, Answer, Prediction
-from fi_jax.labels.question_bank import answered_question
+from fi_jax.labels.question_bank import answered_question, question
+from fi_jax.labels.questions import Question
+from fi_jax.labels.vocabulary import Vocabulary
 
 Array = np.ndarray
 _SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
@@ -20,7 +22,7 @@ class Predictions:
 
     `target` and `answer` are positions in `options`, −1 where unknown, not answered or unreadable. `probs` is NaN
     where the answer carries none (free-form, or not answered). `years` and `predicted_years` are truth and answer of
-    `age_years` (NaN unknown), which has no target.
+    `age_years` (NaN unknown), which has no target; of a number of one's own, `years` is the true number.
     """
 
     question: str
@@ -52,11 +54,18 @@ class Block:
     # "gender", "race", "age_group" -> the face's group, None where not stated.
     groups: dict[str, tuple[str | None, ...]]
     predictions: dict[str, Predictions]
+    # Of a table of one's own: every label there is and the table's, with its questions and rules.
+    vocabulary: Vocabulary | None = None
 
     @property
     def setting(self) -> str:
         """The paper's name: "fine-tuned" on this data set's train split, or "training-free"."""
         return "fine-tuned" if self.seen else "training-free"
+
+    def question(self, name: str) -> Question:
+        """The question of this name: the table's own, else the bank's."""
+        own = self.vocabulary.questions if self.vocabulary else ()
+        return next((q for q in own if q.name == name), None) or question(name)
 
     def of_task(self, *tasks: str) -> list[Predictions]:
         """The predictions of the questions of some tasks, in order of first appearance."""
@@ -98,7 +107,8 @@ class _Column:
             truth, years = (np.nan if value is None else float(value) for value in (p.label, p.answer))
             self.values[face] = (-1, -1, truth, years)
         else:
-            self.values[face] = (self.option(p.label, p), self.option(p.answer, p), np.nan, np.nan)
+            number = np.nan if p.number is None else float(p.number)
+            self.values[face] = (self.option(p.label, p), self.option(p.answer, p), number, np.nan)
 
     def finish(self, faces: int) -> Predictions:
         probs = np.full((faces, len(self.question.options)), np.nan, np.float32)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from fi_jax.errors import UserError, require_choice
 from fi_jax.files import atomic_path
 from fi_jax.labels.question_bank import answered_question, question
-from fi_jax.labels.questions import FAMILIES, OWN_CHOICE, Question
+from fi_jax.labels.questions import FAMILIES, OWN_CHOICE, OWN_NUMBER, Question
 from fi_jax.labels.tasks import age_group_of
 
 Source = Literal["llm", "head", "free"]
@@ -23,7 +23,7 @@ GROUPS = ("gender", "race", "age_group")
 # Probabilities are rounded to this many digits in the file, so their sum may miss 1 by a few of them.
 DIGITS = 5
 _SUM_TOLERANCE = 1e-3
-_MOST_YEARS = 1e6
+_MOST_YEARS, _MOST = 1e6, 1e12
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ class Prediction:
     gender: str | None = None
     race: str | None = None
     age_group: str | None = None
+    # The true number, where a number of one's own table is asked; `label` and `answer` are then its bins.
+    number: float | None = None
     # What was generated, for free-form answers.
     text: str | None = None
     # Where the picture lies, when it may be shown in a report; None by default.
     path: str | None = None
 
     def __post_init__(self):
-        if not self.task.startswith(OWN_CHOICE):
+        if not self.task.startswith((OWN_CHOICE, OWN_NUMBER)):
             require_choice("task", self.task, FAMILIES)
         require_choice("source", self.source, SOURCES)
         where = f"question '{self.question}' of {self.image}"
@@ -70,6 +72,8 @@ class Prediction:
                 raise UserError(f"{where}: probability of '{name}' is {p}, not in [0, 1]")
         if options and abs(sum(options.values()) - 1) > _SUM_TOLERANCE:
             raise UserError(f"{where}: probabilities sum to {sum(options.values()):.4f}, not 1")
+        if self.number is not None and not abs(self.number) < _MOST:
+            raise UserError(f"{where}: number {self.number} is not finite")
         for what, value in (("label", self.label), ("answer", self.answer)):
             if value is None:
                 continue
@@ -87,7 +91,14 @@ _question = cache(question)
 # Of the other fields `Prediction` checks the values.
 _TYPES: dict[str, Any] = dict.fromkeys(("image", "dataset", "task", "question", "source", "split"), str)
 _TYPES |= dict.fromkeys((*GROUPS, "text", "path"), str | None) | {"seen": bool, "probabilities": dict}
-_TYPE_WORDS = {str: "text", str | None: "text or null", bool: "true or false", dict: "an object of option: probability"}
+_TYPES["number"] = int | float | None
+_TYPE_WORDS = {
+    str: "text",
+    str | None: "text or null",
+    bool: "true or false",
+    dict: "an object of option: probability",
+    int | float | None: "a number or null",
+}
 _REQUIRED = ("image", "dataset", "task", "question", "label", "answer", "probabilities")
 
 

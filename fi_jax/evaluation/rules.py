@@ -14,7 +14,7 @@ from fi_jax.evaluation.protocols.choice import majority_of
 from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, number, scores
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import RuleTable, broken, compile_rules
-from fi_jax.labels.question_bank import is_built_in, question
+from fi_jax.labels.question_bank import is_built_in
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.rules import Rule
@@ -31,11 +31,13 @@ MOST_DECODED = 2000
 
 def asserted_labels(block: Block) -> set[str]:
     """Every label that an option of one of the block's questions asserts."""
-    return {label for name in block.predictions for label in question(name).labels if label}
+    return {label for name in block.predictions for label in block.question(name).labels if label}
 
 
 def vocabulary_of(block: Block) -> Vocabulary:
     """The smallest vocabulary that has every label the block's questions are about: the data set's own, if it fits."""
+    if block.vocabulary:
+        return block.vocabulary
     needed = asserted_labels(block)
     fitting = [v for v in map(vocabulary, VOCABULARY_NAMES) if needed <= set(v.names)]
     own = [v for v in fitting if v.name == block.dataset]
@@ -46,7 +48,7 @@ def vocabulary_of(block: Block) -> Vocabulary:
 
 def rules_of(block: Block) -> tuple[Rule, ...]:
     """The rules that answers can break: not those between the options of one question, which is answered once."""
-    alone = [{label for label in question(name).labels if label} for name in block.predictions]
+    alone = [{label for label in block.question(name).labels if label} for name in block.predictions]
     asked = asserted_labels(block)
 
     def can_break(rule: Rule) -> bool:
@@ -76,18 +78,18 @@ def true_options(column: Predictions) -> Int[Array, "f"]:
 
 
 def to_labels(
-    vocab: Vocabulary, options: Mapping[str, Float[Array, "f k"]]
+    block: Block, options: Mapping[str, Float[Array, "f k"]]
 ) -> tuple[Float[Array, "f n"], Bool[Array, "f n"]]:
     """Returns the value of every label that an option asserts, and where there is one.
 
     `options` holds for each question a value of each of its options on each face, NaN where it was not answered. A
     label that several questions assert ("Male" by its own question and by "gender") follows the choice.
     """
-    faces = len(next(iter(options.values())))
+    vocab, faces = vocabulary_of(block), len(next(iter(options.values())))
     values, scope = np.zeros((faces, len(vocab))), np.zeros((faces, len(vocab)), bool)
-    for name in sorted(options, key=lambda n: not question(n).is_binary):
+    for name in sorted(options, key=lambda n: not block.question(n).is_binary):
         given = ~np.isnan(options[name]).any(-1)
-        for i, label in enumerate(question(name).labels):
+        for i, label in enumerate(block.question(name).labels):
             if label:
                 place = vocab.index(label)
                 values[given, place] = options[name][given, i]
@@ -95,15 +97,13 @@ def to_labels(
     return values, scope
 
 
-def hard_labels(
-    vocab: Vocabulary, options: Mapping[str, Int[Array, "f"]]
-) -> tuple[Bool[Array, "f n"], Bool[Array, "f n"]]:
-    """Returns `(labels, in_scope)` over `vocab`, given each face's option of each question (−1: none)."""
+def hard_labels(block: Block, options: Mapping[str, Int[Array, "f"]]) -> tuple[Bool[Array, "f n"], Bool[Array, "f n"]]:
+    """Returns `(labels, in_scope)` over the block's vocabulary, given each face's option of each question (−1: none)."""
     one_hot = {
-        name: np.where(chosen[:, None] >= 0, chosen[:, None] == np.arange(len(question(name).options)), np.nan)
+        name: np.where(chosen[:, None] >= 0, chosen[:, None] == np.arange(len(block.question(name).options)), np.nan)
         for name, chosen in options.items()
     }
-    values, scope = to_labels(vocab, one_hot)
+    values, scope = to_labels(block, one_hot)
     return values > 0.5, scope
 
 
@@ -115,13 +115,13 @@ def _rate_stats(breaks: Bool[Array, "f r"], mask: Bool[Array, "f r"]) -> Float[A
 def consistent_options(block: Block, faces: Int[Array, "f"]) -> dict[str, Int[Array, "f"]]:
     """Decodes some faces as the likeliest answers that break no rule: the option of each question, −1 without any."""
     vocab = vocabulary_of(block)
-    probs, scope = to_labels(vocab, {name: column.probs[faces] for name, column in block.predictions.items()})
+    probs, scope = to_labels(block, {name: column.probs[faces] for name, column in block.predictions.items()})
     hard = decode_consistent(probs, scope, compile_rules(rules_for(vocab), vocab))
     found = {}
     for name, column in block.predictions.items():
-        places = [vocab.index(label) for label in question(name).labels if label]
+        places = [vocab.index(label) for label in block.question(name).labels if label]
         given = scope[:, places].all(-1)
-        if question(name).is_binary:
+        if block.question(name).is_binary:
             chosen = np.where(hard[:, places[0]], 0, 1)
         else:
             # Where a data set's classes are a part of a larger group, none may be left: the likeliest stands.
@@ -193,23 +193,25 @@ def judge_rules(
     where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, how often each label is
     answered (`positive_rates`), up to `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
     """
-    # The rules of a schema are about labels that predictions alone do not tell.
-    block = replace(block, predictions={name: one for name, one in block.predictions.items() if is_built_in(name)})
+    # What a table's own questions are about, predictions alone do not tell.
+    own = {question.name for question in block.vocabulary.questions} if block.vocabulary else set()
+    judged_by = {name: one for name, one in block.predictions.items() if name in own or is_built_in(name)}
+    block = replace(block, predictions=judged_by)
     rules = rules_of(block)
     vocab = vocabulary_of(block)
     if not rules:
         return None
     table: RuleTable = compile_rules(rules, vocab)
     columns = block.predictions
-    answered = hard_labels(vocab, {name: predicted_options(c) for name, c in columns.items()})
+    answered = hard_labels(block, {name: predicted_options(c) for name, c in columns.items()})
     breaks, mask = broken(*answered, table)
     judged = np.any(mask, axis=-1)
     if not judged.any():
         return None
-    annotated = hard_labels(vocab, {name: true_options(c) for name, c in columns.items()})
+    annotated = hard_labels(block, {name: true_options(c) for name, c in columns.items()})
     true_stats = _rate_stats(*broken(*annotated, table))
     majority = {name: _majority_option(c, baselines.get(name)) for name, c in columns.items()}
-    constant = _rate_stats(*broken(*hard_labels(vocab, majority), table))
+    constant = _rate_stats(*broken(*hard_labels(block, majority), table))
     stats = _rate_stats(breaks, mask)
     rate = np.divide(breaks.sum(0), mask.sum(0), out=np.zeros(len(rules)), where=mask.any(0))
     examples = [

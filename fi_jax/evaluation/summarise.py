@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from fi_jax.errors import UserError
 from fi_jax.evaluation.columns import Block, gather
 from fi_jax.evaluation.predictions import Answer, Prediction
-from fi_jax.evaluation.protocols import choice, years
+from fi_jax.evaluation.protocols import choice, numbers, years
 from fi_jax.evaluation.protocols.scoring import Bootstrap
 from fi_jax.evaluation.results import VERSION
 from fi_jax.evaluation.rules import judge_rules
+from fi_jax.labels.schema import find_vocabulary, read_schema
 
 # data set -> question -> the train split's commonest answer (`age_years`: its median, in years).
 Baselines = Mapping[str, Mapping[str, Answer]]
@@ -47,7 +49,7 @@ def judge_block(
 ) -> dict:
     """Returns one entry of the summary: what one source answered about one data set in one setting."""
     tasks = choice.judge(block, baselines, bootstrap)
-    tasks |= years.judge(block, baselines, bootstrap, estimator)
+    tasks |= years.judge(block, baselines, bootstrap, estimator) | numbers.judge(block, tasks, bootstrap)
     return {
         "dataset": block.dataset,
         "source": block.source,
@@ -68,6 +70,7 @@ def summarise(
     seed: int = 0,
     meta: Mapping[str, Any] | None = None,
     consistent: bool = True,
+    tables: Iterable[str] = (),
 ) -> dict:
     """Judges a stream of predictions. The result is plain JSON and is what `metrics.json` holds.
 
@@ -79,12 +82,16 @@ def summarise(
       resamples: bootstrap samples of the faces behind each 95 % interval.
       seed: of the bootstrap.
       meta: whatever else the file should carry: config, command, checkpoint.
+      tables: schemas (YAML) of tables of one's own among the data sets; their rules are judged too.
       consistent: whether to find what consistent decoding costs (an integer program a face that breaks a rule).
 
     Raises:
       UserError: no predictions at all, or inconsistent ones (see `columns.gather`).
     """
-    blocks = gather(predictions)
+    own = {
+        schema.name: find_vocabulary(f"all+{schema.name}", (text,)) for text in tables for schema in [read_schema(text)]
+    }
+    blocks = [replace(block, vocabulary=own.get(block.dataset)) for block in gather(predictions)]
     if not blocks:
         raise UserError("there are no predictions to summarise; evaluate at least one face")
     bootstrap = Bootstrap(resamples, seed)

@@ -1,7 +1,7 @@
 """Words and numbers as people read them: names of tasks, metrics and sources, percent and years."""
 
 from fi_jax.evaluation.table import BLANK
-from fi_jax.labels.questions import OWN_CHOICE
+from fi_jax.labels.questions import OWN_CHOICE, OWN_NUMBER
 
 SETTINGS = ("training-free", "fine-tuned")
 SOURCE_TITLES = {"head": "alignment head", "llm": "LLM", "free": "LLM, free-form"}
@@ -20,6 +20,7 @@ _METRIC_TITLES = {
     "mae_years": "MAE (years)",
     "mae_years_expected": "MAE, expected value (years)",
     "mae_years_median": "MAE, median (years)",
+    "mae": "MAE",
     "macro_f1": "macro-F1",
     "mean_f1": "mean F1",
     "violation_rate": "violation rate",
@@ -28,7 +29,7 @@ _METRIC_TITLES = {
 
 def task_title(name: str) -> str:
     """A task in words."""
-    return TASK_TITLES.get(name, name.removeprefix(OWN_CHOICE).replace("_", " "))
+    return TASK_TITLES.get(name, name.removeprefix(OWN_CHOICE).removeprefix(OWN_NUMBER).replace("_", " "))
 
 
 def metric_title(name: str) -> str:
@@ -47,10 +48,10 @@ def who(source: str, setting: str) -> str:
 
 
 def format_value(metric: str, value: float | None) -> str:
-    """A number as tables print it: percent with one decimal, or years with two."""
+    """A number as tables print it: percent with one decimal, or an error with two."""
     if value is None:
         return BLANK
-    return f"{value:.2f}" if metric.startswith("mae_years") else f"{100 * value:.1f}"
+    return f"{value:.2f}" if metric.startswith("mae") else f"{100 * value:.1f}"
 
 
 def format_interval(metric: str, value: float | None, low: float | None, high: float | None) -> str:

@@ -63,14 +63,14 @@ def make_judge(setup: Setup) -> Judge:
     def judge(state: TrainState, index: int) -> Line:
         answerer = answerers[index]
         answerer.params = merge_params(final_leaves(state), setup.inputs.frozen)
-        return metrics_of(answers(answerer))
+        return metrics_of(answers(answerer), config.data.schemas)
 
     return judge
 
 
-def metrics_of(predictions: Iterable[Prediction]) -> Line:
+def metrics_of(predictions: Iterable[Prediction], tables: Iterable[str] = ()) -> Line:
     """Returns every metric of the protocols by the names that are logged; what nothing was counted for is left out."""
-    summary = summarise(predictions, resamples=1, consistent=False)
+    summary = summarise(predictions, resamples=1, consistent=False, tables=tables)
     line: Line = {}
     accuracies: dict[str, list[float]] = {}
     for entry in summary["entries"]:

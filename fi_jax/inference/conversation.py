@@ -21,8 +21,8 @@ from fi_jax.labels.tasks import expected_age, median_age
 from fi_jax.pictures.crop import Box
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, answer_from_closed, describe_answers
 from fi_jax.prompting.probabilities import label_probabilities
-from fi_jax.prompting.question_matching import is_description, match_question
-from fi_jax.prompting.refusals import UNSURE, checked_question, is_refusal, is_withheld, refusal
+from fi_jax.prompting.question_matching import is_description, match_question, plain_words
+from fi_jax.prompting.refusals import IDENTITY_REFUSAL, UNSURE, checked_question, is_refusal, is_withheld, refusal
 from fi_jax.prompting.statements import agrees, statements
 
 FREE_TEXT = "free text of the language model: no probability, not calibrated"
@@ -47,14 +47,21 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
         response = replace(response, answers=answers, changed=changed)
         if request.text is None:
             return response
-    match = match_question(text, bank)
+    own = plain_words(text) in map(plain_words, answerer.vocabulary.open_questions)
+    match = None if own else match_question(text, bank)
     if match is not None:
         answers, changed = closed_answers(answerer, crop, mask, [match.question], by_llm, request.consistent)
         answer = replace(answers[0], claim=match.claim, weights=match.weights)
         response = replace(response, text=answer.reply(), note=answer.note(), answer=answer)
         return response if response.answers else replace(response, answers=(answer,), changed=changed)
-    if (declined := refusal(text)) is not None:
+    # A table of one's own may teach anything but who somebody is.
+    if (declined := refusal(text)) is not None and (not own or declined == IDENTITY_REFUSAL):
         return replace(response, text=declined)
+    if own and by_llm:
+        # No closed answer that it could be held against.
+        generated = generate(answerer, crop, mask, text, request.max_new_tokens)
+        withheld = is_withheld(generated)
+        return replace(response, text=UNSURE if withheld else generated, note="" if withheld else FREE_TEXT)
     if by_llm:
         generated = generate(answerer, crop, mask, text, request.max_new_tokens)
         answered, note = checked_text(answerer, crop, mask, text, generated)

@@ -1,10 +1,12 @@
 """Questions about a face, each with a closed answer that one token of the LLM gives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What a question is about; a choice of one's own table is of the family "choice:NAME".
+# What a question is about; of one's own table, a choice is of the family "choice:NAME", a number "number:NAME".
 FAMILIES = ("attribute", "gender", "race", "age_group", "age_years", "expression")
 OWN_CHOICE = "choice:"
+OWN_NUMBER = "number:"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Question:
 
     # Unique: the label's name for attributes, else "gender", "race:utkface", "age_group", ...
     name: str
-    # One of `FAMILIES`, or "choice:NAME".
+    # One of `FAMILIES`, "choice:NAME" or "number:NAME".
     family: str
     # The words put to the model, options included.
     text: str
@@ -28,6 +30,17 @@ class Question:
     answers: tuple[str, ...]
     # The label each option asserts; None asserts nothing (the "No" of a yes/no question).
     labels: tuple[str | None, ...]
+    # Other wordings of a question of one's own.
+    also: tuple[str, ...] = ()
+    # The number that each option stands for, where a number of one's own is asked.
+    numbers: tuple[float, ...] = ()
+    # Whether it came with a table of one's own.
+    is_own: bool = False
+
+    def expected_number(self, probabilities: Sequence[float]) -> float | None:
+        """The mean of the options' numbers; None where no number is asked."""
+        pairs = zip(self.numbers, probabilities, strict=True)
+        return sum(number * float(p) for number, p in pairs) if self.numbers else None
 
     @property
     def is_binary(self) -> bool:

@@ -5,7 +5,7 @@ It is YAML, so that a person can write it; `fi-jax dataset init` makes a first o
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -13,14 +13,15 @@ import yaml
 
 from fi_jax.errors import UserError, did_you_mean, require_choice
 from fi_jax.labels import question_bank, tasks
-from fi_jax.labels.questions import OWN_CHOICE, Question, single_choice, yes_no
+from fi_jax.labels.bins import bin_centres, bin_names
+from fi_jax.labels.questions import OWN_CHOICE, OWN_NUMBER, Question, single_choice, yes_no
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
 from fi_jax.labels.rules import Rule, excludes, implies
 from fi_jax.labels.vocabulary import Group, Label, Vocabulary
 
-TYPES = ("yes/no", "one of", "number", "ignore")
+TYPES = ("yes/no", "one of", "number", "text", "ignore")
 _TOP = ("name", "table", "folders", "images", "picture", "person", "split", "box", "unknown", "labels", "rules")
-_LABEL = ("type", "column", "same_as", "question", "prompt", "yes", "no", "options", "bins")
+_LABEL = ("type", "column", "same_as", "question", "also", "prompt", "yes", "no", "options", "bins")
 _YES, _NO = ("1", "1.0", "yes", "y", "true", "t"), ("0", "0.0", "-1", "no", "n", "false", "f")
 # `same_as: age` of a column of years.
 _AGE = "age"
@@ -60,6 +61,14 @@ class Column:
 
 
 @dataclass(frozen=True)
+class TextColumn:
+    """One column of free text, which answers an open question: its wordings, the first of them the question itself."""
+
+    column: str
+    wordings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Schema:
     """A checked schema. Paths are as written, relative to the schema's own folder."""
 
@@ -70,6 +79,7 @@ class Schema:
     groups: tuple[Group, ...] = ()
     questions: tuple[Question, ...] = ()
     rules: tuple[Rule, ...] = ()
+    texts: tuple[TextColumn, ...] = ()
     table: str = ""
     # In place of a table: a folder whose sub-folders are the values of the one label.
     folders: str = ""
@@ -129,6 +139,7 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
         tuple(part.group for part in parts if part.group),
         tuple(part.column.question for part in parts if part.labels and part.column and part.column.question),
         tuple(_rule(rule, known, f"{where}: rules: {at}") for at, rule in enumerate(_list(top, "rules", where), 1)),
+        tuple(part.text for part in parts if part.text),
         **{key: _text(top, key, where) for key in ("table", "folders", "images", "person", "split") if key in top},
         picture=_text(top, "picture", where) if "picture" in top else "picture",
         box=box,
@@ -141,6 +152,7 @@ class _Part:
     column: Column | None = None
     labels: tuple[Label, ...] = ()
     group: Group | None = None
+    text: TextColumn | None = None
 
 
 def _label(key: str, given: Any, where: str) -> _Part:
@@ -155,15 +167,18 @@ def _label(key: str, given: Any, where: str) -> _Part:
     if key in _built_in_labels():
         raise UserError(f"{where}: '{key}' is a label that fi_jax has; say 'same_as: {key}', or give it another name")
     text = _text(fields, "question", where)
+    also = tuple(str(one).strip() for one in _list(fields, "also", where))
+    if kind == "text":
+        return _Part(text=TextColumn(column, (text, *also)))
     if kind == "yes/no":
-        question = yes_no(key, text)
+        question = replace(yes_no(key, text), also=also, is_own=True)
         label = Label(key, _text(fields, "prompt", where))
         return _Part(Column(key, column, question, _yes_and_no(fields, where)), (label,))
     if kind == "number":
         edges = tuple(float(edge) for edge in _list(fields, "bins", where) if as_number(str(edge)) is not None)
         if len(edges) < 1 or len(edges) != len(fields["bins"]) or sorted(set(edges)) != list(edges):
             raise UserError(f"{where}: bins must be one or more numbers in rising order, the edges between bins")
-        names = _bin_names(edges)
+        names = list(bin_names(edges))
         prompts = {name: f"{key.replace('_', ' ').capitalize()}: {name}." for name in names}
         values: dict[str, int] = {}
     else:
@@ -175,7 +190,9 @@ def _label(key: str, given: Any, where: str) -> _Part:
         raise UserError(f"{where}: {len(names)} options; a question takes 2 to 26")
     labels = tuple(Label(f"{key}:{name}", prompts[name]) for name in names)
     group = Group(key, tuple(label.name for label in labels), "exactly_one")
-    question = single_choice(key, f"{OWN_CHOICE}{key}", text, tuple(names), group.labels)
+    family = f"{OWN_NUMBER if edges else OWN_CHOICE}{key}"
+    question = single_choice(key, family, text, tuple(names), group.labels)
+    question = replace(question, also=also, is_own=True, numbers=bin_centres(edges) if edges else ())
     return _Part(Column(key, column, question, values, edges), labels, group)
 
 
@@ -199,11 +216,6 @@ def _yes_and_no(fields: Mapping, where: str) -> dict[str, int]:
     if both := set(yes) & set(no):
         raise UserError(f"{where}: '{min(both)}' means both yes and no")
     return {value: 0 for value in yes} | {value: 1 for value in no}
-
-
-def _bin_names(edges: tuple[float, ...]) -> list[str]:
-    inner = [f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
-    return [f"below {edges[0]:g}", *inner, f"{edges[-1]:g} or more"]
 
 
 @cache
@@ -257,7 +269,10 @@ def schema_vocabulary(schema: Schema) -> Vocabulary:
         asked |= {*tasks.AGE_GROUP.labels, *tasks.AGE_YEARS.labels}
     built_in = tuple(label for name, label in labels.items() if name in asked)
     whole = tuple(group for group in groups if asked.issuperset(group.labels))
-    return Vocabulary(schema.name, built_in + schema.labels, whole + schema.groups, schema.questions, schema.rules)
+    texts = tuple(wording for text in schema.texts for wording in text.wordings)
+    return Vocabulary(
+        schema.name, built_in + schema.labels, whole + schema.groups, schema.questions, schema.rules, texts
+    )
 
 
 def find_vocabulary(name: str, schemas: tuple[str, ...] = ()) -> Vocabulary:
@@ -282,4 +297,5 @@ def find_vocabulary(name: str, schemas: tuple[str, ...] = ()) -> Vocabulary:
         tuple({group.name: group for part in parts for group in part.groups}.values()),
         tuple(question for part in parts for question in part.questions),
         tuple(rule for part in parts for rule in part.rules),
+        tuple(text for part in parts for text in part.open_questions),
     )

@@ -44,6 +44,8 @@ class Vocabulary:
     # Questions and rules about labels of one's own; those about built-in labels stand in tables of their own.
     questions: "tuple[Question, ...]" = field(default=())
     rules: "tuple[Rule, ...]" = field(default=())
+    # Questions of one's own that are answered in free text, in every wording.
+    open_questions: tuple[str, ...] = ()
 
     def __post_init__(self):
         names = [label.name for label in self.labels]

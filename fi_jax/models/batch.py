@@ -27,6 +27,8 @@ class Batch(TypedDict, total=False):
     weight: Float[ndarray, "b"]
     # Place in the global batch: a face's draw of questions depends on it, not on the host.
     row: Int[ndarray, "b"]
+    # Place in the data set; −1 for a face that fills a batch up.
+    index: Int[ndarray, "b"]
 
     # Token ids; slots stand where the modalities' tokens go.
     prefix_tokens: Int[ndarray, "b p"]

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# `labels.questions.Question`, or anything with its `name`, `family`, `text` and `labels`.
+# `labels.questions.Question`, or anything with its `name`, `family`, `text` and `labels` (and `also`, `is_own`).
 ClosedQuestion = Any
 
 
@@ -31,6 +31,9 @@ class Match:
     weights: tuple[float, ...] | None = None
 
 
+# Around the name of a label of one's own: words that say that it is there, and that it is not.
+_WEARS = ("wear", "wears", "wearing", "having", "got", "with", "there", "any", "some", "how")
+_NO = ("no", "not", "without", "lack", "lacks")
 _SPELLINGS = (
     (r"[’‘`´]", "'"),
     (r"\bcan'?t\b|\bcannot\b", "can not"),
@@ -64,21 +67,42 @@ def load_phrases() -> dict[str, Any]:
 def match_question(text: str, questions: Sequence[ClosedQuestion]) -> Match | None:
     """Finds the closed question among `questions` that `text` asks, and with which polarity; None when it asks none.
 
-    A question's own text or name is that question, but for a yes/no question about a label that a choice has too: it
-    is answered from the choice in whatever words, so that "Is this person male?" and "man or woman?" agree. Else every
-    word must be understood; a text with two readings that differ asks none.
+    A question's own text or name, or one of the other wordings that it lists, is that question, but for a yes/no question
+    about a label that a choice has too: it is answered from the choice in whatever words, so that "Is this person male?"
+    and "man or woman?" agree. A text that names the label of a question of one's own asks that one, before any built-in
+    meaning of the word. Else every word must be understood; a text with two readings that differ asks none.
     """
     words, own = plain_words(text), None
     for question in questions:
         stem = question.text.partition("?")[0]
-        if words in map(plain_words, (question.text, stem, question.name, question.name.partition(":")[0])):
+        known = (question.text, stem, question.name, question.name.partition(":")[0], *getattr(question, "also", ()))
+        if words in map(plain_words, known):
             own = Match(question)
             if not any({question.labels[0]} < set(other.labels) - {None} for other in questions):
                 return own
             break
+    named = [match for question in questions if (match := _named(words, question)) is not None]
+    if named and own is None:
+        return named[0] if len(named) == 1 else None
     choice = _choice(words, questions)
     readings = [choice] if choice else list(_readings(words, questions))
     return readings[0] if len({(match.question.name, match.weights) for match in readings}) == 1 else own
+
+
+def _named(words: str, question: ClosedQuestion) -> Match | None:
+    """Whether a text names the label of one's own that `question` asks: its name among words of no content."""
+    if not getattr(question, "is_own", False):
+        return None
+    name, data = plain_words(question.name), load_phrases()["words"]
+    found = re.search(rf"\b{re.escape(name)}s?\b", words)
+    if found is None:
+        return None
+    rest = f"{words[: found.start()]} {words[found.end() :]}".split()
+    no = [word for word in rest if word in _NO]
+    content = {*data["function"].split("|"), *_WEARS, *_NO}
+    if not all(word in content for word in rest) or (no and question.labels[-1] is not None):
+        return None
+    return Match(question, f"no {name}", (0.0, 1.0)) if len(no) % 2 else Match(question)
 
 
 def is_description(text: str) -> bool:

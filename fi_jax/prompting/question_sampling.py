@@ -1,5 +1,6 @@
 """Which questions a training step asks about each face: a draw of those with a known answer."""
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -24,11 +25,13 @@ def training_sequences(
     *,
     open_per_face: int = 1,
     closed_in_lm: int = 2,
+    texts: Sequence[Sequence[tuple[str, str]]] = (),
 ) -> Batch:
     """Adds token arrays to a batch with `labels` and `known`: closed questions drawn, open ones at the end.
 
     The draw of a face depends on `seed` and its `row` in the global batch alone, so it is the same on any number of
-    hosts. Open answers are made of a face's known labels, so data sets with few labels yield short ones.
+    hosts. Open answers are made of a face's known labels, so data sets with few labels yield short ones; `texts` are open
+    questions of one's own with their answers, a face's by the batch's `index`, and come first.
     """
     targets, answerable = builder.targets(batch["labels"], batch["known"])
     ages = stated_ages(batch["labels"], batch["known"], vocabulary)
@@ -39,7 +42,8 @@ def training_sequences(
         known = np.flatnonzero(batch["known"][at])
         labels = {vocabulary.names[i]: bool(batch["labels"][at, i] >= 0.5) for i in known}
         pairs = open_examples(labels, ages[at], rng) if open_per_face else []
-        drawn = (builder.open_tokens(*pairs[i]) for i in rng.permutation(len(pairs)))
+        own = texts[int(batch["index"][at])] if texts and open_per_face else ()
+        drawn = (builder.open_tokens(*some[i]) for some in (own, pairs) for i in rng.permutation(len(some)))
         open_questions.append(list(islice((tokens for tokens in drawn if tokens is not None), open_per_face)))
     return batch | builder.build(chosen, targets, open_questions, closed_in_lm)
 

@@ -33,7 +33,7 @@ def fingerprint(records: Sequence[FaceRecord]) -> dict[str, dict[str, Any]]:
         made[name] = {
             "faces": len(faces),
             "names": _digest(face.key for face in faces),
-            "labels": _digest((sorted(face.labels.items()), face.age, face.box) for face in faces),
+            "labels": _digest((sorted(face.labels.items()), face.age, face.box, *face.texts) for face in faces),
             "pictures": _digest((_content(face.image, look), _content(face.mask, look)) for face in faces),
         }
     return made

@@ -131,7 +131,8 @@ def setup(
     if len(configs) > 1:
         _check_members(configs, set(frozen) - given)
     tokenizer = load_tokenizer(config.weights)
-    kinds, transform = make_transform(config, vocabulary, tokenizer)
+    texts: list[tuple[tuple[str, str], ...]] = []
+    kinds, transform = make_transform(config, vocabulary, tokenizer, texts)
     opened = open_sets(config.data)
     held_out = validation_faces(opened, config.train.evaluate_faces) if config.train.evaluate_every else []
     leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
@@ -142,6 +143,10 @@ def setup(
         faces = [face for one in opened for face in one.faces] + held_out
         data, make_maps = maps_as_read(faces, config.data, config.weights.parser)
     mixture = mix(opened, config.data.max_unreadable, held_out)
+    if vocabulary.open_questions:
+        texts += [face.texts for face in mixture.records]
+        if config.train.stage == "instruct" and not config.data.open_per_face:
+            log.info("free text is not learnt: set --data.open-per-face 1 to ask the open questions of the table")
     for note in (*mixture.notes, *(f"skipped {bad.key}: {bad.reason}" for bad in mixture.unreadable)):
         log.info(note)
     counted = f"{len(mixture.records)} faces" + (f", {len(mixture.validation)} to validate" if held_out else "")
@@ -213,11 +218,12 @@ def answerable_questions(config: Experiment, vocabulary: Vocabulary) -> list[Que
 
 
 def make_transform(
-    config: Experiment, vocabulary: Vocabulary, tokenizer
+    config: Experiment, vocabulary: Vocabulary, tokenizer, texts: Sequence[Sequence[tuple[str, str]]] = ()
 ) -> tuple[tuple[str, ...], Callable[[Batch, int], Batch] | None]:
     """Returns the kinds of steps that take turns, and `transform(batch, step) -> batch` that adds token arrays.
 
-    The transform is None where the stage needs no tokens.
+    The transform is None where the stage needs no tokens. `texts` are open questions of one's own and their answers, by
+    the place of the face; they may be filled in before the first batch.
     """
     if config.train.stage != "instruct":
         return ("",), None
@@ -232,6 +238,7 @@ def make_transform(
             vocabulary,
             (config.data.seed, step),
             open_per_face=open_per_face,
+            texts=texts,
         )
         return typing.cast(Batch, made)
 

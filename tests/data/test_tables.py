@@ -18,10 +18,19 @@ from fi_jax.data.datasets import find_dataset
 from fi_jax.data.records import encode_labels
 from fi_jax.data.tables import read_table, table_dataset
 from fi_jax.errors import UserError
+from fi_jax.evaluation.predictions import Prediction, from_line, to_line
+from fi_jax.evaluation.summarise import summarise
 from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.schema import find_vocabulary, read_schema
+from fi_jax.prompting.question_matching import match_question
+from fi_jax.prompting.question_sampling import training_sequences
+from fi_jax.prompting.sequences import SequenceBuilder, Slots
+from fi_jax.prompting.templates import template
+from fi_jax.weights.tokenizers import byte_tokenizer
 
+VOCABULARY = vocabulary("celeba")
 HEADER = ["file", "subject", "badge", "mood", "sex", "Age", "height", "note"]
 
 
@@ -98,6 +107,33 @@ def test_a_table_becomes_records_questions_and_rules(pictures, tmp_path):
     assert known[dataset.vocabulary.index("badge")] and labels[dataset.vocabulary.index("Female")] == 1
     said = {str(rule) for rule in rules_for(dataset.vocabulary)}
     assert "badge excludes mood:tense" in said and "exactly one of mood:calm, mood:tense" in said
+
+
+def test_numbers_and_free_text_are_kept_beside_the_labels(pictures, tmp_path):
+    labels = yaml.safe_load(describe(pictures, tmp_path).read_text())["labels"]
+    labels["note"] = {"type": "text", "question": "What was noted?", "also": ["Which note is there?"]}
+    dataset = table_dataset(describe(pictures, tmp_path, labels=labels))
+    face = next(face for face in dataset.open().faces if face.key == "15.jpg")
+    assert face.numbers == {"height": 165.0}
+    assert face.texts == (("What was noted?", "n15"), ("Which note is there?", "n15"))
+    assert dataset.vocabulary.open_questions == ("What was noted?", "Which note is there?")
+    height = next(q for q in dataset.questions if q.name == "height")
+    assert height.numbers == (155.0, 165.0, 175.0, 185.0) and height.expected_number([0, 0.5, 0.5, 0]) == 170.0
+
+
+def test_free_text_is_an_open_question_of_training():
+    builder = SequenceBuilder(
+        byte_tokenizer(), template("plain"), VOCABULARY, questions_for(VOCABULARY)[:1], Slots(1, 0, 1), num_segments=2,
+        segment_length=120, lm_length=122,
+    )  # fmt: skip
+    n = len(VOCABULARY)
+    batch = {"labels": np.zeros((2, n), np.float32), "known": np.zeros((2, n), bool), "row": np.arange(2)}
+    batch["index"] = np.array([1, 0])
+    texts = [(("What was noted?", "A scar."),), ()]
+    made = training_sequences(batch, builder, VOCABULARY, (0,), texts=texts)
+    question, answer = builder.open_tokens("What was noted?", "A scar.")
+    (asked, own) = made["segment_tokens"][:, 0]
+    assert own[: len(question + answer)].tolist() == question + answer and asked.tolist() != own.tolist()
 
 
 def test_a_person_lies_in_one_split(pictures, tmp_path):
@@ -246,3 +282,61 @@ def test_a_table_is_a_data_set_by_its_schema(pictures, tmp_path):
     assert read_table(tmp_path / "labels.csv").columns == tuple(HEADER)
     with pytest.raises(UserError, match="cannot be read"):
         find_dataset("table:nowhere.yaml")
+
+
+OWN = """
+name: own
+table: t.csv
+labels:
+  mood: {type: one of, question: "Which mood?", also: ["How does she feel today?"], options: {calm: A., tense: B.}}
+  badge: {type: yes/no, question: "Is there a badge?", prompt: A badge.}
+  height: {type: number, question: "How tall?", bins: [160, 170]}
+rules:
+  - excludes: [badge, [mood:tense]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "weights"),
+    [
+        ("What mood is she in?", "mood", None),
+        ("how does she feel today", "mood", None),
+        ("Does he wear a badge?", "badge", None),
+        ("Is there no badge?", "badge", (0.0, 1.0)),
+        ("What is her height?", "height", None),
+        ("Is she smiling?", "Smiling", None),
+        ("Is the badge in a good mood?", None, None),
+        ("Who gave him the badge?", None, None),
+    ],
+)
+def test_questions_in_other_words_go_to_the_tables_own_labels(text, name, weights):
+    match = match_question(text, questions_for(find_vocabulary("faces+own", (OWN,))))
+    assert (match and match.question.name) == name
+    assert match is None or match.weights == weights
+
+
+def test_own_numbers_have_an_error_and_own_rules_a_violation_rate():
+    def about(image, task, name, label, probabilities, **more):
+        answer = max(probabilities, key=probabilities.get)
+        return Prediction(image, "own", task, name, label, answer, probabilities, **more)
+
+    lines = []
+    for i in range(10):
+        bins = {"below 160": 0.0, "160 to 170": 0.5, "170 or more": 0.5}
+        # Expected 170; the true numbers are 165 and 173 in turn.
+        lines.append(
+            about(f"{i}", "number:height", "height", "170 or more" if i % 2 else "160 to 170", bins, number=173 if i % 2 else 165)
+        )  # fmt: skip
+        lines.append(about(f"{i}", "attribute", "badge", "Yes", {"Yes": 0.9, "No": 0.1}))
+        lines.append(about(f"{i}", "choice:mood", "mood", "calm", {"calm": 0.2, "tense": 0.8} if i < 3 else {"calm": 1.0, "tense": 0.0}))  # fmt: skip
+    lines = [from_line(to_line(line)) for line in lines]
+    (entry,) = summarise(lines, tables=(OWN,))["entries"]
+    height = entry["tasks"]["number:height"]
+    assert height["headline"] == "mae" and height["metrics"]["mae"]["value"] == pytest.approx(4.0)
+    assert height["metrics"]["accuracy"]["value"] == pytest.approx(0.5)
+    assert entry["rules"]["metrics"]["violation_rate"]["value"] == pytest.approx(0.3)
+    assert entry["rules"]["positive_rates"]["badge"]["answered"] == 1.0
+    # Without the schema nobody knows the rule.
+    assert summarise(lines)["entries"][0]["rules"] is None
+    with pytest.raises(UserError, match="no bins of a number"):
+        from_line(to_line(lines[0]).replace("160 to 170", "medium"))

@@ -29,7 +29,7 @@ from fi_jax.evaluation.protocols.scoring import (
     number,
     scores,
 )
-from fi_jax.labels.questions import OWN_CHOICE
+from fi_jax.labels.questions import OWN_CHOICE, OWN_NUMBER
 
 Array = np.ndarray
 _FACES = partial(np.sum, axis=-1)
@@ -90,7 +90,9 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
     """
     found = {}
     own = {
-        column.task: OWN_CHOICE_METRICS for column in block.predictions.values() if column.task.startswith(OWN_CHOICE)
+        column.task: OWN_CHOICE_METRICS
+        for column in block.predictions.values()
+        if column.task.startswith((OWN_CHOICE, OWN_NUMBER))
     }
     for task, measured in {ATTRIBUTE: ATTRIBUTE_METRICS, **CHOICES, **own}.items():
         columns = [column for column in block.of_task(task) if (column.known_target >= 0).any()]

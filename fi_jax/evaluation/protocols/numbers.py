@@ -1,0 +1,50 @@
+"""A number of one's own table: answered in bins, read as the expected value, judged by absolute error beside the bins."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fi_jax.evaluation import metrics
+from fi_jax.evaluation.columns import Block, Predictions
+from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, scores
+from fi_jax.labels.bins import bin_centres, edges_of
+from fi_jax.labels.questions import OWN_NUMBER
+
+Array = np.ndarray
+ERROR = Metric("mae", metrics.mean_error, higher_is_better=False)
+
+
+def judge(block: Block, judged: Mapping[str, dict], bootstrap: Bootstrap) -> dict[str, dict]:
+    """Returns the results of `judged` (`choice.judge`) about numbers, with the mean absolute error as the headline.
+
+    An answer without probabilities counts as the middle of its bin; one that cannot be read, as the middle of all.
+    The baseline answers the median of the evaluated faces.
+    """
+    found = {}
+    for task, result in judged.items():
+        column = next((one for one in block.of_task(task) if task.startswith(OWN_NUMBER)), None)
+        counted = None if column is None else column.answered & ~np.isnan(column.years)
+        if column is None or counted is None or not counted.any():
+            continue
+        stats = _errors(said_number(column), column.years, counted)
+        median = np.full(len(counted), np.median(column.years[counted]))
+        error = scores(stats[counted], (ERROR,), bootstrap, _errors(median, column.years, counted)[counted])
+        found[task] = result | {
+            "headline": ERROR.name,
+            "metrics": error | result["metrics"],
+            "groups": breakdown(stats, counted, block.groups, ERROR, bootstrap),
+        }
+    return found
+
+
+def said_number(column: Predictions) -> Float[Array, "f"]:
+    """The expected number of every face's answer."""
+    centres = np.asarray(bin_centres(edges_of(column.options)))
+    chosen: Int[Array, f] = column.answer
+    of_bin = np.where(chosen >= 0, centres[chosen], centres.mean())
+    return np.where(np.isnan(column.probs).any(-1), of_bin, column.probs @ centres)
+
+
+def _errors(said: Float[Array, "f"], truth: Float[Array, "f"], counted: Array) -> Float[Array, "f 2"]:
+    return np.stack([np.where(counted, np.abs(said - truth), 0), counted], -1)
