@@ -197,6 +197,8 @@ def judge_rules(
     own = {question.name for question in block.vocabulary.questions} if block.vocabulary else set()
     judged_by = {name: one for name, one in block.predictions.items() if name in own or is_built_in(name)}
     block = replace(block, predictions=judged_by)
+    if not judged_by:
+        return None
     rules = rules_of(block)
     vocab = vocabulary_of(block)
     if not rules:
