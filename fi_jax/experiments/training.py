@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fi_jax.config import Experiment
+from fi_jax.config import Experiment, LossConfig
 from fi_jax.errors import UserError
 from fi_jax.experiments.frozen import Trained, face_features, label_scores, train_on_features
 from fi_jax.experiments.validation import make_judge
@@ -55,6 +55,7 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
         config,
         model=replace(config.model, dtype="float32"),
         data=replace(config.data, batch_size=_FACES, augment=False, mixup=0.0),
+        loss=LossConfig(head_logic=config.loss.logic),
         train=replace(
             config.train,
             stage="align",
