@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"labels", "pictures", "prompting", "faces", "inference", "evaluation"},
     "benchmarks": {"labels", "knowledge", "models", "prompting", "parallel", "weights", "training", "inference"},
     # `import fi_jax`: the Python door, and what is behind it.
-    "": {"api"},
+    "": {"api", "experiments"},
     "api": {"labels", "pictures", "faces", "weights", "inference"},
     "__main__": {"cli"},
 }

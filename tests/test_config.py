@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fi_jax.cli.configs import config_names, load_config, override
+from fi_jax.cli.configs import load_config, override
 from fi_jax.config import (
     DataConfig,
     Experiment,
@@ -24,6 +24,7 @@ from fi_jax.config import (
 )
 from fi_jax.config_tree import RETIRED, flat_fields, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean, require_choice
+from fi_jax.experiments.configs import config_names
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,12 @@ def run(args: argparse.Namespace) -> int:
     for name, mark in _OURS.items():
         refuse_overwrite([out / name], mark=mark)
     hosts = start()
-    from fi_jax.errors import UserError
-    from fi_jax.evaluation.cells import SETTINGS, plan_cells
-    from fi_jax.evaluation.parts import EvaluationOptions, fill_part
+    from fi_jax.data.datasets import find_dataset
+    from fi_jax.evaluation.cells import SETTINGS
+    from fi_jax.evaluation.parts import EvaluationOptions
+    from fi_jax.evaluation.results import cells_of
+    from fi_jax.evaluation.results_tables import notes_below, results_table
+    from fi_jax.experiments.judging import fill_cells, write_results
 
     models = _models(args, config)
     settings = SETTINGS if args.setting == "both" else (args.setting,)
@@ -100,22 +103,18 @@ def run(args: argparse.Namespace) -> int:
         status = _leave_one_out(args, config, [name for name, _ in sets], settings, models, hosts)
         if status:
             return status
-    assignments, blank = plan_cells([name for name, _ in sets], [model.sources for model in models], settings)
-    if not assignments:
-        wanted = "; ".join(f"{name}, {setting}" for name, setting in blank)
-        raise UserError(f"no model given may fill a cell ({wanted}); give another --setting, or --leave-one-out")
-    if args.split in ("train", "all") and any(a.seen for a in assignments):
+    learnt = {source for model in models for source in model.sources}
+    if args.split in ("train", "all") and any(find_dataset(name).name in learnt for name, _ in sets):
         print(f"fi-jax: split '{args.split}' holds faces that the model learnt from", file=sys.stderr)
     mask_cache = config.data.mask_cache if config else ""
     options = EvaluationOptions(
         args.split, args.limit, args.batch_size, args.head_only, args.free_form, args.all_questions, mask_cache
     )
-    roots = dict(sets)
-    parts = []
-    for assignment in assignments:
-        model = models[assignment.model]
-        parts.append(fill_part(out, assignment, roots[assignment.dataset], options, model.fingerprint, model.load))
-    _write(args, out, parts, assignments, blank, models)
+    cells = fill_cells(models, sets, settings, options, out)
+    summary = write_results(out, cells, models, options, shlex.join(["fi-jax", *sys.argv[1:]]))
+    results_table(cells_of(summary, headlines_only=True)).show()
+    files = f"predictions.jsonl, metrics.json, table.csv, table.md and table.json are in {out}"
+    print(*notes_below(summary), files, sep="\n")
     return 0
 
 
@@ -204,50 +203,3 @@ def _stage(start: str, config):
     except UserError:
         stage = load_config(Path(start).name)
         return replace(stage, data=replace(stage.data, sources=config.data.sources))
-
-
-def _write(args: argparse.Namespace, out: Path, parts, assignments, blank, models) -> None:
-    from fi_jax.data.datasets import find_dataset
-    from fi_jax.evaluation.predictions import read_predictions, write_predictions
-    from fi_jax.evaluation.results import cells_of, write_summary
-    from fi_jax.evaluation.results_tables import flat_table, notes_below, results_table
-    from fi_jax.evaluation.summarise import summarise
-    from fi_jax.files import write_text
-
-    predictions = out / "predictions.jsonl"
-    write_predictions(predictions, (line for part in parts for line in read_predictions(part.path)))
-    cells = [
-        {
-            "dataset": find_dataset(assignment.dataset).name,
-            "setting": assignment.setting,
-            "model": models[assignment.model].name,
-            "trained_on": models[assignment.model].sources,
-        }
-        | ({"unreadable": part.unreadable} if part.unreadable else {})
-        for assignment, part in zip(assignments, parts, strict=True)
-    ]
-    cells += [
-        {"dataset": find_dataset(name).name, "setting": setting, "model": None, "trained_on": []}
-        for name, setting in blank
-    ]
-    meta = {
-        "model": models[0].name,
-        "fingerprint": models[0].fingerprint,
-        "split": args.split,
-        "trained_on": models[0].sources,
-        "cells": cells,
-        "limit": args.limit,
-        "command": shlex.join(["fi-jax", *sys.argv[1:]]),
-        "config": models[0].config,
-    }
-    sets = [find_dataset(assignment.dataset).name for assignment in assignments]
-    baselines = {name: part.baseline for name, part in zip(sets, parts, strict=True)}
-    summary = summarise(read_predictions(predictions), baselines, estimator=models[0].age_estimator, meta=meta)
-    write_summary(out / "metrics.json", summary)
-    notes = notes_below(summary)
-    table, flat = results_table(cells_of(summary)), flat_table(cells_of(summary))
-    write_text(out / "table.csv", flat.to_csv())
-    write_text(out / "table.json", flat.to_json())
-    write_text(out / "table.md", table.to_markdown() + "".join(f"{note}  \n" for note in notes))
-    results_table(cells_of(summary, headlines_only=True)).show()
-    print(*notes, f"predictions.jsonl, metrics.json, table.csv, table.md and table.json are in {out}", sep="\n")

@@ -41,6 +41,8 @@ class Dataset:
     questions: tuple[Question, ...]
     # Other data sets that hold the same photographs.
     same_pictures_as: tuple[str, ...] = ()
+    # The schema (YAML) of a table of one's own.
+    schema: str = ""
 
     @property
     def same_pictures(self) -> frozenset[str]:

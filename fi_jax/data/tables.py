@@ -117,7 +117,8 @@ def table_dataset(path: Path | str) -> Dataset:
       UserError: the schema is missing or wrong. The table itself is read when the data set is opened.
     """
     path = Path(path)
-    schema = read_schema(read_text(path), f"schema '{path}'")
+    text = read_text(path)
+    schema = read_schema(text, f"schema '{path}'")
     questions = []
     for column in schema.columns:
         questions += [column.question] if column.question else [question("age_group"), question("age_years")]
@@ -127,6 +128,7 @@ def table_dataset(path: Path | str) -> Dataset:
         partial(_read, schema, path.parent),
         schema_vocabulary(schema),
         tuple(dict.fromkeys(questions)),
+        schema=text,
     )
 
 

@@ -10,6 +10,7 @@ from fi_jax.config_tree import to_dict
 from fi_jax.evaluation.cells import sources_of
 from fi_jax.evaluation.other_models import PREFIX, load_other_model
 from fi_jax.evaluation.parts import Model
+from fi_jax.evaluation.protocols.years import Estimator
 from fi_jax.inference.answerer import load_answerer
 from fi_jax.weights.bundle import CONFIG, MODEL, WEIGHTS, find_model, load_model
 
@@ -24,7 +25,7 @@ class Candidate:
     fingerprint: str
     load: Callable[[], Model]
     config: Mapping = field(default_factory=dict)
-    age_estimator: str = "expected"
+    age_estimator: Estimator = "expected"
 
 
 def our_candidate(name: str) -> Candidate:

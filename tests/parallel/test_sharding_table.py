@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fi_jax.cli.configs import config_names, load_config
+from fi_jax.cli.configs import load_config
 from fi_jax.config import LlmConfig, ModelConfig, VitConfig
+from fi_jax.experiments.configs import config_names
 from fi_jax.parallel.rules import (
     LOGICAL_AXES,
     PARAMETER_AXES,
