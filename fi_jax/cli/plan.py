@@ -11,6 +11,7 @@ No weights, data or accelerators are needed.
 """
 
 import argparse
+import sys
 
 TAKES_OVERRIDES = True
 
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     trained, frozen = split_shapes(config)
     hlo = chip = spent = None
     if not args.no_compile:
+        print(f"compiling {args.work} of {config.name} for {math.prod(mesh.values())} devices, which takes minutes", file=sys.stderr)
         start = time.process_time()
         traced = {"train": trace_step, "score": trace_answers}[args.work](config, placed)
         try:
