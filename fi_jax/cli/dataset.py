@@ -33,10 +33,10 @@ def _init(args: argparse.Namespace) -> int:
     import os
 
     from fi_jax.data.table_guess import folders_guess, guess_columns, write_schema
-    from fi_jax.data.tables import read_table
     from fi_jax.errors import UserError
     from fi_jax.files import write_text
     from fi_jax.labels.schema import read_schema
+    from fi_jax.tables import read_table
 
     path = Path(args.table)
     if not path.exists():

@@ -211,7 +211,10 @@ def _attribution(args):
     from fi_jax.inference.attribution import attribute
 
     crop, mask, _ = frame_face(image, box, model.config.data, model.config.weights.parser, own)
-    print("loading the model, compiling, then one gradient for each point of the path: a minute or two on a CPU", file=sys.stderr)
+    print(
+        "loading the model, compiling, then one gradient for each point of the path: a minute or two on a CPU",
+        file=sys.stderr,
+    )
     found = attribute(load_answerer(model), crop, mask, question, option, by_llm=not args.head)
     return attribution_figure(crop, mask, found, args.title)
 

@@ -93,7 +93,10 @@ def run(args: argparse.Namespace) -> int:
     trained, frozen = split_shapes(config)
     hlo = chip = spent = None
     if not args.no_compile:
-        print(f"compiling {args.work} of {config.name} for {math.prod(mesh.values())} devices, which takes minutes", file=sys.stderr)
+        print(
+            f"compiling {args.work} of {config.name} for {math.prod(mesh.values())} devices, which takes minutes",
+            file=sys.stderr,
+        )
         start = time.process_time()
         traced = {"train": trace_step, "score": trace_answers}[args.work](config, placed)
         try:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fi_jax.data.sources.release import IMAGE_SUFFIXES
-from fi_jax.data.tables import Table
 from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.schema import _NO, _YES, as_number
+from fi_jax.pictures.find import PICTURE_SUFFIXES
+from fi_jax.tables import Table
 
 _UNKNOWN = ("", "na", "n/a", "nan", "none", "null", "?", "unknown", "unsure", "-")
 _PERSONS = ("person", "person_id", "identity", "identity_id", "subject", "subject_id", "id_person")
@@ -63,7 +63,7 @@ def guess_columns(table: Table) -> Guess:
 
 
 def _is_picture(value: str) -> bool:
-    return value.lower().endswith(IMAGE_SUFFIXES)
+    return value.lower().endswith(PICTURE_SUFFIXES)
 
 
 def _share(values: Sequence[str], holds) -> float:

@@ -1,22 +1,20 @@
 """One's own data: a table (CSV, TSV, Parquet, JSON lines) or folders by class, with a schema -> a data set like any other."""
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from fi_jax.data.datasets import Dataset
 from fi_jax.data.near_duplicates import near_duplicate_groups
 from fi_jax.data.records import FaceRecord, Source, Split
-from fi_jax.data.sources.release import Release, read_box, read_text
+from fi_jax.data.sources.release import Release, read_box
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.schema import Column, Schema, as_number, read_schema, schema_vocabulary
 from fi_jax.pictures.crop import Box
+from fi_jax.tables import Row, Table, read_table, read_text
 
 _SPLIT_WORDS: dict[str, Split] = {
     "train": "train", "training": "train", "0": "train",
@@ -24,90 +22,6 @@ _SPLIT_WORDS: dict[str, Split] = {
     "test": "test", "testing": "test", "2": "test",
 }  # fmt: skip
 _MAX_AGE = 125
-Row = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text: every cell a string, empty where nothing stands."""
-
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-def read_table(path: Path) -> Table:
-    """Reads a table by its file's ending; CSV cells may be separated by commas, semicolons or tabs.
-
-    Raises:
-      UserError: the file is missing, of another kind, damaged, or has a column twice.
-    """
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise UserError(f"table '{path}' does not exist")
-    if suffix == ".parquet":
-        header, rows = _read_parquet(path)
-    elif suffix == ".jsonl":
-        header, rows = _read_json_lines(path)
-    elif suffix in (".csv", ".tsv", ".txt"):
-        header, rows = _read_csv(path)
-    else:
-        raise UserError(f"table '{path}' is neither .csv, .tsv, .jsonl nor .parquet")
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise UserError(f"table '{path}' has two columns '{twice[0]}'")
-    if not rows:
-        raise UserError(f"table '{path}' has no rows")
-    return Table(tuple(header), tuple(dict(zip(header, row, strict=True)) for row in rows))
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    lines = read_text(path).split("\n")
-    reader = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
-    try:
-        rows = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise UserError(f"table '{path}' line {reader.line_num} cannot be read ({error})") from None
-    header = rows[0] if rows else []
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(header):
-            raise UserError(f"table '{path}' row {number} has {len(row)} cells, its header {len(header)}")
-    return header, rows[1:]
-
-
-def _read_json_lines(path: Path) -> tuple[list[str], list[list[str]]]:
-    found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict):
-            raise UserError(f"table '{path}' line {number} is not a JSON object")
-        found.append(entry)
-    header = list(dict.fromkeys(str(key) for entry in found for key in entry))
-    return header, [[_cell(entry.get(key)) for key in header] for entry in found]
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"table '{path}' is not a Parquet file ({str(error).splitlines()[0]})") from None
-    return [str(name) for name in frame.columns], [
-        [_cell(cell) for cell in row] for row in frame.itertuples(index=False)
-    ]
-
-
-def _cell(value) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
 
 
 def table_dataset(path: Path | str) -> Dataset:

@@ -9,10 +9,10 @@ from typing import Any
 
 from fi_jax.config import Experiment
 from fi_jax.data.datasets import TABLE_PREFIX, find_dataset
-from fi_jax.data.sources.release import read_text
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.experiments.points import apply
 from fi_jax.labels.schema import read_schema
+from fi_jax.tables import read_text
 
 # The user's own come before those of the package.
 _FOLDERS = (Path("configs"), Path(__file__).parent.parent / "configs")

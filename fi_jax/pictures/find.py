@@ -1,13 +1,12 @@
 """Pictures named on a command line: files, folders, globs, lists and tables of paths."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from fi_jax.errors import UserError, require_choice
+from fi_jax.tables import TABLE_SUFFIXES, read_table, read_text
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".pgm")
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 # Names of the column that holds pictures, first match first.
 PICTURE_COLUMNS = ("image", "picture", "path", "file", "filename", "image_path", "file_name", "name")
 
@@ -40,7 +39,7 @@ def _named_by(text: str, column: str) -> list[Path]:
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix == ".txt":
-            return [path.parent / line.strip() for line in _lines(path) if line.strip()]
+            return [path.parent / line.strip() for line in read_text(path).split("\n") if line.strip()]
         return [path.parent / name for name in _column(path, column)] if suffix in TABLE_SUFFIXES else [path]
     matches = Path().glob(text) if not path.is_absolute() else Path("/").glob(text.lstrip("/"))
     files = sorted(match for match in matches if match.is_file())
@@ -49,32 +48,14 @@ def _named_by(text: str, column: str) -> list[Path]:
     return files
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"'{path}' is not UTF-8 text; save it as UTF-8") from None
-
-
 def _column(path: Path, column: str) -> list[str]:
-    import pandas as pd
-
-    readers = {
-        ".csv": lambda: pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig"),
-        ".tsv": lambda: pd.read_csv(path, dtype=str, sep="\t", encoding="utf-8-sig"),
-        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
-        ".parquet": lambda: pd.read_parquet(path),
-    }
-    try:
-        table = readers[path.suffix.lower()]()
-    except (ValueError, OSError, csv.Error) as error:
-        raise UserError(f"table '{path}' cannot be read ({str(error).splitlines()[0]})") from None
+    table = read_table(path)
     if column:
-        require_choice(f"column of '{path.name}'", column, [str(name) for name in table.columns])
-    names = {str(name).strip().lower(): name for name in table.columns}
+        require_choice(f"column of '{path.name}'", column, table.columns)
+    names = {name.lower(): name for name in table.columns}
     chosen = column or next((names[name] for name in PICTURE_COLUMNS if name in names), None)
     if chosen is None:
         raise UserError(
             f"table '{path}' has none of the columns {', '.join(PICTURE_COLUMNS)}; name the pictures' with --column"
         )
-    return [str(name) for name in table[chosen].dropna()]
+    return [row[chosen] for row in table.rows if row[chosen]]

@@ -16,7 +16,7 @@ from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.records import encode_labels
-from fi_jax.data.tables import read_table, table_dataset
+from fi_jax.data.tables import table_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation.predictions import Prediction, from_line, to_line
 from fi_jax.evaluation.summarise import summarise
@@ -28,6 +28,7 @@ from fi_jax.prompting.question_matching import match_question
 from fi_jax.prompting.question_sampling import training_sequences
 from fi_jax.prompting.sequences import SequenceBuilder, Slots
 from fi_jax.prompting.templates import template
+from fi_jax.tables import read_table
 from fi_jax.weights.tokenizers import byte_tokenizer
 
 VOCABULARY = vocabulary("celeba")

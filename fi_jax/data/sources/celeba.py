@@ -6,7 +6,7 @@ from pathlib import Path
 from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Source, Split
 from fi_jax.data.sources.attributes import AttributeRow, read_attributes
-from fi_jax.data.sources.release import Release, picture_key, read_text, whole_number
+from fi_jax.data.sources.release import Release, picture_key, whole_number
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.labels import celeba as labels
@@ -14,6 +14,7 @@ from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary
 from fi_jax.pictures.crop import Box
 from fi_jax.pictures.decode import decode
+from fi_jax.tables import read_text
 
 NAME = "celeba"
 _NAMES = tuple(label.name for label in labels.LABELS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fi_jax.data.datasets import Dataset
 from fi_jax.data.records import FaceRecord, Source
-from fi_jax.data.sources.release import Release, read_box, read_text
+from fi_jax.data.sources.release import Release, read_box
 from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import question
@@ -14,6 +14,7 @@ from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.tasks import EXPRESSION, GENDER, RACE_GROUPS, one_of
 from fi_jax.pictures.crop import Box, enlarge
 from fi_jax.pictures.decode import picture_size
+from fi_jax.tables import read_text
 
 NAME = "raf_db"
 # The release's codes 1 to 7.

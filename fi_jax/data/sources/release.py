@@ -11,19 +11,10 @@ from typing import TypeVar
 from fi_jax.data.records import FaceRecord, Rejected, Source
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.pictures.crop import Box
+from fi_jax.pictures.find import PICTURE_SUFFIXES
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# How files begin that stand in a label file's place, and what to do.
-_NOT_TEXT = {
-    b"version https://git-lfs": "is a Git LFS pointer, not the file; run `git lfs pull`",
-    b"PK\x03\x04": "is a zip archive; unpack it",
-    b"\x1f\x8b": "is compressed; unpack it",
-    b"<!doctype html": "is a web page, not the file; download it again",
-    b"<html": "is a web page, not the file; download it again",
-    b"<?xml": "is a web page, not the file; download it again",
-}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
@@ -91,7 +82,7 @@ class Release:
                     name = prefix + entry.name
                     if entry.name.startswith("."):
                         continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    if entry.name.lower().endswith(PICTURE_SUFFIXES):
                         self._add_picture(found, name, entry.path)
                     elif recursive and _is_folder(entry):
                         real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
@@ -240,22 +231,6 @@ def picture_key(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     name = f"{stem}{dot}{suffix.lower()}"
     return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def read_text(path: Path) -> str:
-    """Returns a text file without byte-order mark, with plain line ends; a `UserError` says what else it is."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"label file '{path}' cannot be read ({error.strerror})") from None
-    start = data[:64].lstrip().lower()
-    for mark, what in _NOT_TEXT.items():
-        if start.startswith(mark.lower()):
-            raise UserError(f"label file '{path}' {what}")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"label file '{path}' is not UTF-8 text (byte {error.start})") from None
 
 
 def whole_number(cell: str) -> int | None:
