@@ -12,6 +12,7 @@ from fi_jax.data.records import FaceRecord, Rejected, Source
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.pictures.crop import Box
 from fi_jax.pictures.find import PICTURE_SUFFIXES
+from fi_jax.tables import read_text
 
 T = TypeVar("T")
 
