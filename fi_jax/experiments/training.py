@@ -1,5 +1,6 @@
 """Runs training with all that it is given from here: the judge on validation faces, and a head that was fitted first."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,11 +10,13 @@ import jax
 import numpy as np
 
 from fi_jax.config import Experiment, LossConfig
+from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
 from fi_jax.experiments.frozen import Trained, face_features, label_scores, train_on_features
 from fi_jax.experiments.validation import make_judge
 from fi_jax.files import cache_folder
 from fi_jax.parallel.hosts import Hosts
+from fi_jax.training.checkpoints import check_same_config
 from fi_jax.training.loop import train, train_members
 from fi_jax.training.setup import setup
 from fi_jax.weights.bundle import WEIGHTS, TrainedModel, load_model, save_model
@@ -50,7 +53,11 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
     if hosts.count > 1:
         raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
     if (folder / "head" / WEIGHTS).is_file():
-        return load_model(folder / "head")
+        found = load_model(folder / "head")
+        # Of another config, it is fitted anew.
+        with contextlib.suppress(UserError):
+            check_same_config(to_dict(found.config), to_dict(config), any_root=True)
+            return found
     fitting = replace(
         config,
         model=replace(config.model, dtype="float32"),

@@ -162,7 +162,7 @@ class MapsAsRead:
             new = {name: face for name, face in new.items() if name not in self._there}
             missing = list(_without_map(list(new.values()), self._cache))
             if missing:
-                fill_cache(parser_of(self._parser), missing, self._cache)
+                fill_cache(parser_of(self._parser), missing, self._cache, shows_progress=False)
             self._there |= set(new)
 
 
@@ -185,7 +185,11 @@ def map_folder(data: DataConfig, parser: str) -> Path:
 
 
 def fill_cache(
-    parser: "FaceParser", faces: Sequence[Face], cache: Path, batch_size: int | None = None
+    parser: "FaceParser",
+    faces: Sequence[Face],
+    cache: Path,
+    batch_size: int | None = None,
+    shows_progress: bool = True,
 ) -> list[tuple[Face, UserError]]:
     """Writes the parser's map of every face into `cache`; returns the faces that could not be read.
 
@@ -194,7 +198,8 @@ def fill_cache(
     from fi_jax.faces.parser import parse_faces
 
     failed, writes = [], []
-    with ThreadPoolExecutor(_threads()) as pool, progress_bar("parsing faces", len(faces)) as advance:
+    shown = progress_bar("parsing faces", len(faces)) if shows_progress else contextlib.nullcontext(lambda: None)
+    with ThreadPoolExecutor(_threads()) as pool, shown as advance:
         for face, mask in parse_faces(parser, faces, batch_size, _threads()):
             if isinstance(mask, UserError):
                 failed.append((face, mask))

@@ -21,6 +21,7 @@ from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
 from fi_jax.models.pixels import encoder_pixels
 from fi_jax.models.projections import GPU_OPTIONS
+from fi_jax.parallel.rules import fetch
 from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.probabilities import option_probabilities
 from fi_jax.prompting.sequences import SequenceBuilder
@@ -125,7 +126,7 @@ class Answerer:
         Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
         """
         faces, alignment = self.faces(image, mask)
-        scores = np.asarray(alignment.scores, np.float32)
+        scores = np.asarray(fetch(alignment.scores), np.float32)
         width = max(len(q.options) for q in questions)
         head = self.calibrated(head_probabilities(scores, questions, self.vocabulary), questions, "head_temperatures")
         if not by_llm:
@@ -133,9 +134,9 @@ class Answerer:
         llm = np.zeros((len(image), len(questions), width), np.float32)
         for group in self._by_length(questions):
             rows = cast(dict[str, np.ndarray], self.builder([questions[i] for i in group]).build([range(len(group))]))
-            batch = {key: jnp.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
+            batch = {key: np.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
             logits = self._score(self.params, faces, alignment, batch)
-            llm[:, group, : logits.shape[-1]] = option_probabilities(logits)
+            llm[:, group, : logits.shape[-1]] = option_probabilities(fetch(logits))
         return OptionProbabilities(self.calibrated(llm, questions), head, scores)
 
     def calibrated(

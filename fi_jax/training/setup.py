@@ -179,7 +179,7 @@ def setup(
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": _learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
     if make_maps and data.workers:
-        with_maps(mixture.records, config.data, config.weights.parser)
+        with_maps([*mixture.records, *mixture.validation], config.data, config.weights.parser)
         make_maps = None
     inputs = step_inputs(configs, frozen, constants)
     everywhere = replicated(mesh)
