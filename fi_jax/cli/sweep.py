@@ -37,12 +37,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sweep; the exit status is 1 when a point failed, 75 when it was interrupted and can go on."""
     from fi_jax.cli.configs import load_config
     from fi_jax.errors import UserError
+    from fi_jax.experiments.configs import made_by
+    from fi_jax.experiments.expressions import Sweep
     from fi_jax.experiments.program import Settings, run_sweep
 
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; it must be at least 1")
     gpus = tuple(gpu for gpu in args.gpus.split(",") if gpu)
-    sweep = _read(Path(args.sweep))
+    sweep = made_by(Path(args.sweep), "sweep", Sweep)
     settings = Settings(
         where=args.where,
         parallel=len(gpus) or args.jobs,
@@ -59,31 +61,6 @@ def run(args: argparse.Namespace) -> int:
         start()
     folder = Path(args.out) if args.out else Path("runs", "sweeps", Path(args.sweep).stem)
     return run_sweep(sweep, load_config(sweep.config, list(sweep.overrides)), folder, settings)
-
-
-def _read(path: Path):
-    """Runs a sweep file and returns its `Sweep`."""
-    import importlib.util
-
-    from fi_jax.errors import UserError
-    from fi_jax.experiments.expressions import Sweep
-
-    if not path.is_file():
-        raise UserError(f"no sweep file {path}")
-    spec = importlib.util.spec_from_file_location(f"fi_jax_sweep_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"sweep file {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        made = module.sweep()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"sweep file {path} does not run: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Sweep):
-        raise UserError(f"sweep() of {path} returns {type(made).__name__}, not fi_jax.experiments.expressions.Sweep")
-    return made
 
 
 def _pairs(texts: list[str]) -> dict[str, str | int]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fi_jax.config import Experiment
 from fi_jax.data.datasets import TABLE_PREFIX, find_dataset
@@ -14,6 +14,7 @@ from fi_jax.experiments.points import apply
 from fi_jax.labels.schema import read_schema
 from fi_jax.tables import read_text
 
+T = TypeVar("T")
 # The user's own come before those of the package.
 _FOLDERS = (Path("configs"), Path(__file__).parent.parent / "configs")
 
@@ -32,7 +33,7 @@ def load_config(name_or_file: str, changes: Mapping[str, Any] | None = None) -> 
 
 def read_config_file(name_or_file: str) -> Experiment:
     """Returns the experiment of a config file or name as it stands there."""
-    return _read(find_config(name_or_file))
+    return made_by(find_config(name_or_file), "config", Experiment)
 
 
 def with_schemas(config: Experiment) -> Experiment:
@@ -57,8 +58,6 @@ def find_config(name_or_file: str) -> Path:
     """Finds a config: a `.py` file, or a name under `configs/` here or in the package."""
     path = Path(name_or_file)
     if path.suffix == ".py":
-        if not path.is_file():
-            raise UserError(f"no config file {path}")
         return path
     for folder in _FOLDERS:
         if (folder / f"{name_or_file}.py").is_file():
@@ -72,24 +71,29 @@ def config_names() -> list[str]:
     return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.py") if not path.stem.startswith("_")})
 
 
-def _read(path: Path) -> Experiment:
-    spec = importlib.util.spec_from_file_location(f"fi_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config {path} is not a Python file")
+def made_by(path: Path, function: str, kind: type[T]) -> T:
+    """Runs a Python file and returns what its `function()` makes; it may import its neighbours.
+
+    Raises:
+      UserError: it does not run, has no such function, or that makes something else.
+    """
+    what = f"{function} file {path}"
+    spec = importlib.util.spec_from_file_location(f"fi_jax_{function}_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"no {what}" if not path.is_file() else f"{what} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # A config may build on its neighbours (`import nano`).
     sys.path.insert(0, str(path.parent.absolute()))
     try:
         spec.loader.exec_module(module)
-        made = module.config() if hasattr(module, "config") else None
+        made = getattr(module, function)() if hasattr(module, function) else None
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config {path} does not run: {type(error).__name__}: {error}") from error
+        raise UserError(f"{what} does not run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    if not hasattr(module, "config"):
-        raise UserError(f"config {path} has no function config() that returns an Experiment")
-    if not isinstance(made, Experiment):
-        raise UserError(f"config() of {path} returns {type(made).__name__}, not fi_jax.config.Experiment")
+    if not hasattr(module, function):
+        raise UserError(f"{what} has no function {function}() that returns {kind.__name__}")
+    if not isinstance(made, kind):
+        raise UserError(f"{function}() of {path} returns {type(made).__name__}, not {kind.__module__}.{kind.__name__}")
     return made
