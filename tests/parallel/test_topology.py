@@ -12,11 +12,13 @@ import pytest
 
 from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
+from fi_jax.config import MeshConfig
 from fi_jax.errors import UserError
 from fi_jax.parallel.collectives import RING, Collective, collectives
+from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.report import Facts, Request, render, report
 from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu, gpu_facts, gpu_hosts, too_large
-from fi_jax.training.abstract import split_shapes
+from fi_jax.training.abstract import split_shapes, trace_answers, trace_step
 
 ROOT = Path(__file__).parents[2]
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
@@ -135,11 +137,22 @@ def test_gpu_hosts_and_their_mesh(capsys):
     assert gpu_facts("h100:8x4", jax.make_jaxpr(jnp.sin)(1.0).jaxpr, "", mesh)["between_hosts"] == ["data", "fsdp"]
 
 
+def test_answers_are_traced_without_gradients():
+    """Scoring is the forward pass: with every parameter frozen, it has the answers' shapes and no backward products."""
+    config = load_config("tiny", ["--data.vocabulary", "expw", "--data.segment-length", "8"])
+    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
+    answers = trace_answers(config, mesh)
+    scores, options, _ = answers.out_info
+    assert scores.shape[0] == options.shape[0] == config.data.batch_size
+    assert 0 < count_flops(answers.jaxpr) < count_flops(trace_step(config, mesh).jaxpr) / 1.8
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(VARIABLE not in os.environ, reason=f"needs libtpu: set {VARIABLE} (docs/tpu.md)")
 def test_tiny_is_compiled_for_eight_chips():
     """No collective that nobody asked for: those that cut parameters need are gathers, sums and their rings."""
     command = [sys.executable, "-m", "fi_jax", "plan", "tiny", "--mesh", "fsdp=8", "--topology", "v5e:2x4", "--json"]
+    command += ["--model.attention", "flash", "--data.vocabulary", "expw", "--data.segment-length", "8"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     made = json.loads(done.stdout)
     assert done.returncode == 0 and made["fits"] is True, done.stderr
