@@ -13,7 +13,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 
 
 def test_the_site_builds_strictly_and_asks_nobody_for_anything(tmp_path):
-    for name in ("material", "mkdocstrings"):
+    for name in ("material", "mkdocstrings", "mkdocs_jupyter"):
         pytest.importorskip(name, reason="the docs extra is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     # A proxy that is not there: what asked for the network would fail.
