@@ -1,7 +1,6 @@
 """What the tests of damaged files share: how many mutations a format gets, and a bound on the memory they may take.
 
-`FI_JAX_MUTATIONS=4000 pytest tests/pictures tests/weights tests/data tests/evaluation -k "damage or damaged or mutated"`
-is a longer run than CI's 200.
+CI makes 200; `FI_JAX_MUTATIONS=4000` before pytest makes more (CONTRIBUTING.md).
 """
 
 import contextlib
