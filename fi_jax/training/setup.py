@@ -250,6 +250,12 @@ def _checked_initial(config: Experiment, vocabulary: Vocabulary, given: TrainedM
     if not config.train.init_from:
         return None
     initial = given or load_model(config.train.init_from)
+    frame = initial.config.data.frame
+    if frame != config.data.frame:
+        log.warning(
+            f"'{config.train.init_from}' was trained on faces cut with data.frame {frame}, this run cuts them with "
+            f"{config.data.frame}: its encoders have to be trained anew, or give --data.frame {frame}"
+        )
     before = set(initial.info.get("labels", ()))
     if not before & set(vocabulary.names):
         raise UserError(
