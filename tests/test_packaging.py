@@ -90,7 +90,13 @@ def run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_the_wheel_has_configs_bundles_and_types(installed):
-    for path in ("configs/nano.py", "configs/7b.py", "bundled/nano/weights.safetensors", "py.typed"):
+    for path in (
+        "configs/nano.py",
+        "configs/7b.py",
+        "bundled/nano/weights.safetensors",
+        "py.typed",
+        "demo/examples/hat.webp",
+    ):
         assert (installed / "fi_jax" / path).is_file(), path
 
 
