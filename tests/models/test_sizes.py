@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fi_jax.cli.configs import load_config
-from fi_jax.parallel.memory import plan_memory, shapes_of
+from fi_jax.parallel.memory import GIB, plan_memory, shapes_of
 from fi_jax.training.abstract import split_shapes
 from fi_jax.training.optimizer import split_params
 from fi_jax.trees import unflatten
@@ -91,4 +91,5 @@ def test_presets_have_the_sizes_of_their_checkpoints_and_fit_where_they_say(name
         theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**write_llm(config.model.llm)))
     assert theirs.num_parameters() == total
     mesh = {"data": 1, "fsdp": 1, "tensor": 1}
-    assert plan_memory(config, mesh, trained, frozen, shapes_of(config, mesh, 40, 40)).training < 79e9
+    # What an H100 of 80 GB leaves to a program.
+    assert plan_memory(config, mesh, trained, frozen, shapes_of(config, mesh, 40, 40)).training < 78 * GIB
