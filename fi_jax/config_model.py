@@ -38,7 +38,10 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class VitConfig:
-    """A CLIP-style vision transformer. Defaults: CLIP ViT-L/14-336, as in LLaVA-1.5."""
+    """A vision transformer. Defaults: CLIP ViT-L/14-336, as in LLaVA-1.5.
+
+    `weights.hf_config.read_vit_config` makes one from a checkpoint's own files.
+    """
 
     image_size: int = 336
     patch_size: int = 14
@@ -48,8 +51,23 @@ class VitConfig:
     num_heads: int = 16
     hidden_act: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    # Hugging Face's `model_type` of its checkpoints: what its parameters are called there.
+    family: str = "clip_vision_model"
+    # A class token before the patches (all but SigLIP), and tokens after it that only hold notes (DINOv2 with registers).
+    class_token: bool = True
+    registers: int = 0
+    # A bias of the patch embedding, and a norm before the first layer: CLIP has the second alone, all others the first.
+    patch_bias: bool = False
+    pre_norm: bool = True
+    # What a layer adds is multiplied by a learnt vector (DINOv2).
+    layer_scale: bool = False
+    # What normalises the three channels of a picture with values 0..1.
+    pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     # Index of the hidden state that becomes the image tokens; -2 is the layer before the last (LLaVA).
     feature_layer: int = -2
+    # Image tokens go through the final norm as well (PaliGemma).
+    norm_tokens: bool = False
     # Side of the square of neighbouring patches concatenated into one token before the connector.
     merge: int = 1
     # What speaks for the whole picture to the alignment head: the class token, or the mean of all patches.
@@ -61,7 +79,7 @@ class VitConfig:
     def __post_init__(self):
         check_words(self, "encoder ")
         check(
-            self.image_size % self.patch_size == 0,
+            self.image_size % self.patch_size == 0 or not self.class_token,
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
         check(
@@ -73,11 +91,18 @@ class VitConfig:
             -self.num_layers - 1 <= self.feature_layer <= self.num_layers,
             f"feature_layer {self.feature_layer} is outside the {self.num_layers} layers",
         )
+        check(self.class_token or self.pool == "mean", "an encoder without a class token needs pool mean")
+        check(min(self.pixel_std) > 0, f"pixel_std is {self.pixel_std}; it must be positive")
 
     @property
     def grid(self) -> int:
         """Patches along one side."""
         return self.image_size // self.patch_size
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens before the patches."""
+        return self.class_token + self.registers
 
     @property
     def num_tokens(self) -> int:

@@ -85,9 +85,9 @@ def attribute(
         raise UserError(f"'{question.name}' has {len(question.options)} options; there is no option {option}")
     config = answerer.config.model
     # A numpy picture does as well, and is normalised by numpy.
-    pixels = to_pixels(cast(Array, image[None]), config.image_encoder.image_size)
-    maps = map_to_pixels(jnp.asarray(mask[None]), config.segmentation_encoder.image_size)
-    empty = map_to_pixels(jnp.asarray(np.zeros_like(mask)[None]), maps.shape[1])
+    pixels = to_pixels(cast(Array, image[None]), config.image_encoder)
+    maps = map_to_pixels(jnp.asarray(mask[None]), config.segmentation_encoder)
+    empty = map_to_pixels(jnp.asarray(np.zeros_like(mask)[None]), config.segmentation_encoder)
     ends = (baseline_pixels(pixels), pixels), (empty, maps)
     batch = {k: jnp.asarray(v) for k, v in answerer.builder((question,)).build([range(1)]).items()} if by_llm else {}
     labels = jnp.array([-1 if label is None else answerer.vocabulary.index(label) for label in question.labels])

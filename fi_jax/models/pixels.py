@@ -1,16 +1,15 @@
-"""What the encoders take: normalised pictures, and segmentation maps as colours."""
+"""What an encoder takes: normalised pictures, and segmentation maps as colours."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from fi_jax.config import ModelConfig
+from fi_jax.config import ModelConfig, VitConfig
 from fi_jax.labels.face_parts import PALETTE
 
-# CLIP's image statistics.
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def encoder_pixels(
@@ -22,24 +21,35 @@ def encoder_pixels(
 
     Another face's map is that of the face before in the batch, which must hold two or more.
     """
-    pixels, size = to_pixels(image, model.image_encoder.image_size), model.segmentation_encoder.image_size
+    pixels, second = to_pixels(image, model.image_encoder), model.segmentation_encoder
     if model.segmentation_input == "picture":
-        return pixels, to_pixels(image, size)
-    return pixels, map_to_pixels(mask if model.segmentation_input == "map" else jnp.roll(mask, 1, axis=0), size)
+        return pixels, to_pixels(image, second)
+    return pixels, map_to_pixels(mask if model.segmentation_input == "map" else jnp.roll(mask, 1, axis=0), second)
 
 
-def to_pixels(image: UInt8[Array, "b y x 3"] | Float[Array, "b y x 3"], size: int) -> Float[Array, "b s s 3"]:
-    """Resizes (bilinear, anti-aliased) and normalises pictures with values 0..255 for a CLIP-style encoder."""
-    x = image.astype(jnp.float32) / 255.0
+def to_pixels(image: UInt8[Array, "b y x 3"] | Float[Array, "b y x 3"], encoder: VitConfig) -> Float[Array, "b s s 3"]:
+    """Resizes (bilinear, anti-aliased) and normalises pictures with values 0..255 for their encoder."""
+    x, size = image.astype(jnp.float32) / 255.0, encoder.image_size
     if image.shape[1:3] != (size, size):
         x = jax.image.resize(x, (image.shape[0], size, size, 3), "linear", antialias=True)
-    return (x - MEAN) / STD
+    return _normalise(x, encoder)
 
 
-def map_to_pixels(mask: UInt8[Array, "b y x"] | Int[Array, "b y x"], size: int) -> Float[Array, "b s s 3"]:
+def map_to_pixels(mask: UInt8[Array, "b y x"] | Int[Array, "b y x"], encoder: VitConfig) -> Float[Array, "b s s 3"]:
     """Colour-codes a segmentation map by the 19-class palette, as a picture for the segmentation encoder."""
+    size = encoder.image_size
     if mask.shape[1:3] != (size, size):
         rows = (jnp.arange(size) * mask.shape[1] + mask.shape[1] // 2) // size
         cols = (jnp.arange(size) * mask.shape[2] + mask.shape[2] // 2) // size
         mask = mask[:, rows][:, :, cols]
-    return (jnp.asarray(PALETTE, jnp.float32)[mask.astype(jnp.int32)] / 255.0 - MEAN) / STD
+    return _normalise(jnp.asarray(PALETTE, jnp.float32)[mask.astype(jnp.int32)] / 255.0, encoder)
+
+
+def _normalise(x: Float[Array, "b s s 3"], encoder: VitConfig) -> Float[Array, "b s s 3"]:
+    return (x - _constant(encoder.pixel_mean)) / _constant(encoder.pixel_std)
+
+
+@cache
+def _constant(values: tuple[float, float, float]) -> Float[np.ndarray, "3"]:
+    """The same array every time, so that a program holds it once."""
+    return np.array(values, np.float32)

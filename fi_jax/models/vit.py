@@ -1,4 +1,7 @@
-"""The vision transformer of CLIP, used for the photograph and, with weights of its own, for the segmentation map."""
+"""The vision transformer, used for the photograph and, with weights of its own, for the segmentation map.
+
+One module with options (`VitConfig`) is CLIP's, SigLIP's and DINOv2's: all are pre-norm layers over patches.
+"""
 
 from typing import NamedTuple, Protocol
 
@@ -23,8 +26,8 @@ UNROLLED_LAYERS = 12
 class VitOutput(NamedTuple):
     """What the encoder says of one image.
 
-    `tokens`: hidden state `feature_layer` without the class token, neighbours merged (d' = d * merge**2).
-    `pooled`: the class token (or the mean of the others, `VitConfig.pool`) after the last layer, through the final norm.
+    `tokens`: hidden state `feature_layer` of the patches, neighbours merged (d' = d * merge**2).
+    `pooled`: the class token (or the mean of the patches, `VitConfig.pool`) after the last layer, through the final norm.
     """
 
     tokens: Float[Array, "b i d_merged"]
@@ -32,7 +35,7 @@ class VitOutput(NamedTuple):
 
 
 class LayerShape(Protocol):
-    """What a CLIP transformer layer asks of its tower's config (vision or text)."""
+    """What a layer asks of its tower's config (vision or CLIP's text)."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -82,32 +85,36 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer of CLIP. `drop` switches stochastic depth on."""
+    """One pre-norm transformer layer. `drop` switches stochastic depth on, `scale` DINOv2's layer scale."""
 
     config: LayerShape
     dtype: jnp.dtype
     drop: bool = False
     causal: bool = False
     flash: bool = False
+    scale: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], rate: Float[Array, ""]) -> Float[Array, "b t d"]:
-        def branch(y):
+        def branch(y, number):
+            if self.scale:
+                y = y * self.param(f"layer_scale{number}", nn.initializers.ones, y.shape[-1:]).astype(y.dtype)
             return drop_branch(y, rate, self.make_rng("dropout")) if self.drop else y
 
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         x = x + branch(
             Attention(self.config, self.dtype, self.causal, self.flash, name="attn")(
                 layer_norm(self.config.layer_norm_eps, "norm1", self.dtype)(x)
-            )
+            ),
+            1,
         )
         return x + branch(
-            Mlp(self.config, self.dtype, name="mlp")(layer_norm(self.config.layer_norm_eps, "norm2", self.dtype)(x))
+            Mlp(self.config, self.dtype, name="mlp")(layer_norm(self.config.layer_norm_eps, "norm2", self.dtype)(x)), 2
         )
 
 
 class Vit(nn.Module):
-    """CLIP's vision tower (Radford et al. 2021), layers stacked on axis 0 under `layers`.
+    """A vision tower (CLIP's by default: Radford et al. 2021), layers stacked on axis 0 under `layers`.
 
     `dtype` is the compute type; `remat` is what the backward pass keeps of a layer (see `ModelConfig.remat`);
     `flash` computes attention by a kernel (`models.flash`).
@@ -132,24 +139,38 @@ class Vit(nn.Module):
         p, d = cfg.patch_size, cfg.hidden_size
 
         # The stride equals the patch, so the convolution is one matmul (faster than a convolution on CPUs).
-        kernel = PatchEmbed(p, d, name="patch_embed")()
+        kernel, bias = PatchEmbed(p, d, cfg.patch_bias, name="patch_embed")()
+        side = cfg.grid * p
+        if side < cfg.image_size:
+            # SigLIP's 384 pixels are 27 patches of 14, and 6 pixels that no patch sees.
+            pixels = pixels[:, :side, :side]
         patches = rearrange(pixels.astype(self.dtype), "b (y p) (x q) c -> b (y x) (p q c)", p=p, q=p)
         # Cut by faces: without a word, XLA would gather all pictures on every device and cut the width.
         x = nn.with_logical_constraint(patches @ kernel.reshape(-1, d).astype(self.dtype), ("batch", "seq", "embed"))
+        if bias is not None:
+            x = x + bias.astype(self.dtype)
 
-        cls = self.param("class_embedding", nn.initializers.normal(0.02), (d,))
-        positions = self.param("position_embedding", sines_and_cosines, (cfg.grid**2 + 1, d))
-        x = x + positions[1:].astype(self.dtype)
+        init = nn.initializers.normal(0.02)
+        cls = self.param("class_embedding", init, (d,)) if cfg.class_token else None
+        own = int(cfg.class_token)
+        positions = self.param("position_embedding", _positions(cfg), (own + cfg.grid**2, d))
+        x = x + positions[own:].astype(self.dtype)
         if keep is not None:
             x = jnp.take_along_axis(x, keep[..., None], axis=1)
-        cls = jnp.broadcast_to((cls + positions[0]).astype(self.dtype), (x.shape[0], 1, d))
-        x = nn.with_logical_constraint(jnp.concatenate([cls, x], axis=1), ("batch", "seq", "embed"))
-        x = layer_norm(cfg.layer_norm_eps, "pre_norm", self.dtype)(x)
+        first = [] if cls is None else [(cls + positions[0]).astype(self.dtype)]
+        if cfg.registers:
+            first.append(self.param("registers", init, (cfg.registers, d)).astype(self.dtype))
+        first = [jnp.broadcast_to(tokens, (x.shape[0], tokens.size // d, d)) for tokens in first]
+        x = nn.with_logical_constraint(jnp.concatenate([*first, x], axis=1), ("batch", "seq", "embed"))
+        if cfg.pre_norm:
+            x = layer_norm(cfg.layer_norm_eps, "pre_norm", self.dtype)(x)
 
         wanted = cfg.feature_layer % (cfg.num_layers + 1)
         drop = train and cfg.drop_path > 0
         loops = not train or cfg.num_layers > UNROLLED_LAYERS
-        layers = rematerialise(Layer, self.remat, loops)(cfg, self.dtype, drop, flash=self.flash, name="layers")
+        layers = rematerialise(Layer, self.remat, loops)(
+            cfg, self.dtype, drop, flash=self.flash, scale=cfg.layer_scale, name="layers"
+        )
 
         # Carrying the one wanted hidden state, outside the rematerialised layer, stores neither all of them
         # nor a second residual.
@@ -169,26 +190,41 @@ class Vit(nn.Module):
         rates = jnp.linspace(0.0, cfg.drop_path, cfg.num_layers)
         (x, selected), _ = scan(layers, (x, x), (jnp.arange(1, cfg.num_layers + 1), rates))
 
-        pooled = nn.with_logical_constraint(x[:, 0] if cfg.pool == "class" else x[:, 1:].mean(1), ("batch", "embed"))
-        pooled = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)(pooled)
+        extra = cfg.extra_tokens
+        pooled = x[:, 0] if cfg.pool == "class" else x[:, extra:].mean(1)
+        final_norm = layer_norm(cfg.layer_norm_eps, "post_norm", self.dtype)
+        pooled = final_norm(nn.with_logical_constraint(pooled, ("batch", "embed")))
         if keep is not None:
-            return VitOutput(x[:, 1:], pooled)
+            return VitOutput(x[:, extra:], pooled)
+        tokens = final_norm(selected[:, extra:]) if cfg.norm_tokens else selected[:, extra:]
         tokens = rearrange(
-            selected[:, 1:], "b (y m x n) d -> b (y x) (m n d)", m=cfg.merge, n=cfg.merge, x=cfg.grid // cfg.merge
+            tokens, "b (y m x n) d -> b (y x) (m n d)", m=cfg.merge, n=cfg.merge, x=cfg.grid // cfg.merge
         )
         return VitOutput(tokens, pooled)
 
 
 class PatchEmbed(nn.Module):
-    """Holds the patch kernel `[p, p, 3, d]`; CLIP's patch embedding has no bias."""
+    """Holds the patch kernel and, where there is one, its bias."""
 
     patch_size: int
     features: int
+    use_bias: bool
 
     @nn.compact
-    def __call__(self) -> Float[Array, "p p 3 d"]:
-        p = self.patch_size
-        return self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.features))
+    def __call__(self) -> tuple[Float[Array, "p p 3 d"], Float[Array, "d"] | None]:
+        p, d = self.patch_size, self.features
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, d))
+        return kernel, self.param("bias", nn.initializers.zeros, (d,)) if self.use_bias else None
+
+
+def _positions(cfg: VitConfig):
+    """How fresh position embeddings start: `sines_and_cosines`, without the class token's row where there is none."""
+    grid = cfg.grid**2
+
+    def init(key, shape):
+        return sines_and_cosines(key, (grid + 1, shape[1]))[1 - int(cfg.class_token) :]
+
+    return init
 
 
 def sines_and_cosines(key: Array | None, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "n d"]:
@@ -207,35 +243,49 @@ def sines_and_cosines(key: Array | None, shape: tuple[int, int], dtype=jnp.float
     return jnp.asarray(np.pad(both, ((1, 0), (0, d - both.shape[1]))), dtype)
 
 
-def resize_position_embedding(embedding: Float[np.ndarray, "n d"], grid: int) -> Float[np.ndarray, "m d"]:
-    """Resamples position embeddings (class token first) to a `grid` x `grid` picture, m = grid**2 + 1.
+def resize_position_embedding(embedding: Float[np.ndarray, "n d"], config: VitConfig) -> Float[np.ndarray, "m d"]:
+    """Resamples position embeddings (a class token first, where there is one) to the config's picture size.
 
-    Bicubic with a = -0.75 and half-pixel centres, as transformers' `interpolate_pos_encoding` does it.
+    As transformers' `interpolate_pos_encoding` does it for each family: bicubic with half-pixel centres; with registers
+    (and with them alone) anti-aliased.
     """
-    embedding = np.asarray(embedding)
-    old = round((len(embedding) - 1) ** 0.5)
-    if old * old + 1 != len(embedding):
-        raise ValueError(f"{len(embedding)} position embeddings are not a square grid and a class token")
+    embedding, first, grid = np.asarray(embedding), int(config.class_token), config.grid
+    old = round((len(embedding) - first) ** 0.5)
+    if old * old + first != len(embedding):
+        raise ValueError(f"{len(embedding)} position embeddings are not a square grid{' and a class token' * first}")
     if old == grid:
         return embedding
-    weights = _bicubic(old, grid)
-    patches = embedding[1:].astype(np.float64).reshape(old, old, -1)
+    weights = _antialiased(old, grid) if config.registers else _bicubic(old, grid)
+    patches = embedding[first:].astype(np.float64).reshape(old, old, -1)
     resized = np.einsum("yi,xj,ijd->yxd", weights, weights, patches, optimize=True)
-    return np.concatenate([embedding[:1], resized.reshape(grid * grid, -1).astype(embedding.dtype)])
+    return np.concatenate([embedding[:first], resized.reshape(grid * grid, -1).astype(embedding.dtype)])
+
+
+def _cubic(t: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic kernel at distances `t`."""
+    t = np.abs(t)
+    near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+    far = a * (t**3 - 5 * t**2 + 8 * t - 4)
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """Weights `[new, old]` of one-dimensional bicubic interpolation, edges repeated."""
-    a = -0.75
+    """Weights `[new, old]` of one-dimensional bicubic interpolation (a = -0.75), edges repeated."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     left = np.floor(centre).astype(int)
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
-        t = np.abs(centre - (left + tap))
-        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
-        far = a * (t**3 - 5 * t**2 + 8 * t - 4)
-        np.add.at(weights, (np.arange(new), np.clip(left + tap, 0, old - 1)), np.where(t <= 1, near, far))
+        at = left + tap
+        np.add.at(weights, (np.arange(new), np.clip(at, 0, old - 1)), _cubic(centre - at, -0.75))
     return weights
+
+
+def _antialiased(old: int, new: int) -> np.ndarray:
+    """The same anti-aliased: the kernel (a = -0.5) widens when shrinking, and is cut and normalised at the edges."""
+    scale = max(old / new, 1.0)
+    centre = (np.arange(new) + 0.5) * old / new
+    weights = _cubic((np.arange(old) + 0.5 - centre[:, None]) / scale, -0.5)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _linear(shape: LayerShape, features: int, name: str, dtype) -> Linear:

@@ -243,14 +243,14 @@ def _encoder_bytes(model: ModelConfig, faces: float, size: int, tensor: int, tra
     for name, vit in towers:
         layer = _vit_layer(vit, faces, size, tensor, model.attention)
         learns = any(path.startswith(name) for path in trained)
-        residual = faces * (vit.grid**2 + 1) * vit.hidden_size * size
+        residual = faces * (vit.grid**2 + vit.extra_tokens) * vit.hidden_size * size
         kept = {"none": layer, "dots": layer / 2, "full": residual}[model.remat] if learns else 0.0
         total += vit.num_layers * kept + layer
     return total
 
 
 def _vit_layer(vit: VitConfig, faces: float, size: int, tensor: int, attention: str) -> float:
-    tokens = vit.grid**2 + 1
+    tokens = vit.grid**2 + vit.extra_tokens
     elements = tokens * (5 * vit.hidden_size + (4 * vit.hidden_size + 2 * vit.intermediate_size) / tensor)
     heads = vit.num_heads / (tensor if vit.num_heads % tensor == 0 else 1)
     weights = 2 * 4 * heads * tokens**2 if attention == "xla" else 0.0

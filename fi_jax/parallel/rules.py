@@ -50,8 +50,8 @@ _ANY = r".*/layers"
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Vision encoders, outside the layer stack.
     (rf"{_ENC}/patch_embed/kernel", (None, None, None, "embed")),
-    (rf"{_ENC}/position_embedding", (None, "embed")),
-    (rf"{_ENC}/class_embedding", ("norm",)),
+    (rf"{_ENC}/(position_embedding|registers)", (None, "embed")),
+    (rf"{_ENC}/(class_embedding|patch_embed/bias|layers/layer_scale[12])", ("norm",)),
     (r".*norm\w*/(scale|bias)", ("norm",)),
     # Attention: column-parallel in, row-parallel out.
     (rf"{_ANY}/attn/q_proj/kernel", ("layers", "embed", "heads")),

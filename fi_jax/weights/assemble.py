@@ -152,7 +152,7 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
             read_vit = hf_config.read_vit_config(resolve_folder(source))
             _require_same(part, replace(read_vit, image_size=wanted.image_size), wanted)
-            loaded, info[part] = load(huggingface.load_clip_vision, source, part, image_size=wanted.image_size)
+            loaded, info[part] = load(huggingface.load_vision, source, part, image_size=wanted.image_size)
             leaves |= loaded
     if weights.adapter:
         adapter = _load_adapter(weights.adapter, model.llm)

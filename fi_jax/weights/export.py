@@ -17,7 +17,6 @@ from fi_jax.files import atomic_folder, write_json, write_text
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.models.pixels import MEAN, STD
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.prompting.sequences import SequenceBuilder
 from fi_jax.trees import flatten
@@ -139,6 +138,11 @@ def settings(
         questions.append(asdict(question) | {"tokens": tokens, "option_tokens": options.tolist()})
     return {
         "model": to_dict(model.config.model),
+        # transformers' own configs of the encoders.
+        "towers": {
+            part: hf_config.vision_json(getattr(model.config.model, f"{part}_encoder"))
+            for part in ("image", "segmentation")
+        },
         "base": dict(base),
         # What training here changed; the rest is as its checkpoints have it.
         "trained": sorted(model.leaves),
@@ -159,8 +163,6 @@ def settings(
         # Side of the square crop the model was trained on, and how faces are cut.
         "image_size": model.config.data.image_size,
         "frame": model.config.data.frame,
-        "mean": MEAN.tolist(),
-        "std": STD.tolist(),
         "classes": list(CLASSES),
         "palette": PALETTE.tolist(),
     }

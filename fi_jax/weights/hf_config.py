@@ -19,12 +19,33 @@ _NAMES = {
     "num_kv_heads": "num_key_value_heads",
     "tie_embeddings": "tie_word_embeddings",
     "drop_path": "drop_path_rate",
+    "registers": "num_register_tokens",
 }
 # Fields of each config under our names, with the defaults of transformers.
 _CLIP_VISION = {
     "image_size": 224, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072, "num_layers": 12,
     "num_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
 }  # fmt: skip
+_SIGLIP_VISION = _CLIP_VISION | {"patch_size": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
+_DINOV2 = {
+    "image_size": 224, "patch_size": 14, "hidden_size": 768, "mlp_ratio": 4, "num_layers": 12, "num_heads": 12,
+    "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+}  # fmt: skip
+_IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+_HALVES = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5)}
+_LIKE_DINOV2 = {"patch_bias": True, "pre_norm": False, "layer_scale": True, **_IMAGENET}
+# Vision towers by `model_type`: the fields of `config.json`, and what the family computes (see `VitConfig`).
+VISION_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clip_vision_model": (_CLIP_VISION, {}),
+    "siglip_vision_model": (
+        _SIGLIP_VISION,
+        {"class_token": False, "patch_bias": True, "pre_norm": False, "pool": "mean", **_HALVES},
+    ),
+    "dinov2": (_DINOV2, _LIKE_DINOV2),
+    "dinov2_with_registers": (_DINOV2 | {"registers": 4}, _LIKE_DINOV2),
+}
+# Fields of towers that change what is computed, and their only value here.
+_FIXED = {"qkv_bias": True, "use_swiglu_ffn": False, "num_channels": 3}
 # LlavaConfig starts from CLIP ViT-L/14-336, not from CLIP's own defaults.
 _LLAVA_VISION = _CLIP_VISION | {
     "image_size": 336, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_layers": 24,
@@ -67,12 +88,48 @@ def is_composite(config: Fields) -> bool:
 
 
 def read_vit_config(folder: Path) -> VitConfig:
-    """Reads the config of CLIP's vision tower, from a CLIP, CLIP-vision or LLaVA checkpoint."""
-    config = _typed(folder, ("clip", "clip_vision_model", "llava"))
-    is_llava = config.get("model_type") == "llava"
-    vision = config.group("vision_config") if "vision_config" in config.values else config
-    fields = _read(vision, _LLAVA_VISION if is_llava else _CLIP_VISION)
-    return VitConfig(**fields, feature_layer=_feature_layer(config) if is_llava else -2)
+    """Reads the config of a vision tower (`VISION_TOWERS`): a checkpoint of its own, or a part of CLIP, SigLIP or LLaVA."""
+    config = _typed(folder, (*VISION_TOWERS, "clip", "siglip", "llava"))
+    kind = config.text("model_type", "")
+    if kind == "llava":
+        return read_llava_config(folder).image_encoder
+    if kind in VISION_TOWERS:
+        return _vision(config, kind, folder)
+    return _vision(config.group("vision_config"), f"{kind}_vision_model", folder)
+
+
+def _vision(config: Fields, kind: str, folder: Path, defaults: Mapping[str, Any] | None = None, **ours) -> VitConfig:
+    """A tower of `model_type` `kind`; `defaults` are a composite's own, `ours` fields of `VitConfig` beside them."""
+    own, computes = VISION_TOWERS[kind]
+    for name, value in _FIXED.items():
+        if config.get(name, value) != value:
+            raise UserError(f"{config.where}: {name} is {config.get(name)}; only {value} is supported")
+    fields = _read(config, defaults or own)
+    if "mlp_ratio" in fields:
+        fields["intermediate_size"] = fields["hidden_size"] * fields.pop("mlp_ratio")
+    return VitConfig(**{**fields, **computes, **_pixel_statistics(folder), **ours}, family=kind)
+
+
+def _pixel_statistics(folder: Path) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation that a checkpoint's own processor normalises by; none where it has no processor."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            fields = Fields(read_object(folder / name), str(folder / name))
+            fields = fields.group("image_processor") if "image_processor" in fields.values else fields
+            if not fields.flag("do_normalize", True):
+                return {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
+            named = {"pixel_mean": "image_mean", "pixel_std": "image_std"}
+            return {ours: fields.numbers(theirs, 3) for ours, theirs in named.items() if theirs in fields.values}
+    return {}
+
+
+def vision_json(config: VitConfig) -> dict[str, Any]:
+    """Returns what transformers' `AutoConfig.for_model` takes to make the tower's class: the inverse of reading it."""
+    fields = to_names(config, (name for name in VISION_TOWERS[config.family][0] if name != "mlp_ratio"))
+    if "mlp_ratio" in VISION_TOWERS[config.family][0]:
+        fields["mlp_ratio"] = config.intermediate_size // config.hidden_size
+    # SigLIP's pooling is not used.
+    return {"model_type": config.family, "vision_use_head": False, **fields}
 
 
 def read_clip_text_config(folder: Path) -> ClipTextConfig:
@@ -98,7 +155,7 @@ def read_llava_config(folder: Path) -> LlavaConfig:
         raise UserError(f"{folder} is a LLaVA with '{kind}'; only CLIP vision towers are supported")
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.flag("multimodal_projector_bias", True):
         raise UserError(f"{folder} has another projector than LLaVA-1.5's (two layers with biases, GELU)")
-    tower = VitConfig(**_read(vision, _LLAVA_VISION), feature_layer=_feature_layer(config))
+    tower = _vision(vision, kind, folder, _LLAVA_VISION, feature_layer=_feature_layer(config))
     return LlavaConfig(tower, read_llm(text))
 
 

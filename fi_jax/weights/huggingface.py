@@ -80,27 +80,27 @@ def llm_layout(folder: Path, config: LlmConfig) -> Layout:
     return leaf_table.with_tied_head(leaf_table.LLM_INSIDE if inside else leaf_table.LLM, config)
 
 
-def load_clip_vision(
+def load_vision(
     name_or_folder: str | Path,
     *,
     image_size: int | None = None,
     dtype: DtypeOf = "float32",
     placement: Placement | None = None,
 ) -> tuple[VitConfig, dict, LoadReport]:
-    """Loads CLIP's vision tower (from a CLIP, CLIP-vision or LLaVA checkpoint) as the tree of `models.vit.Vit`.
+    """Loads a vision tower (`hf_config.VISION_TOWERS`, alone or out of a whole checkpoint) as the tree of `models.vit.Vit`.
 
     `image_size` resamples the position embeddings to pictures of that many pixels. Other arguments as `load_llava`.
     """
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_vit_config(folder)
-    leaves, layout = leaf_table.vit_leaves(config), leaf_table.CLIP_VISION
+    leaves, layout = leaf_table.vit_leaves(config), leaf_table.VISION
     if hf_config.model_type(folder) == "llava":
         leaves, layout = leaf_table.llava_tower_leaves(config), leaf_table.LLAVA_TOWER
     params, report = _load(name_or_folder, folder, leaves, layout, dtype, placement)
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         old = params["position_embedding"]
-        resized = resize_position_embedding(fetch(old).astype(np.float32), config.grid).astype(old.dtype)
+        resized = resize_position_embedding(fetch(old).astype(np.float32), config).astype(old.dtype)
         params["position_embedding"] = place(resized, old.sharding)
     return config, params, report
 

@@ -24,7 +24,8 @@ class Leaf:
     heads: int = 0
     # Layers stacked on axis 0; 0: the leaf is one tensor.
     layers: int = 0
-    # Axes of size 1 at the end of the tensor, which ours does not have (1x1 convolutions).
+    # Axes of size 1 at the tensor's start (tokens of a batch of one) and end (1x1 convolutions), which ours does not have.
+    leading: int = 0
     squeezed: int = 0
     # Picks and orders the entries of our last axis out of the tensor's (classes in another order).
     order: tuple[int, ...] | None = None
@@ -50,7 +51,8 @@ class Leaf:
         ours = self.shape[1:] if self.layers else self.shape
         if self.order is not None:
             ours = (*ours[:-1], self.num_classes)
-        return tuple(ours[self.axes.index(axis)] for axis in range(len(ours))) + (1,) * self.squeezed
+        laid_out = tuple(ours[self.axes.index(axis)] for axis in range(len(ours)))
+        return (1,) * self.leading + laid_out + (1,) * self.squeezed
 
     @property
     def own_rows(self) -> Any:
@@ -65,7 +67,7 @@ class Leaf:
     def from_source(self, tensor: np.ndarray) -> np.ndarray:
         """Lays a tensor out as one layer of ours: the inverse of `to_source`, of a whole tensor."""
         tensor = tensor[self.own_rows]
-        part = tensor.reshape(tensor.shape[: len(self.axes)]).transpose(self.axes)
+        part = tensor.reshape(tensor.shape[self.leading :][: len(self.axes)]).transpose(self.axes)
         return part if self.order is None else part[..., np.array(self.order)]
 
     def split(self, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fi_jax.config import KnowledgeConfig, LlmConfig, LoraConfig, ModelConfig, VitConfig
+from fi_jax.errors import require_choice
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights.leaf import Leaf
@@ -49,9 +50,22 @@ LLAVA = Layout(
 )
 _LLAVA_TOWER, _LLAVA_LLM = "model.vision_tower.", "model.language_model."
 LLAVA_TOWER = replace(LLAVA, unused=(*_BUFFERS, r"model\.(?:language_model|multi_modal_projector)\..*", r"lm_head\..*"))
-CLIP_VISION = Layout(
-    ((r"^vision_model\.", ""),),
-    (*_BUFFERS, r"text_model\..*", r"(?:text|visual)_projection\.weight", "logit_scale"),
+# A vision tower alone, or beside its text tower. DINOv2's attention has other names in files than in the class.
+VISION = Layout(
+    (
+        (r"^vision_model\.", ""),
+        (r"^(encoder\.layer\.\d+\.attention)\.attention\.(q|k|v)[a-z]+\.", r"\1.\2_proj."),
+        (r"^(encoder\.layer\.\d+\.attention)\.output\.dense\.", r"\1.o_proj."),
+    ),
+    # SigLIP's pooling has no part in ours, nor has what hides patches from DINOv2.
+    (
+        *_BUFFERS,
+        r"text_model\..*",
+        r"(?:text|visual)_projection\.weight",
+        r"logit_(?:scale|bias)",
+        r"head\..*",
+        r"embeddings\.mask_token",
+    ),
 )
 CLIP_TEXT = Layout(
     ((r"^text_model\.", ""),), (*_BUFFERS, r"vision_model\..*", r"visual_projection\.weight", "logit_scale")
@@ -148,17 +162,58 @@ def _fused(leaves: Sequence[Leaf], key: str, gguf: str) -> list[Leaf]:
     return fused
 
 
+@dataclass(frozen=True)
+class _VitNames:
+    """What a family calls the parts of a tower, as the `state_dict` of transformers' class has them."""
+
+    patches: str = "embeddings.patch_embedding"
+    class_token: str = "embeddings.class_embedding"
+    positions: str = "embeddings.position_embedding.weight"
+    registers: str = "embeddings.register_tokens"
+    # Tokens and positions have an axis of size 1 for the batch.
+    batched: bool = False
+    final_norm: str = "post_layernorm"
+    layers: str = "encoder.layers"
+    norms: tuple[str, str] = ("layer_norm1", "layer_norm2")
+    attention: str = "self_attn"
+    out: str = "out_proj"
+
+
+_CLIP_NAMES = _VitNames()
+_DINOV2_NAMES = _VitNames(
+    "embeddings.patch_embeddings.projection",
+    "embeddings.cls_token",
+    "embeddings.position_embeddings",
+    batched=True,
+    final_norm="layernorm",
+    layers="encoder.layer",
+    norms=("norm1", "norm2"),
+    attention="attention",
+    out="o_proj",
+)
+VIT_NAMES = {
+    "clip_vision_model": _CLIP_NAMES,
+    "siglip_vision_model": _CLIP_NAMES,
+    "dinov2": _DINOV2_NAMES,
+    "dinov2_with_registers": _DINOV2_NAMES,
+}
+
+
 def vit_leaves(cfg: VitConfig, root: str = "") -> list[Leaf]:
-    """Rows of `models.vit.Vit`: CLIP's vision tower."""
-    d, p = cfg.hidden_size, cfg.patch_size
-    return [
-        Leaf("patch_embed/kernel", (p, p, 3, d), f"{root}embeddings.patch_embedding.weight", (2, 3, 1, 0)),
-        Leaf("class_embedding", (d,), f"{root}embeddings.class_embedding", (0,)),
-        Leaf("position_embedding", (cfg.grid**2 + 1, d), f"{root}embeddings.position_embedding.weight", (0, 1)),
-        *_norm("pre_norm", f"{root}pre_layrnorm", d),
-        *_clip_layers(cfg, f"{root}encoder.layers"),
-        *_norm("post_norm", f"{root}post_layernorm", d),
-    ]
+    """Rows of `models.vit.Vit`; `root` is what its keys start with."""
+    require_choice("encoder family", cfg.family, VIT_NAMES)
+    names, d, p = VIT_NAMES[cfg.family], cfg.hidden_size, cfg.patch_size
+    batch, positions = int(names.batched), cfg.class_token + cfg.grid**2
+    patches = _conv("patch_embed", f"{root}{names.patches}", p, 3, d)
+    leaves = patches if cfg.patch_bias else patches[:1]
+    if cfg.class_token:
+        leaves.append(Leaf("class_embedding", (d,), root + names.class_token, (0,), leading=2 * batch))
+    leaves.append(Leaf("position_embedding", (positions, d), root + names.positions, (0, 1), leading=batch))
+    if cfg.registers:
+        leaves.append(Leaf("registers", (cfg.registers, d), root + names.registers, (0, 1), leading=batch))
+    if cfg.pre_norm:
+        leaves += _norm("pre_norm", f"{root}pre_layrnorm", d)
+    return [*leaves, *_vit_layers(cfg, root, names), *_norm("post_norm", root + names.final_norm, d)]
 
 
 def clip_text_leaves(cfg: ClipTextConfig) -> list[Leaf]:
@@ -167,7 +222,7 @@ def clip_text_leaves(cfg: ClipTextConfig) -> list[Leaf]:
     leaves = [
         Leaf("token_embedding", (cfg.vocab_size, d), "embeddings.token_embedding.weight", (0, 1)),
         Leaf("position_embedding", (length, d), "embeddings.position_embedding.weight", (0, 1)),
-        *_clip_layers(cfg, "encoder.layers"),
+        *_vit_layers(cfg),
         *_norm("final_norm", "final_layer_norm", d),
     ]
     if cfg.projection_size:
@@ -282,14 +337,17 @@ def _segformer_block(cfg: SegformerConfig, stage: int, path: str, key: str) -> l
     return leaves
 
 
-def _clip_layers(cfg: VitConfig | ClipTextConfig, key: str) -> list[Leaf]:
+def _vit_layers(cfg: VitConfig | ClipTextConfig, root: str = "", names: _VitNames = _CLIP_NAMES) -> list[Leaf]:
     d, hidden = cfg.hidden_size, cfg.intermediate_size
-    layer = [*_norm("norm1", "layer_norm1", d), *_norm("norm2", "layer_norm2", d)]
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        layer += _linear(f"attn/{name}", f"self_attn.{name}", d, d, lora=cfg.lora)
+    layer = [leaf for i, name in enumerate(names.norms, 1) for leaf in _norm(f"norm{i}", name, d)]
+    for name in ("q_proj", "k_proj", "v_proj"):
+        layer += _linear(f"attn/{name}", f"{names.attention}.{name}", d, d, lora=cfg.lora)
+    layer += _linear("attn/out_proj", f"{names.attention}.{names.out}", d, d, lora=cfg.lora)
     layer += _linear("mlp/fc1", "mlp.fc1", d, hidden, lora=cfg.lora)
     layer += _linear("mlp/fc2", "mlp.fc2", hidden, d, lora=cfg.lora)
-    return _stack(layer, key, cfg.num_layers)
+    if isinstance(cfg, VitConfig) and cfg.layer_scale:
+        layer += [Leaf(f"layer_scale{i}", (d,), f"layer_scale{i}.lambda1", (0,)) for i in (1, 2)]
+    return _stack(layer, root + names.layers, cfg.num_layers)
 
 
 def _stack(layer: Sequence[Leaf], key: str, num_layers: int) -> list[Leaf]:

@@ -128,8 +128,7 @@ def read_leaves(
         sharding = placement(leaf.path, leaf.shape) if placement else default
         type_ = dtype(leaf.path)
         parts = (
-            _convert(_read(tensors[keys[source]], keys[source], leaf, sharding), leaf.axes, leaf.order, type_)
-            for source in leaf.sources
+            _convert(_read(tensors[keys[source]], keys[source], leaf, sharding), leaf, type_) for source in leaf.sources
         )
         if leaf.layers:
             value = jnp.zeros(leaf.shape, type_, device=sharding)
@@ -167,13 +166,18 @@ def _source_sharding(leaf: Leaf, sharding: Sharding) -> Sharding:
     entries = entries[1:] if leaf.layers else entries
     if leaf.order is not None:
         entries[-1] = None  # The source may have another number of classes.
-    return NamedSharding(sharding.mesh, PartitionSpec(*(entries[leaf.axes.index(i)] for i in range(len(entries)))))
+    laid_out = (entries[leaf.axes.index(i)] for i in range(len(entries)))
+    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * leaf.leading, *laid_out))
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _convert(x: jax.Array, axes: tuple[int, ...], order: tuple[int, ...] | None, dtype: jnp.dtype) -> jax.Array:
+def _convert(x: jax.Array, leaf: Leaf, dtype: jnp.dtype) -> jax.Array:
+    return _lay_out(x, x.shape[leaf.leading :][: len(leaf.axes)], leaf.axes, leaf.order, dtype)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _lay_out(x: jax.Array, shape, axes: tuple[int, ...], order: tuple[int, ...] | None, dtype: jnp.dtype) -> jax.Array:
     # Cast before transposing: fused into one loop the two are several times slower on CPUs.
-    x = jax.lax.optimization_barrier(x.reshape(x.shape[: len(axes)]).astype(dtype)).transpose(axes)
+    x = jax.lax.optimization_barrier(x.reshape(shape).astype(dtype)).transpose(axes)
     return x if order is None else x[..., np.array(order)]
 
 

@@ -37,39 +37,46 @@ IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
 
 
 class Encoder(nn.Module):
-    """CLIP's vision tower (transformers'), whose image tokens and pooled features are taken as the config says."""
+    """A vision tower of transformers (`tower`: its config), whose features are taken as our config `c` says."""
 
-    def __init__(self, c: dict):
+    def __init__(self, c: dict, tower: dict):
         super().__init__()
-        act = "gelu_pytorch_tanh" if c["hidden_act"] == "gelu_tanh" else c["hidden_act"]
-        config = transformers.CLIPVisionConfig(
-            num_hidden_layers=c["num_layers"],
-            num_attention_heads=c["num_heads"],
-            hidden_act=act,
-            **{k: c[k] for k in ("image_size", "patch_size", "hidden_size", "intermediate_size", "layer_norm_eps")},
-        )
-        tower = transformers.CLIPVisionModel(config)
+        made = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**tower))
         # Older versions of transformers wrap the tower once more.
-        self.tower: Any = getattr(tower, "vision_model", tower)
+        self.tower: Any = getattr(made, "vision_model", made)
+        if hasattr(self.tower.embeddings, "mask_token"):
+            # It hides patches in DINOv2's own training; nothing of ours has it.
+            self.tower.embeddings.mask_token = None
         if c["lora"]["rank"]:
-            lora = peft.LoraConfig(
-                r=c["lora"]["rank"], lora_alpha=c["lora"]["alpha"], target_modules=list(c["lora"]["targets"])
-            )
+            # Families differ in the name of the layer that ends attention.
+            names = [name for name in c["lora"]["targets"] if name != "o_proj"]
+            names += ["o_proj"] if "out_proj" in names else []
+            lora = peft.LoraConfig(r=c["lora"]["rank"], lora_alpha=c["lora"]["alpha"], target_modules=names)
             # `peft` leaves the adapters alone to be trained.
             peft.inject_adapter_in_model(lora, self.tower).requires_grad_(True)
-        self.layer, self.merge, self.pool = c["feature_layer"], c["merge"], c.get("pool", "class")
+        self.layer, self.merge, self.pool, self.norm_tokens = (
+            c[name] for name in ("feature_layer", "merge", "pool", "norm_tokens")
+        )
+        self.extra = c["class_token"] + c["registers"]
         self.grid = c["image_size"] // c["patch_size"] // c["merge"]
+        self.size = c["image_size"]
+        self.register_buffer("mean", torch.tensor(c["pixel_mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(c["pixel_std"]).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """`[b, 3, y, x]` with values 0..1 -> as the tower takes them."""
+        return (pictures - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`[b, 3, y, x]` -> tokens `[b, i, d * merge**2]` of hidden state `feature_layer`, and pooled `[b, d]`."""
-        output = self.tower(pixels, output_hidden_states=True)
+        hidden = self.tower(pixels, output_hidden_states=True).hidden_states
         m, g = self.merge, self.grid
+        norm = getattr(self.tower, "post_layernorm", None) or self.tower.layernorm
+        tokens, last = hidden[self.layer][:, self.extra :], hidden[-1]
         # Inside a token its m x m patches lie row by row, then come their features.
-        patches = output.hidden_states[self.layer][:, 1:].unflatten(1, (g, m, g, m))
-        tokens = patches.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        if self.pool == "class":
-            return tokens, output.pooler_output
-        return tokens, self.tower.post_layernorm(output.last_hidden_state[:, 1:].mean(1))
+        patches = (norm(tokens) if self.norm_tokens else tokens).unflatten(1, (g, m, g, m))
+        pooled = norm(last[:, 0] if self.pool == "class" else last[:, self.extra :].mean(1))
+        return patches.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2), pooled
 
 
 class Connector(nn.Module):
@@ -132,8 +139,6 @@ class FaceInsight(nn.Module):
     prompts: Tensor
     graph: Tensor
     palette: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, settings: dict, llm: Any, tokenizer):
         super().__init__()
@@ -141,12 +146,12 @@ class FaceInsight(nn.Module):
         c = settings["model"]
         width, n = c["llm"]["hidden_size"], len(settings["labels"])
         image, seg = c["image_encoder"], c["segmentation_encoder"]
-        self.image_encoder = Encoder(image)
+        self.image_encoder = Encoder(image, settings["towers"]["image"])
         self.image_connector = Connector(image["hidden_size"] * image["merge"] ** 2, width)
         self.segmentation_encoder: Encoder | None = None
         self.segmentation_connector: Connector | None = None
         if c["use_segmentation"]:
-            self.segmentation_encoder = Encoder(seg)
+            self.segmentation_encoder = Encoder(seg, settings["towers"]["segmentation"])
             self.segmentation_connector = Connector(seg["hidden_size"] * seg["merge"] ** 2, width)
         self.knowledge = PromptGcn(c["knowledge"])
         align = c["knowledge"]["align_size"]
@@ -155,8 +160,6 @@ class FaceInsight(nn.Module):
         self.register_buffer("prompts", torch.zeros(n, c["knowledge"]["prompt_size"]))
         self.register_buffer("graph", torch.zeros(n, n))
         self.register_buffer("palette", torch.tensor(settings["palette"], dtype=torch.float32), persistent=False)
-        self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
         # In a list, so that its weights are no part of this module's state_dict.
         self._llm: list[Any] = [llm]
         self._parser: list[nn.Module] = []
@@ -192,19 +195,20 @@ class FaceInsight(nn.Module):
             model._parser = [parser.eval().to(device)]
         return model.to(device=device, dtype=dtype).eval()
 
-    def to_pixels(self, pictures: Tensor, size: int) -> Tensor:
-        """`[b, 3, y, x]` with values 0..255 -> normalised, `size` pixels a side."""
-        x = pictures.to(self.graph.dtype) / 255.0
+    def to_pixels(self, pictures: Tensor, encoder: Encoder) -> Tensor:
+        """`[b, 3, y, x]` with values 0..255 -> normalised, of the encoder's size."""
+        x, size = pictures.to(self.graph.dtype) / 255.0, encoder.size
         if x.shape[-2:] != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return (x - self.mean) / self.std
+        return encoder.normalise(x)
 
-    def map_to_pixels(self, mask: Tensor, size: int) -> Tensor:
+    def map_to_pixels(self, mask: Tensor, encoder: Encoder) -> Tensor:
         """`[b, y, x]` class indices -> their colours as a normalised picture (nearest neighbour)."""
+        size = encoder.size
         if mask.shape[-2:] != (size, size):
             rows, columns = ((torch.arange(size, device=mask.device) * s + s // 2) // size for s in mask.shape[-2:])
             mask = mask[:, rows][:, :, columns]
-        return (self.palette[mask.long()].permute(0, 3, 1, 2) / 255.0 - self.mean) / self.std
+        return encoder.normalise(self.palette[mask.long()].permute(0, 3, 1, 2) / 255.0)
 
     @torch.inference_mode()
     def encode(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
@@ -222,12 +226,12 @@ class FaceInsight(nn.Module):
         if self.settings.get("mirror"):
             views.append((crop[:, ::-1], np.array(self.settings["flipped"], np.uint8)[mask[:, ::-1]]))
         pictures = torch.tensor(np.stack([picture for picture, _ in views]), device=device).permute(0, 3, 1, 2)
-        image, pooled = self.image_encoder(self.to_pixels(pictures, c["image_encoder"]["image_size"]))
+        image, pooled = self.image_encoder(self.to_pixels(pictures, self.image_encoder))
         segmentation = segmentation_pooled = None
         if self.segmentation_encoder is not None:
-            side = c["segmentation_encoder"]["image_size"]
             maps = torch.tensor(np.stack([map_ for _, map_ in views]), device=device)
-            segmentation, segmentation_pooled = self.segmentation_encoder(self.map_to_pixels(maps, side))
+            maps = self.map_to_pixels(maps, self.segmentation_encoder)
+            segmentation, segmentation_pooled = self.segmentation_encoder(maps)
         prompts = self.knowledge(self.prompts, self.graph)
         # The mirror image has a say in the labels' scores alone.
         scores = self.head(pooled, segmentation_pooled, prompts).mean(0, keepdim=True)

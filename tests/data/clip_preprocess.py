@@ -5,9 +5,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from tokenizers import Tokenizer
 
+from fi_jax.config import VitConfig
 from fi_jax.errors import UserError
 from fi_jax.models.batch import IMAGE_SLOT
-from fi_jax.models.pixels import MEAN, STD
 
 
 def resize_and_crop(image: UInt8[np.ndarray, "y x 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -22,7 +22,7 @@ def resize_and_crop(image: UInt8[np.ndarray, "y x 3"], size: int) -> UInt8[np.nd
 
 def clip_pixels(image: UInt8[np.ndarray, "y x 3"], size: int) -> Float[np.ndarray, "size size 3"]:
     """Resizes, crops and normalises a picture as transformers' `CLIPImageProcessorPil` does."""
-    return (resize_and_crop(image, size).astype(np.float32) / 255.0 - MEAN) / STD
+    return (resize_and_crop(image, size).astype(np.float32) / 255.0 - VitConfig().pixel_mean) / VitConfig().pixel_std
 
 
 def llava_prompt(

@@ -95,8 +95,8 @@ def trained() -> Answerer:
     images, masks = (np.stack(part) for part in zip(*map(painted, indices)))
     truth = jnp.array([[traits_of(1, i).labels[n] for n in DRAWN] for i in indices], jnp.float32)
     columns = jnp.array([answerer.vocabulary.index(n) for n in DRAWN])
-    pixels, maps = to_pixels(jnp.asarray(images), SIDE), map_to_pixels(jnp.asarray(masks), SIDE)
-    nothing = map_to_pixels(jnp.zeros_like(jnp.asarray(masks)[:1]), SIDE)
+    pixels, maps = to_pixels(jnp.asarray(images), vit), map_to_pixels(jnp.asarray(masks), vit)
+    nothing = map_to_pixels(jnp.zeros_like(jnp.asarray(masks)[:1]), vit)
     frozen = {"llm": answerer.params["llm"]}
     optimiser = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 20, STEPS))
 

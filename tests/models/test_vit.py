@@ -1,4 +1,4 @@
-"""The ViT against transformers' CLIP vision tower, at the hidden state, picture size and activation asked for."""
+"""The ViT against transformers' vision towers, at the hidden state, picture size and activation asked for."""
 
 from dataclasses import replace
 
@@ -10,16 +10,20 @@ import torch
 import transformers
 
 from fi_jax.config import LoraConfig, VitConfig
+from fi_jax.errors import UserError
 from fi_jax.models import vit
+from fi_jax.models.pixels import to_pixels
 from fi_jax.models.vit import Vit, drop_branch, resize_position_embedding
-from fi_jax.weights.huggingface import load_clip_vision
+from fi_jax.weights.huggingface import load_vision
 
 
-def _tower(folder, **sizes):
-    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = transformers.CLIPVisionConfig(**{**shape, "image_size": 24, "patch_size": 4, **sizes})
+def _tower(folder, kind="CLIPVision", **sizes):
+    shape = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 24, "patch_size": 4}
+    if "Vision" in kind:
+        shape["intermediate_size"] = 40
+    config = getattr(transformers, f"{kind}Config")(**{**shape, **sizes})
     torch.manual_seed(0)
-    model = transformers.CLIPVisionModel(config).eval()
+    model = getattr(transformers, f"{kind}Model")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -40,7 +44,7 @@ def _theirs(model, pixels, **kwargs):
 @pytest.mark.parametrize("feature_layer", [-2, -1, 0, 2])
 def test_equals_clip(tmp_path, hidden_act, feature_layer):
     model = _tower(tmp_path, hidden_act=hidden_act)
-    config, params, _ = load_clip_vision(tmp_path)
+    config, params, _ = load_vision(tmp_path)
     pixels = _pixels(24)
     ours = jax.jit(Vit(replace(config, feature_layer=feature_layer)).apply)({"params": params}, pixels)
     theirs = _theirs(model, pixels)
@@ -48,9 +52,66 @@ def test_equals_clip(tmp_path, hidden_act, feature_layer):
     np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes", "extra"),
+    [
+        ("SiglipVision", {"image_size": 26}, 0),
+        ("SiglipVision", {"vision_use_head": False, "hidden_act": "gelu"}, 0),
+        ("Dinov2", {"mlp_ratio": 2}, 1),
+        ("Dinov2WithRegisters", {"num_register_tokens": 3}, 4),
+    ],
+)
+def test_other_families_equal_transformers_at_every_layer_and_at_other_sizes(tmp_path, kind, sizes, extra):
+    model = _tower(tmp_path, kind, **sizes)
+    config, params, report = load_vision(tmp_path)
+    assert all("head." in key or "mask_token" in key for key in report.unused)
+    pixels = _pixels(config.image_size)
+    theirs = _theirs(model, pixels)
+    for layer in (-2, 0, 3):
+        ours = jax.jit(Vit(replace(config, feature_layer=layer)).apply)({"params": params}, pixels)
+        np.testing.assert_allclose(ours.tokens, theirs.hidden_states[layer][:, extra:].numpy(), atol=1e-4)
+    ours = jax.jit(Vit(replace(config, feature_layer=-1, norm_tokens=True)).apply)({"params": params}, pixels)
+    np.testing.assert_allclose(ours.tokens, theirs.last_hidden_state[:, extra:].numpy(), atol=1e-4)
+    if extra:
+        np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4)
+    else:
+        mean = theirs.hidden_states[-1].mean(1)
+        np.testing.assert_allclose(ours.pooled, model.post_layernorm(mean).detach().numpy(), atol=1e-4)
+    # DINOv2 interpolates without being asked; with registers anti-aliased, which shows where the grid shrinks.
+    asked = {} if "Dinov2" in kind else {"interpolate_pos_encoding": True}
+    for size in (16, 40):
+        config, params, _ = load_vision(tmp_path, image_size=size)
+        ours = jax.jit(Vit(config).apply)({"params": params}, _pixels(size))
+        theirs = _theirs(model, _pixels(size), **asked)
+        np.testing.assert_allclose(ours.tokens, theirs.hidden_states[-2][:, extra:].numpy(), atol=1e-4)
+
+
+def test_a_processor_says_how_pixels_are_normalised(tmp_path):
+    _tower(tmp_path, "Dinov2")
+    assert load_vision(tmp_path)[0].pixel_std == (0.229, 0.224, 0.225)
+    transformers.SiglipImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[1.0, 0.5, 0.25]).save_pretrained(tmp_path)
+    config, _, _ = load_vision(tmp_path)
+    assert config.pixel_mean == (0.4, 0.5, 0.6) and config.pixel_std == (1.0, 0.5, 0.25)
+    picture = np.full((1, 24, 24, 3), 255, np.uint8)
+    np.testing.assert_allclose(to_pixels(picture, config)[0, 0, 0], [0.6, 1.0, 1.6], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "says"),
+    [
+        ("Dinov2", {"use_swiglu_ffn": True}, "use_swiglu_ffn is True; only False is supported"),
+        ("Dinov2", {"qkv_bias": False}, "qkv_bias is False"),
+    ],
+)
+def test_what_a_tower_computes_otherwise_is_refused_by_its_field(tmp_path, kind, sizes, says):
+    _tower(tmp_path, kind, **sizes)
+    with pytest.raises(UserError, match=says):
+        load_vision(tmp_path)
+
+
 def test_merge_concatenates_squares_of_neighbours(tmp_path):
     _tower(tmp_path)
-    config, params, _ = load_clip_vision(tmp_path)
+    config, params, _ = load_vision(tmp_path)
     plain = Vit(config).apply({"params": params}, _pixels(24)).tokens
     merged = Vit(replace(config, merge=2)).apply({"params": params}, _pixels(24)).tokens
     assert merged.shape == (2, 9, 96)
@@ -62,7 +123,7 @@ def test_merge_concatenates_squares_of_neighbours(tmp_path):
 @pytest.mark.parametrize("size", [16, 40])
 def test_other_picture_sizes_equal_transformers_interpolation(tmp_path, size):
     model = _tower(tmp_path)
-    config, params, _ = load_clip_vision(tmp_path, image_size=size)
+    config, params, _ = load_vision(tmp_path, image_size=size)
     assert config.image_size == size
     ours = Vit(config).apply({"params": params}, _pixels(size))
     theirs = _theirs(model, _pixels(size), interpolate_pos_encoding=True)
@@ -70,9 +131,10 @@ def test_other_picture_sizes_equal_transformers_interpolation(tmp_path, size):
 
 
 def test_resize_needs_a_square_grid():
-    assert resize_position_embedding(np.ones((10, 2), np.float32), 3).shape == (10, 2)
+    config = VitConfig(24, 8, 8, 16, 2, 2)
+    assert resize_position_embedding(np.ones((10, 2), np.float32), config).shape == (10, 2)
     with pytest.raises(ValueError, match="square"):
-        resize_position_embedding(np.ones((9, 2), np.float32), 3)
+        resize_position_embedding(np.ones((9, 2), np.float32), config)
 
 
 def test_wrong_picture_size_is_refused():
@@ -178,7 +240,7 @@ def test_drop_path_acts_in_training_alone():
 
 def test_bfloat16_stays_close_to_float32(tmp_path):
     _tower(tmp_path)
-    config, params, _ = load_clip_vision(tmp_path)
+    config, params, _ = load_vision(tmp_path)
     exact = Vit(config).apply({"params": params}, _pixels(24)).tokens
     rough = Vit(config, dtype=jnp.bfloat16).apply({"params": params}, _pixels(24)).tokens
     assert rough.dtype == jnp.bfloat16

@@ -7,7 +7,7 @@ import pytest
 
 from fi_jax.config import ModelConfig, VitConfig
 from fi_jax.labels.face_parts import FLIPPED, PALETTE
-from fi_jax.models.pixels import MEAN, STD, encoder_pixels, map_to_pixels, to_pixels
+from fi_jax.models.pixels import encoder_pixels, map_to_pixels, to_pixels
 from fi_jax.training import augment as module
 from fi_jax.training.augment import Augmentation, augment
 
@@ -18,6 +18,11 @@ STILL = Augmentation(
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
 MASK = RNG.integers(0, 19, (3, 24, 24), dtype=np.uint8)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def encoder(size: int) -> VitConfig:
+    return VitConfig(image_size=size, patch_size=4)
 
 
 @pytest.fixture(params=[True, False], ids=["one by one", "together"], autouse=True)
@@ -39,13 +44,14 @@ def changed(**strength) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_pixels_are_normalised_as_clip_does():
-    np.testing.assert_allclose(to_pixels(jnp.asarray(IMAGE), 24), (IMAGE / 255.0 - MEAN) / STD, atol=1e-6)
-    assert to_pixels(jnp.asarray(IMAGE), 8).shape == (3, 8, 8, 3)
+    np.testing.assert_allclose(to_pixels(jnp.asarray(IMAGE), encoder(24)), (IMAGE / 255.0 - MEAN) / STD, atol=1e-6)
+    assert to_pixels(jnp.asarray(IMAGE), encoder(8)).shape == (3, 8, 8, 3)
 
 
 def test_maps_become_their_palette_even_when_resized():
-    np.testing.assert_allclose(map_to_pixels(jnp.asarray(MASK), 24), (PALETTE[MASK] / 255.0 - MEAN) / STD, atol=1e-5)
-    back = np.asarray(map_to_pixels(jnp.asarray(MASK), 12)) * STD + MEAN
+    pixels = map_to_pixels(jnp.asarray(MASK), encoder(24))
+    np.testing.assert_allclose(pixels, (PALETTE[MASK] / 255.0 - MEAN) / STD, atol=1e-5)
+    back = np.asarray(map_to_pixels(jnp.asarray(MASK), encoder(12))) * STD + MEAN
     # Nearest: no colour in between.
     distances = np.abs(back[..., None, :] * 255 - PALETTE).max(-1).min(-1)
     assert distances.max() < 1e-2

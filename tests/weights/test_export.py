@@ -128,6 +128,20 @@ def _odd():
     return _tiny(image_encoder=vit, llm=llm, knowledge=knowledge)
 
 
+def _dinov2():
+    """Registers, layer scale, mean pooling beside SigLIP, each with pixels of its own and an adapter."""
+    image = VitConfig(
+        32, 8, 24, 48, 3, 3, hidden_act="gelu", pool="mean", registers=3, family="dinov2_with_registers",
+        patch_bias=True, pre_norm=False, layer_scale=True, pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.2, 0.3, 0.4),
+        lora=LoraConfig(2, 6.0, ("q_proj", "out_proj", "fc2")),
+    )  # fmt: skip
+    segmentation = VitConfig(
+        32, 16, 24, 40, 2, 3, hidden_act="gelu_tanh", pool="mean", family="siglip_vision_model", class_token=False,
+        patch_bias=True, pre_norm=False, norm_tokens=True, pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.5, 0.5, 0.5),
+    )  # fmt: skip
+    return _tiny(image_encoder=image, segmentation_encoder=segmentation)
+
+
 def _without():
     """No segmentation, no graph network, no adapter; a language model whose files fuse layers."""
     llm = replace(_tiny().model.llm, lora=LoraConfig(), family="phi3")
@@ -139,6 +153,11 @@ def _without():
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     return _export(_model(_odd()), tmp_path_factory.mktemp("odd"), None, "--merged")
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    return _export(_model(_dinov2()), tmp_path_factory.mktemp("dinov2"), None)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +204,7 @@ def llava(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["odd", "without", "llava"])
+@pytest.mark.parametrize("variant", ["odd", "without", "llava", "dinov2"])
 def test_pytorch_answers_the_same(variant, request):
     exported = request.getfixturevalue(variant)
     image, mask = _face()

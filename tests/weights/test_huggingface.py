@@ -25,7 +25,7 @@ from fi_jax.models.llm import Llm
 from fi_jax.models.vit import Vit
 from fi_jax.weights import huggingface, leaf_table
 from fi_jax.weights.hub import resolve_folder
-from fi_jax.weights.huggingface import load_clip_vision, load_llava, load_llm
+from fi_jax.weights.huggingface import load_llava, load_llm, load_vision
 from fi_jax.weights.matching import grouped
 from fi_jax.weights.stream import checkpoint_hash
 
@@ -194,7 +194,7 @@ def test_llava_equals_transformers_with_a_picture(llava, generation):
 
 def test_the_vision_tower_alone_comes_out_of_a_llava(llava):
     folder, _ = llava
-    config, params, report = load_clip_vision(folder / "old")
+    config, params, report = load_vision(folder / "old")
     _, whole, _ = load_llava(folder / "old", dtype="float32")
     jax.tree.map(np.testing.assert_array_equal, params, whole["image_encoder"])
     assert config.num_layers == 3 and any("lm_head" in key for key in report.unused)
@@ -211,7 +211,7 @@ def test_both_towers_come_out_of_a_clip(tmp_path):
     config = transformers.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=10)
     model = _randomised(transformers.CLIPModel(config))
     model.save_pretrained(tmp_path)
-    vit, vision, report = load_clip_vision(tmp_path)
+    vit, vision, report = load_vision(tmp_path)
     assert {"logit_scale", "visual_projection.weight", "text_projection.weight"} <= set(report.unused)
     pixels = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
