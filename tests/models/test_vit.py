@@ -67,7 +67,7 @@ def test_other_families_equal_transformers_at_every_layer_and_at_other_sizes(tmp
     assert all("head." in key or "mask_token" in key for key in report.unused)
     pixels = _pixels(config.image_size)
     theirs = _theirs(model, pixels)
-    for layer in (-2, 0, 3):
+    for layer in (-2, 0):
         ours = jax.jit(Vit(replace(config, feature_layer=layer)).apply)({"params": params}, pixels)
         np.testing.assert_allclose(ours.tokens, theirs.hidden_states[layer][:, extra:].numpy(), atol=1e-4)
     ours = jax.jit(Vit(replace(config, feature_layer=-1, norm_tokens=True)).apply)({"params": params}, pixels)
