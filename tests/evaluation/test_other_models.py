@@ -136,6 +136,56 @@ def test_long_answers_equal_short_ones_where_both_apply(other):
     assert longer[0] < scores[0], "every further token costs likelihood"
 
 
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+CHAT = (
+    "{% for m in messages %}USER: {% for c in m.content %}"
+    "{{ 'PICTURE' if c.type == 'image' else c.text }}{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+def _with(*special):
+    made = tokenizer()
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    return made
+
+
+def tiny_idefics3():
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    edge = {"longest_edge": 28}
+    images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
+    pieces = _with("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
+    processor = Idefics3Processor(images, pieces, image_seq_len=1, chat_template=CHAT.replace("PICTURE", "<image>"))
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    text = TEXT | {"model_type": "llama", "vocab_size": len(processor.tokenizer), "pad_token_id": 0}
+    config = Idefics3Config(
+        vision_config=vision, text_config=text, image_token_id=processor.image_token_id, scale_factor=2
+    )
+    return processor, Idefics3ForConditionalGeneration(config)
+
+
+def test_a_model_without_a_form_of_ours_is_scored_as_its_own_forward_pass_says():
+    torch.manual_seed(0)
+    processor, model = tiny_idefics3()
+    other = OtherModel("idefics3", processor, model.eval(), batch_size=3)
+    asked = [question("Smiling"), question("gender"), question("Bald")]
+    answers = other.answer(PICTURES, None, asked)
+    np.testing.assert_allclose(answers.llm.sum(-1), 1, atol=1e-5)
+    assert np.abs(answers.llm[0] - answers.llm[1]).max() > 1e-7, "the picture matters"
+    inputs = other._inputs(PICTURES[0], [other.prompt(asked[0])])
+    with torch.no_grad():
+        last = other.model(**inputs).logits[0, -1]
+    places = [other.tokenizer.convert_tokens_to_ids(answer) for answer in asked[0].answers]
+    np.testing.assert_allclose(answers.llm[0, 0, :2], last[places].softmax(-1).numpy(), atol=1e-5)
+
+
 def test_the_models_own_chat_format_is_used(other):
     plain = other.prompt(question("Smiling"))
     assert question("Smiling").text in plain and "Yes or No" in plain
