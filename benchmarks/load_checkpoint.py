@@ -23,8 +23,9 @@ def make(folder: Path, num_layers: int) -> int:
 
     from fi_jax.config import LlmConfig, VitConfig
     from fi_jax.weights import leaf_table
+    from fi_jax.weights.hf_config import LlavaConfig
 
-    leaves = leaf_table.llava_leaves(VitConfig(), replace(LlmConfig(), num_layers=num_layers))
+    leaves = leaf_table.llava_leaves(LlavaConfig(VitConfig(), replace(LlmConfig(), num_layers=num_layers)))
     shapes = {source: leaf.source_shape for leaf in leaves for source in leaf.sources}
     folder.mkdir(parents=True)
     block = np.random.default_rng(0).normal(size=1 << 20).astype(np.float16)

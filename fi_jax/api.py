@@ -46,7 +46,9 @@ class Model:
         self.questions: tuple[str, ...] = tuple(self._bank)
         # Changes whenever the model's answers may.
         leaves = ((path, np.asarray(leaf).tobytes()) for path, leaf in sorted(model.leaves.items()))
-        self.fingerprint: str = sha256("".join(sha256(path.encode() + content) for path, content in leaves))[:16]
+        self.fingerprint: str = sha256(
+            model.info.get("fingerprint", "") + "".join(sha256(path.encode() + content) for path, content in leaves)
+        )[:16]
 
     def ask(
         self,
@@ -172,7 +174,7 @@ class Model:
 
 
 def load(name_or_folder: str | Path = "nano") -> Model:
-    """Loads a bundled model by name, or a run folder, with its base LLM.
+    """Loads a bundled model by name, a run folder with its base LLM, or a checkpoint's folder (LLaVA, PaliGemma) as it is.
 
     Raises:
       UserError: there is no such model, or its base is not installed.

@@ -84,8 +84,8 @@ class DataConfig:
     # Tokens of a short segment; 0 for one length. Every second step then asks the questions that fit a short segment
     # alone, the next one the longer ones, fewer of them, and the open ones: nothing is padded to the longest.
     short_segment: int = 0
-    # How a conversation is spelled for the LLM (`prompting.templates`).
-    template: Literal["chatml", "vicuna", "plain"] = "chatml"
+    # How a conversation is spelled for the LLM (`prompting.templates`); "checkpoint": as its own chat template says.
+    template: Literal["chatml", "vicuna", "plain", "checkpoint"] = "chatml"
     # Free-form questions asked about each face in training, with answers made from its labels.
     open_per_face: int = 1
     workers: int = 0

@@ -173,6 +173,8 @@ class LlmConfig:
     sliding_window: int = 0
     sliding_layers: tuple[int, ...] = ()
     sliding_rope_theta: float = 0.0
+    # Tokens of the prefix see all of it, those behind them too (PaliGemma); segments stay causal.
+    bidirectional_prefix: bool = False
 
     def __post_init__(self):
         check_words(self, "llm.")
@@ -222,6 +224,8 @@ class KnowledgeConfig:
     gated: bool = True
     # Width of T_p^0: the text encoder's output size.
     prompt_size: int = 768
+    # False: no knowledge tokens in the sequence (a checkpoint that was not trained with them).
+    tokens: bool = True
 
     def __post_init__(self):
         check_words(self, "knowledge.")
@@ -262,6 +266,10 @@ class ModelConfig:
     use_segmentation: bool = True
     # For ablation: what the segmentation encoder sees instead of the face's own map, another face's, or the picture again.
     segmentation_input: Literal["map", "other_map", "picture"] = "map"
+    # From image tokens to the LLM's width: LLaVA's two layers, or PaliGemma's one; then a token that ends the picture
+    # (LLaVA-NeXT and -OneVision).
+    image_connector: Literal["mlp", "linear"] = "mlp"
+    image_newline: bool = False
     decoder: DecoderConfig = DecoderConfig()
     dtype: Dtype = "bfloat16"
     # What `jax.checkpoint` keeps of each layer: nothing ("full"), matmul outputs ("dots"), or no remat ("none").
@@ -275,3 +283,8 @@ class ModelConfig:
 
     def __post_init__(self):
         check_words(self, "model.")
+
+    @property
+    def image_slots(self) -> int:
+        """Tokens of the sequence that the picture takes."""
+        return self.image_encoder.num_tokens + self.image_newline

@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="go on with questions about the same face, a line each")
     parser.add_argument(
-        "--checkpoint", default="nano", metavar="RUN", help="a run folder or a bundled model (default: nano)"
+        "--checkpoint",
+        default="nano",
+        metavar="RUN",
+        help="a run folder, a bundled model, or a LLaVA's folder (default: nano)",
     )
     parser.add_argument("--box", default="", help="left,top,right,bottom in pixels, or 'full'; overrides face finding")
     parser.add_argument("--face", type=int, default=0, help="which face, largest first, when there are several")

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     config = load_config(args.config, args.overrides) if args.config else None
     sets = _sets(args, config)
-    out = Path(args.out or Path("out", config.name if config else Path(args.model).name))
+    out = Path(args.out or Path("out", config.name if config else Path(args.model or args.checkpoint[0]).name))
     require_writable(out)
     for name, mark in _OURS.items():
         refuse_overwrite([out / name], mark=mark)
@@ -129,8 +129,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--model goes with neither --checkpoint nor --leave-one-out")
     if args.model and args.head_only:
         raise UserError("another model has no alignment head; leave out --head-only")
-    if not args.model and not args.config:
-        raise UserError("evaluate needs CONFIG, a file or a name under configs/ (or --model hf:NAME)")
+    if not args.model and not args.config and not args.checkpoint:
+        raise UserError("evaluate needs CONFIG, a file or a name under configs/ (or --checkpoint RUN, --model hf:NAME)")
     if not args.config and not (args.dataset and args.data_root):
         raise UserError("without CONFIG, give --dataset and --data-root")
     if args.limit < 0 or args.batch_size < 1:

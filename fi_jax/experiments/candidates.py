@@ -12,7 +12,7 @@ from fi_jax.evaluation.other_models import PREFIX, load_other_model
 from fi_jax.evaluation.parts import Model
 from fi_jax.evaluation.protocols.years import Estimator
 from fi_jax.inference.answerer import load_answerer
-from fi_jax.weights.bundle import CONFIG, MODEL, WEIGHTS, find_model, load_model
+from fi_jax.weights.bundle import CONFIG, MODEL, WEIGHTS, find_model, is_checkpoint, load_model
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class Candidate:
 
 
 def our_candidate(name: str) -> Candidate:
-    """A run folder, a model folder or a bundled model. Raises `UserError` when there is none, or it is unfinished."""
-    folder = find_model(name)
-    digest = hashlib.sha256()
-    for file in (WEIGHTS, MODEL, CONFIG):
-        digest.update((folder / file).read_bytes())
-    model = load_model(folder)
+    """What `load_model` loads. Raises `UserError` when there is none, or it is unfinished."""
+    model = load_model(name)
+    digest = hashlib.sha256(model.info.get("fingerprint", "").encode())
+    if not is_checkpoint(name):
+        folder = find_model(name)
+        for file in (WEIGHTS, MODEL, CONFIG):
+            digest.update((folder / file).read_bytes())
     return Candidate(
         name,
         sources_of(name, model.info),

@@ -25,11 +25,10 @@ from fi_jax.parallel.rules import fetch
 from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.probabilities import option_probabilities
 from fi_jax.prompting.sequences import SequenceBuilder
-from fi_jax.prompting.templates import template
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble
 from fi_jax.weights.bundle import TrainedModel
-from fi_jax.weights.tokenizers import load_tokenizer
+from fi_jax.weights.tokenizers import load_template, load_tokenizer
 
 
 class OptionProbabilities(NamedTuple):
@@ -60,11 +59,17 @@ class Answerer:
         self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
         self.model = FaceInsight(config.model)
         self._builders: dict[tuple[Question, ...], SequenceBuilder] = {}
+        self._one_token: dict[Question, bool] = {}
 
     @property
     def is_instruction_tuned(self) -> bool:
         """Whether the LLM was taught to read faces (stage 2); after stage 1 alone only the alignment head answers."""
         return self.config.train.stage == "instruct"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the alignment head was trained; that of a checkpoint from elsewhere was not."""
+        return not self.info.get("untrained", False)
 
     @cached_property
     def _faces(self):
@@ -105,7 +110,7 @@ class Answerer:
         if key not in self._builders:
             self._builders[key] = SequenceBuilder(
                 self.tokenizer,
-                template(self.config.data.template),
+                load_template(self.config, self.tokenizer),
                 self.vocabulary,
                 key,
                 slots_of(self.config.model, self.vocabulary),
@@ -125,14 +130,23 @@ class Answerer:
 
         Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
         """
+        if not by_llm and not self.has_head:
+            raise UserError("this checkpoint was not trained here: it has no alignment head, the LLM alone answers")
         faces, alignment = self.faces(image, mask)
-        scores = np.asarray(fetch(alignment.scores), np.float32)
-        width = max(len(q.options) for q in questions)
-        head = self.calibrated(head_probabilities(scores, questions, self.vocabulary), questions, "head_temperatures")
+        scores = head = None
+        if self.has_head:
+            scores = np.asarray(fetch(alignment.scores), np.float32)
+            head = head_probabilities(scores, questions, self.vocabulary)
+            head = self.calibrated(head, questions, "head_temperatures")
         if not by_llm:
             return OptionProbabilities(None, head, scores)
+        width = max(len(q.options) for q in questions)
         llm = np.zeros((len(image), len(questions), width), np.float32)
-        for group in self._by_length(questions):
+        short = [i for i, question in enumerate(questions) if self._has_short_answers(question)]
+        for i in set(range(len(questions))) - set(short):
+            own = self._long_answers(faces, alignment, questions[i])
+            llm[:, i, : own.shape[1]] = own
+        for group in self._by_length(questions, short):
             rows = cast(dict[str, np.ndarray], self.builder([questions[i] for i in group]).build([range(len(group))]))
             batch = {key: np.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
             logits = self._score(self.params, faces, alignment, batch)
@@ -148,10 +162,47 @@ class Answerer:
         powered = np.where(probabilities > 0, np.maximum(probabilities, 1e-30) ** (1 / t), 0.0)
         return powered / powered.sum(-1, keepdims=True)
 
-    def _by_length(self, questions: Sequence[Question]) -> list[list[int]]:
-        lengths = [len(self.tokenizer.encode(q.text, add_special_tokens=False).ids) for q in questions]
-        short = [i for i, n in enumerate(lengths) if n <= 16]
-        long = [i for i, n in enumerate(lengths) if n > 16]
+    def _has_short_answers(self, question: Question) -> bool:
+        """Whether each option is one token, as with nearly every tokenizer."""
+        if question not in self._one_token:
+            ids = self.builder(()).answer_ids
+            self._one_token[question] = all(len(ids(answer)) == 1 for answer in question.answers)
+        return self._one_token[question]
+
+    @cached_property
+    def _likelihood(self):
+        def run(params, faces, alignment, batch):
+            def at_answers(model):
+                return model.answers(model.sequence(faces, alignment, batch), batch)[1]
+
+            logits = self.model.apply({"params": params}, method=at_answers)
+            of_tokens = jax.nn.log_softmax(logits.astype(jnp.float32))
+            return jnp.take_along_axis(of_tokens, batch["lm_targets"][..., None], -1)[..., 0]
+
+        return jax.jit(run)
+
+    def _long_answers(self, faces: Faces, alignment: Alignment, question: Question) -> Float[np.ndarray, "b k"]:
+        """Probabilities of options of several tokens: the softmax of each one's likelihood, a segment an option."""
+        spell = self.builder(())
+        asked, answers = spell.question_ids(question.text), [spell.answer_ids(answer) for answer in question.answers]
+        lengths = [len(ids) for ids in answers]
+        builder = SequenceBuilder(
+            *(self.tokenizer, spell.template, self.vocabulary, (), slots_of(self.config.model, self.vocabulary)),
+            num_segments=len(answers),
+            segment_length=len(asked) + max(lengths),
+            lm_length=sum(lengths),
+        )
+        rows = builder.build([[]], open_questions=[[(asked, ids) for ids in answers]])
+        b = len(faces.image_pooled)
+        batch = {key: np.broadcast_to(value, (b, *value.shape[1:])) for key, value in cast(dict, rows).items()}
+        of_tokens = fetch(self._likelihood(self.params, faces, alignment, batch))
+        scores = np.stack([part.sum(1) for part in np.split(of_tokens, np.cumsum(lengths)[:-1], axis=1)], 1)
+        return np.asarray(option_probabilities(jnp.asarray(scores[:, None])))[:, 0]
+
+    def _by_length(self, questions: Sequence[Question], which: Sequence[int]) -> list[list[int]]:
+        lengths = {i: len(self.tokenizer.encode(questions[i].text, add_special_tokens=False).ids) for i in which}
+        short = [i for i, n in lengths.items() if n <= 16]
+        long = [i for i, n in lengths.items() if n > 16]
         return [group for group in (short, long) if group]
 
     def answerable(self, questions: Sequence[Question]) -> list[Question]:

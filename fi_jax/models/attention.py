@@ -2,6 +2,7 @@
 
 `window`: of how many tokens each sees the last, itself included (None: all before it), by positions, so that a segment
 counts on from the prefix; in a scan over layers it is an array. `softcap`: scores s become c tanh(s / c) (0: they do not).
+`full_prefix`: each token of the prefix sees all of the prefix, whatever the window (PaliGemma).
 The kernels of "flash" know neither: what needs one of them is computed by plain matrix products, and said once.
 """
 
@@ -69,6 +70,7 @@ def split_attention(
     *,
     window: Window = None,
     softcap: float = 0.0,
+    full_prefix: bool = False,
 ) -> Float[Array, "b t h d"]:
     """Attends within `layout`; equals attention over each `prefix + segment` alone, to rounding.
 
@@ -82,10 +84,11 @@ def split_attention(
         own_q, own_k, own_v = (a.reshape(b * s, n, *a.shape[2:]) for a in (q, k, v))
         out = split_attention(own_q, own_k, own_v, PrefixLayout(n), implementation, window=window, softcap=softcap)
         return out.reshape(q.shape)
-    if implementation == "flash" and _kernel_knows(window, softcap):
+    if implementation == "flash" and _kernel_knows(window, softcap, full_prefix):
         return shared_prefix_flash(q, k, v, p, n)
     prefix_q, prefix_k, prefix_v = (a[:, :p] for a in (q, k, v))
-    out = _dense(prefix_q, prefix_k, prefix_v, _causal(p, window)[None], softcap)
+    visible = np.ones((p, p), bool) if full_prefix else _causal(p, window)
+    out = _dense(prefix_q, prefix_k, prefix_v, visible[None], softcap)
     if not s:
         return out
     own_q, own_k, own_v = (a[:, p:].reshape(b, s, n, *a.shape[2:]) for a in (q, k, v))
@@ -102,6 +105,7 @@ def picked_attention(
     *,
     window: Window = None,
     softcap: float = 0.0,
+    full_prefix: bool = False,
 ) -> Float[Array, "b m h d"]:
     """`split_attention` of few tokens alone: `q` are those of tokens `at`. By plain matrix products over all keys."""
     token = jnp.arange(layout.total)
@@ -112,6 +116,8 @@ def picked_attention(
     if window is not None:
         position = jnp.asarray(layout.positions)
         visible &= position[at][..., None] - position < window
+    if full_prefix:
+        visible |= shared[at][..., None] & shared
     return _dense(q, k, v, visible, softcap)
 
 
@@ -187,12 +193,17 @@ def soft_cap(scores: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:
     return cap * jnp.tanh(scores / cap) if cap else scores
 
 
-def _kernel_knows(window, softcap: float) -> bool:
+def _kernel_knows(window, softcap: float, full_prefix: bool = False) -> bool:
     """Whether an attention of "flash" is what its kernels compute; what they cannot do is said once a program."""
-    for used, name in ((window is not None, "sliding windows"), (softcap > 0, "soft caps of attention scores")):
+    foreign = {
+        "sliding windows": window is not None,
+        "soft caps of attention scores": softcap > 0,
+        "prefixes seen in both directions": full_prefix,
+    }
+    for name, used in foreign.items():
         if used:
             _say_plain(name)
-    return window is None and not softcap
+    return not any(foreign.values())
 
 
 @functools.cache

@@ -89,7 +89,9 @@ class FaceInsight(nn.Module):
         config = self.config
         dtype, flash = jnp.dtype(config.dtype), config.attention == "flash"
         self.image_encoder = Vit(config.image_encoder, dtype=dtype, remat=config.remat, flash=flash)
-        self.image_connector = Connector(config.llm.hidden_size, dtype=dtype)
+        self.image_connector = Connector(
+            config.llm.hidden_size, dtype, config.image_connector, newline=config.image_newline
+        )
         if config.use_segmentation:
             self.segmentation_encoder = Vit(config.segmentation_encoder, dtype=dtype, remat=config.remat, flash=flash)
             self.segmentation_connector = Connector(config.llm.hidden_size, dtype=dtype)

@@ -118,7 +118,10 @@ class Attention(nn.Module):
         names = ("batch", "seq", "heads", None)
         q, k, v = (nn.with_logical_constraint(a, names) for a in (q, k, v))
         out = split_attention(
-            q, k, v, shared.layout, self.implementation, window=kind.window, softcap=self.config.attention_softcap
+            *(q, k, v, shared.layout, self.implementation),
+            window=kind.window,
+            softcap=self.config.attention_softcap,
+            full_prefix=self.config.bidirectional_prefix,
         )
         return self._output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if shared.keep_kv else None
 
@@ -129,8 +132,9 @@ class Attention(nn.Module):
         q, k, v = (self._heads(a) for a in (q, *kv))
         q = self._queries(q, cos[at], sin[at])
         k, v = checkpoint_name(self._keys(k, cos, sin), "key"), checkpoint_name(v, "value")
-        softcap = self.config.attention_softcap
-        return self._output(picked_attention(q, k, v, shared.layout, at, window=kind.window, softcap=softcap))
+        softcap, full = self.config.attention_softcap, self.config.bidirectional_prefix
+        out = picked_attention(q, k, v, shared.layout, at, window=kind.window, softcap=softcap, full_prefix=full)
+        return self._output(out)
 
     def extend(self, x, layer, prefix_kv, tail_kv, kind: Kind | None, shared: Pass):
         """Appends `b q s d` to layer `layer` of the stacked tails (None: to this layer's own) and attends to both."""

@@ -11,7 +11,6 @@ from fi_jax.config import ModelConfig, VitConfig
 from fi_jax.labels.face_parts import PALETTE
 
 
-
 def encoder_pixels(
     image: UInt8[Array, "b y x 3"] | Float[Array, "b y x 3"],
     mask: UInt8[Array, "b y x"] | Int[Array, "b y x"],

@@ -70,7 +70,7 @@ class MemoryPlan:
 def shapes_of(config: Experiment, mesh: Mesh, num_labels: int, num_questions: int) -> Shapes:
     """Sizes of one device's micro-batch of a config on a mesh."""
     model, data = config.model, config.data
-    slots = model.image_encoder.num_tokens + num_labels
+    slots = model.image_slots + num_labels * model.knowledge.tokens
     slots += model.segmentation_encoder.num_tokens if model.use_segmentation else 0
     closed = data.questions_per_face or num_questions
     return Shapes(

@@ -84,7 +84,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"\w+_connector/fc1/kernel", ("embed", "mlp")),
     (r"\w+_connector/fc1/bias", ("mlp",)),
     (r"\w+_connector/fc2/kernel", ("mlp", "embed")),
-    (r"\w+_connector/fc2/bias", ("norm",)),
+    (r"\w+_connector/(fc2/bias|newline)", ("norm",)),
     # Knowledge module and alignment head: a few small matrices.
     (r"knowledge/\w+/kernel", (None, "embed")),
     (r"knowledge/\w+/bias", ("norm",)),

@@ -7,21 +7,26 @@ from fi_jax.errors import UserError
 from fi_jax.labels.questions import Question
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.prompting.sequences import SequenceBuilder, Slots
-from fi_jax.prompting.templates import template
+from fi_jax.prompting.templates import Template, template
 
 
 def slots_of(model: ModelConfig, vocabulary: Vocabulary) -> Slots:
     """How many prefix tokens each modality takes."""
     segmentation = model.segmentation_encoder.num_tokens if model.use_segmentation else 0
-    return Slots(model.image_encoder.num_tokens, segmentation, len(vocabulary))
+    return Slots(model.image_slots, segmentation, len(vocabulary) if model.knowledge.tokens else 0)
 
 
 def training_builders(
-    config: Experiment, vocabulary: Vocabulary, tokenizer, questions: Sequence[Question]
+    config: Experiment,
+    vocabulary: Vocabulary,
+    tokenizer,
+    questions: Sequence[Question],
+    style: Template | None = None,
 ) -> list[SequenceBuilder]:
     """The kinds of sequences that steps take in turn: one, or with `data.short_segment` short and long questions.
 
-    Nothing is padded to questions that are never asked: `questions` are those that the data can answer.
+    Nothing is padded to questions that are never asked: `questions` are those that the data can answer. `style` is the
+    checkpoint's own template, where `data.template` says so.
 
     Raises:
       UserError: no question fits `data.short_segment`, or all do.
@@ -32,7 +37,7 @@ def training_builders(
     def make(questions: Sequence[Question], closed: int, free: int, length: int) -> SequenceBuilder:
         return SequenceBuilder(
             tokenizer,
-            template(data.template),
+            style or template(data.template),
             vocabulary,
             questions,
             slots_of(config.model, vocabulary),

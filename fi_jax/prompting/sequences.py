@@ -82,17 +82,23 @@ class SequenceBuilder:
 
     def _prefix(self, slots: Slots) -> Int[np.ndarray, "p"]:
         t = self.template
-        parts = [self.ids(t.opening), [IMAGE_SLOT] * slots.image]
+        # With a text behind them, the tokens that open it are apart from any that end it.
+        whole = self.tokenizer.encode(t.opening + "a")
+        opened = whole.ids[: whole.special_tokens_mask.index(0)] if t.opened_by_tokenizer else []
+        parts = [opened, self.ids(t.opening), [IMAGE_SLOT] * slots.image]
         if slots.segmentation:
             parts += [self.ids(t.between), [SEGMENTATION_SLOT] * slots.segmentation]
-        parts += [self.ids(t.between), [KNOWLEDGE_SLOT] * slots.knowledge, self.ids(t.closing)]
+        if slots.knowledge:
+            parts += [self.ids(t.between), [KNOWLEDGE_SLOT] * slots.knowledge]
+        parts.append(self.ids(t.closing))
         return np.array([token for part in parts for token in part], np.int32)
 
     def question_ids(self, text: str) -> list[int]:
         """Tokens of one question, up to where its answer is due."""
-        return self.ids(self.template.before + text + self.template.after)
+        anchor = self.template.anchor
+        return self.ids(anchor + self.template.before + text + self.template.after)[len(self.ids(anchor)) :]
 
-    def _after_question(self, text: str) -> list[int]:
+    def answer_ids(self, text: str) -> list[int]:
         """Tokens of an answer in its place; alone, a SentencePiece tokenizer would put another word start before it."""
         before = self.ids(self.template.after)
         ids = self.ids(self.template.after + self.template.answer_prefix + text)
@@ -106,7 +112,7 @@ class SequenceBuilder:
                     f"the chat template needs '{marker}', which is no token of this tokenizer; set data.template to the one "
                     "that the LLM was trained with, or to plain"
                 )
-        answer, ended = self._after_question("Yes"), self._after_question("Yes" + self.template.end)
+        answer, ended = self.answer_ids("Yes"), self.answer_ids("Yes" + self.template.end)
         if ended[:-1] != answer:
             raise UserError(
                 f"the end of an answer, {self.template.end!r}, is not one token with this tokenizer; set another data.template"
@@ -120,7 +126,7 @@ class SequenceBuilder:
         """
         ids = self.question_ids(question)
         while answer:
-            tokens = self._after_question(answer + self.template.end)
+            tokens = self.answer_ids(answer + self.template.end)
             if len(ids) + len(tokens) <= self.segment_length:
                 return ids, tokens
             answer = answer.rstrip(".").rpartition(". ")[0]
@@ -136,10 +142,10 @@ class SequenceBuilder:
         return _ClosedTokens(np.array(self.question_ids(question.text), np.int32), options, labels)
 
     def _answer_id(self, question: Question, answer: str) -> int:
-        ids = self._after_question(answer)
+        ids = self.answer_ids(answer)
         if len(ids) != 1:
             raise UserError(
-                f"answer '{answer}' of question '{question.name}' is {len(ids)} tokens with this tokenizer; it must be one"
+                f"answer '{answer}' of question '{question.name}' is {len(ids)} tokens with this tokenizer; it must be one in training"
             )
         return ids[0]
 

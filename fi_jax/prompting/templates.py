@@ -9,8 +9,9 @@ from fi_jax.errors import require_choice
 class Template:
     """Text around the shared prefix and around each question.
 
-    The prefix is `opening`, image slots, `between`, segmentation slots, `between`, knowledge slots, `closing`;
-    a segment is `before` + question + `after` + answer + `end`.
+    The prefix is `opening`, image slots, `between`, segmentation slots, `between`, knowledge slots, `closing` (where a
+    model has no map or no knowledge tokens, their slots and `between` are left out); a segment is `before` + question +
+    `after` + answer + `end`. A checkpoint's own template becomes one in `prompting.chat_template`.
     """
 
     opening: str
@@ -23,6 +24,12 @@ class Template:
     markers: tuple[str, ...] = ()
     # What stands before an answer inside its token ("▁Yes"): a space where the tokenizer marks word starts.
     answer_prefix: str = ""
+    # The token that a segment follows in the model's own format (of the picture): text behind it may be cut into other
+    # tokens than alone.
+    anchor: str = ""
+    # Before `opening` stands what the tokenizer itself opens a text with. (Spelled in `opening`, the text behind it would not
+    # be cut as the start of a text.)
+    opened_by_tokenizer: bool = False
 
 
 TEMPLATES = {

@@ -57,7 +57,7 @@ def batch_shapes(config: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     }
     if config.train.stage == "instruct":
         segmentation = model.segmentation_encoder.num_tokens if model.use_segmentation else 0
-        p = TEXT_TOKENS + model.image_encoder.num_tokens + segmentation + n
+        p = TEXT_TOKENS + model.image_slots + segmentation + n * model.knowledge.tokens
         q = (data.questions_per_face or len(questions)) + data.open_per_face
         s, k = data.segment_length, max(len(question.options) for question in questions)
         m = (s + 2) if data.open_per_face else 0

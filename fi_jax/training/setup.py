@@ -52,7 +52,7 @@ from fi_jax.training.warm_start import word_connector
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble, init_leaves, label_prompts
 from fi_jax.weights.bundle import TrainedModel, load_model
-from fi_jax.weights.tokenizers import load_tokenizer
+from fi_jax.weights.tokenizers import load_template, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,8 @@ def make_transform(
     """
     if config.train.stage != "instruct":
         return ("",), None
-    builders = training_builders(config, vocabulary, tokenizer, answerable_questions(config, vocabulary))
+    asked, style = answerable_questions(config, vocabulary), load_template(config, tokenizer)
+    builders = training_builders(config, vocabulary, tokenizer, asked, style)
 
     def transform(batch: Batch, step: int) -> Batch:
         builder = builders[step % len(builders)]

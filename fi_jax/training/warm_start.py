@@ -12,8 +12,8 @@ from fi_jax.knowledge.gcn import PromptGcn
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
-from fi_jax.prompting.templates import template
 from fi_jax.trees import unflatten
+from fi_jax.weights.tokenizers import load_template
 
 # How far a label holds, as the connector sees it: σ(s_i).
 _GATES = np.linspace(0.0, 1.0, 9, dtype=np.float32)
@@ -110,6 +110,6 @@ def word_connector(
     embedding = np.asarray(leaves["llm/embed/embedding"], np.float32)
     if config.model.llm.scale_embeddings:
         embedding = embedding * np.float32(config.model.llm.hidden_size**0.5)
-    words = words_of(vocabulary, tokenizer, embedding, template(config.data.template).answer_prefix)
+    words = words_of(vocabulary, tokenizer, embedding, load_template(config, tokenizer).answer_prefix)
     started = knowledge_connector_start(np.asarray(prompts, np.float32), words, config.train.seed)
     return {f"knowledge_connector/{path}": leaf for path, leaf in started.items()}

@@ -137,6 +137,9 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
         read = hf_config.read_llava_config(resolve_folder(weights.llava))
         _require_same("llm", read.llm, model.llm)
         _require_same("image_encoder", read.image_encoder, model.image_encoder)
+        for name in ("image_connector", "image_newline"):
+            if getattr(read, name) != getattr(model, name):
+                raise UserError(f"{weights.llava} needs model.{name} {getattr(read, name)}; set it so")
         leaves, info["llava"] = load(huggingface.load_llava, weights.llava, "")
     elif weights.llm == "smollm2" or weights.llm.endswith(".gguf"):
         # One type for all, in which none loses anything.
@@ -150,7 +153,7 @@ def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
     for part in ("image_encoder", "segmentation_encoder"):
         source, wanted = getattr(weights, part), getattr(model, part)
         if source != "random" and not (part == "segmentation_encoder" and not model.use_segmentation):
-            read_vit = hf_config.read_vit_config(resolve_folder(source))
+            read_vit = huggingface.read_vision_config(source)
             _require_same(part, replace(read_vit, image_size=wanted.image_size), wanted)
             loaded, info[part] = load(huggingface.load_vision, source, part, image_size=wanted.image_size)
             leaves |= loaded
@@ -211,7 +214,7 @@ def _require_its_base(source: str, adapter: Adapter, info: dict) -> None:
 
 def _require_same(part: str, loaded: LlmConfig | VitConfig, wanted: LlmConfig | VitConfig) -> None:
     # What the config adds on top of a checkpoint may differ.
-    ours = {"lora", "feature_layer", "merge", "pool", "drop_path", "max_position_embeddings"}
+    ours = {"lora", "feature_layer", "norm_tokens", "merge", "pool", "drop_path", "max_position_embeddings"}
     names = [name for name in wanted.__dataclass_fields__ if name not in ours]
     differing = [n for n in names if getattr(loaded, n) != getattr(wanted, n)]
     if differing:
@@ -347,7 +350,8 @@ def _pooled_by_llm(config: Experiment, leaves: Leaves, texts: list[str], tokeniz
     valid = np.array([[True] * len(row) + [False] * (length - len(row)) for row in ids])
     bare = replace(
         config.model,
-        llm=replace(config.model.llm, lora=replace(config.model.llm.lora, rank=0)),
+        # Padding stands behind a text, where causality hides it.
+        llm=replace(config.model.llm, lora=LoraConfig(), bidirectional_prefix=False),
         dtype="float32",
         attention="xla",
     )

@@ -1,6 +1,7 @@
 """A trained model as a folder: `config.json`, `weights.safetensors`, `model.json` (vocabulary, base, notes).
 
-Bundled models live in the package under `bundled/`; a run writes the same folder as `runs/N/model/` when it ends.
+Bundled models live in the package under `bundled/`; a run writes the same folder as `runs/N/model/` when it ends. A
+checkpoint of Hugging Face's, of pictures and text, is a model as well: one that nothing was trained of here.
 """
 
 from dataclasses import dataclass, field, replace
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fi_jax.config import Experiment
+from fi_jax.config import DataConfig, Dtype, Experiment, KnowledgeConfig, ModelConfig, TrainConfig, WeightsConfig
 from fi_jax.config_tree import from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
-from fi_jax.files import is_intact, write_json
+from fi_jax.files import is_intact, sha256, write_json
+from fi_jax.labels.registry import vocabulary
+from fi_jax.weights import hf_config
 from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaves import load_leaves, save_leaves
 
@@ -41,7 +44,9 @@ def save_model(folder: Path, model: TrainedModel, precision: str = "float32") ->
 
 
 def load_model(name_or_folder: str | Path) -> TrainedModel:
-    """Loads a bundled model by name, a run folder, or a model folder."""
+    """Loads a bundled model by name, a run folder, a model folder, or the folder of a checkpoint (`is_checkpoint`)."""
+    if is_checkpoint(name_or_folder):
+        return _untrained(Path(name_or_folder))
     folder = find_model(name_or_folder)
     require_intact(folder)
     config = read_config(folder / CONFIG)
@@ -55,6 +60,43 @@ def load_model(name_or_folder: str | Path) -> TrainedModel:
         raise UserError(f"{folder / WEIGHTS} is damaged: prompts {prompts.shape}, graph {graph.shape}")
     config, info = _settled(config, leaves, info)
     return TrainedModel(config, leaves, prompts, graph, info)
+
+
+def is_checkpoint(name_or_folder: str | Path) -> bool:
+    """Whether a folder is Hugging Face's, of a model of pictures and text, and not one of ours."""
+    file = Path(name_or_folder) / CONFIG
+    return file.is_file() and "vision_config" in read_object(file)
+
+
+def _untrained(folder: Path) -> TrainedModel:
+    """A checkpoint as it is: no map, no knowledge tokens, its own words around a question. Its head knows nothing."""
+    read, small = hf_config.read_llava_config(folder), 8
+    stored = Fields(read_object(folder / CONFIG), str(folder / CONFIG))
+    dtype: Dtype = "float32" if "float32" in (stored.get("dtype"), stored.get("torch_dtype")) else "bfloat16"
+    model = ModelConfig(
+        read.image_encoder,
+        # Not used.
+        read.image_encoder,
+        read.llm,
+        KnowledgeConfig(enabled=False, tokens=False, align_size=small, prompt_size=small),
+        use_segmentation=False,
+        image_connector=read.image_connector,
+        image_newline=read.image_newline,
+        dtype=dtype,
+    )
+    config = Experiment(
+        folder.name,
+        model,
+        WeightsConfig(llava=str(folder)),
+        DataConfig(vocabulary="all", image_size=read.image_encoder.image_size, template="checkpoint"),
+        train=TrainConfig(frozen_dtype=dtype),
+    )
+    names = list(vocabulary("all").names)
+    # Files by size and time: 14 GB are not read for it.
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    info = {"labels": names, "sources": [], "untrained": True, "fingerprint": sha256(repr(stamps))[:12]}
+    nothing = np.zeros((len(names), small), np.float32)
+    return TrainedModel(config, {}, nothing, np.eye(len(names), dtype=np.float32), info)
 
 
 def require_intact(folder: Path) -> None:
@@ -85,7 +127,10 @@ def find_model(name_or_folder: str | Path) -> Path:
         if (folder / WEIGHTS).is_file():
             return folder
     if Path(name_or_folder).is_dir():
-        raise UserError(f"{name_or_folder} holds no finished model (no {WEIGHTS}); did the training run end?")
+        raise UserError(
+            f"{name_or_folder} holds no finished model (no {WEIGHTS}) and no checkpoint of pictures and text; did the "
+            "training run end?"
+        )
     known = bundled_names()
     raise UserError(
         f"no model '{name_or_folder}': neither a run folder nor bundled ({', '.join(known) or 'none'}){did_you_mean(str(name_or_folder), known)}"

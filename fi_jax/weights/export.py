@@ -20,7 +20,7 @@ from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.prompting.sequences import SequenceBuilder
 from fi_jax.trees import flatten
-from fi_jax.weights import hf_config, hf_write, huggingface, leaf_table, stream
+from fi_jax.weights import hf_config, hf_write, huggingface, layouts, leaf_table, stream
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.leaves import write_safetensors
@@ -72,6 +72,12 @@ def export(
     """
     if model.config.model.segmentation_input != "map":
         raise UserError("a model that sees no map of its own faces is for ablation alone (model.segmentation_input)")
+    if model.config.model.llm.bidirectional_prefix or model.config.model.image_connector != "mlp":
+        raise UserError(
+            "a model over PaliGemma cannot be exported: its prefix needs a mask that the PyTorch module lacks"
+        )
+    if not model.config.model.knowledge.tokens:
+        raise UserError("a checkpoint that nothing was trained of needs no export: it is in PyTorch's form already")
     with atomic_folder(out) as folder:
         config = model.config
         llm = {path.removeprefix("llm/"): leaf for path, leaf in leaves.items() if path.startswith("llm/")}
@@ -219,7 +225,7 @@ def _write_merged(
         log.info(PLAIN_LLM)
         return
     if weights.llava:
-        rows, layout = leaf_table.llava_leaves(config.model.image_encoder, config.model.llm), leaf_table.LLAVA
+        rows, layout = leaf_table.llava_leaves(config.model), layouts.LLAVA
     else:
         rows = leaf_table.under("llm", leaf_table.llm_leaves(config.model.llm))
         layout = huggingface.llm_layout(resolve_folder(weights.llm), config.model.llm)
@@ -229,7 +235,7 @@ def _write_merged(
         resolve_folder(weights.llava or weights.llm),
         target,
         leaf_table.without_adapters(rows),
-        leaf_table.with_tied_head(layout, config.model.llm),
+        layouts.with_tied_head(layout, config.model.llm),
         trained,
         lambda path: config.model.llm.lora if path.startswith("llm/") else config.model.image_encoder.lora,
     )

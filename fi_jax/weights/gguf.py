@@ -11,7 +11,7 @@ from fi_jax.config import LlmConfig, RopeScaling
 from fi_jax.errors import UserError
 from fi_jax.models.rope import rope_frequencies
 from fi_jax.trees import unflatten
-from fi_jax.weights import leaf_table
+from fi_jax.weights import layouts, leaf_table
 from fi_jax.weights.json_fields import Fields
 from fi_jax.weights.leaf import Leaf
 from fi_jax.weights.llm_families import FAMILIES, Family
@@ -46,7 +46,7 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
     leaves = [replace(leaf, key=leaf.gguf) for leaf in leaf_table.without_adapters(leaf_table.llm_leaves(config))]
-    match(str(path), leaves, shapes, leaf_table.GGUF)
+    match(str(path), leaves, shapes, layouts.GGUF)
 
     def read(name: str, leaf: Leaf) -> np.ndarray:
         try:

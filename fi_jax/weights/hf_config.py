@@ -1,9 +1,9 @@
 """Hugging Face's `config.json` -> our config dataclasses, with transformers' defaults for what it leaves out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fi_jax.config import LlmConfig, VitConfig
 from fi_jax.errors import UserError, require_choice
@@ -31,6 +31,7 @@ _DINOV2 = {
     "image_size": 224, "patch_size": 14, "hidden_size": 768, "mlp_ratio": 4, "num_layers": 12, "num_heads": 12,
     "layer_norm_eps": 1e-6, "hidden_act": "gelu",
 }  # fmt: skip
+_VIT = {"patch_size": 16, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
 _IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 _HALVES = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5)}
 _LIKE_DINOV2 = {"patch_bias": True, "pre_norm": False, "layer_scale": True, **_IMAGENET}
@@ -43,14 +44,45 @@ VISION_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "dinov2": (_DINOV2, _LIKE_DINOV2),
     "dinov2_with_registers": (_DINOV2 | {"registers": 4}, _LIKE_DINOV2),
+    "vit": (_CLIP_VISION | _VIT, {"patch_bias": True, "pre_norm": False, **_HALVES}),
 }
-# Fields of towers that change what is computed, and their only value here.
-_FIXED = {"qkv_bias": True, "use_swiglu_ffn": False, "num_channels": 3}
 # LlavaConfig starts from CLIP ViT-L/14-336, not from CLIP's own defaults.
 _LLAVA_VISION = _CLIP_VISION | {
     "image_size": 336, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_layers": 24,
     "num_heads": 16,
 }  # fmt: skip
+_SO400M = _SIGLIP_VISION | {"hidden_size": 1152, "patch_size": 14, "num_heads": 16}
+
+
+@dataclass(frozen=True)
+class _Assembly:
+    """What a checkpoint of pictures and text has where its config does not say it."""
+
+    tower: str
+    # Fields of that tower, with the assembly's own defaults.
+    fields: dict[str, Any]
+    llm: str
+    layer: int = -2
+    # "default" leaves out the class token, "full" keeps all that the tower gives.
+    select: str = "default"
+
+
+ASSEMBLIES = {
+    "llava": _Assembly("clip_vision_model", _LLAVA_VISION, "llama"),
+    "llava_next": _Assembly("clip_vision_model", _LLAVA_VISION, "llama"),
+    "llava_onevision": _Assembly(
+        "siglip_vision_model",
+        _SO400M | {"intermediate_size": 4304, "image_size": 384, "num_layers": 26},
+        "qwen2",
+        -1,
+        "full",
+    ),
+    "paligemma": _Assembly(
+        "siglip_vision_model", _SO400M | {"intermediate_size": 4096, "num_layers": 27}, "gemma", -1, "full"
+    ),
+}
+# Fields of towers that change what is computed, and their only value here.
+_FIXED = {"qkv_bias": True, "use_swiglu_ffn": False, "num_channels": 3}
 _CLIP_TEXT = {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_layers": 12, "num_heads": 8,
     "max_position_embeddings": 77, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
@@ -70,10 +102,13 @@ _MOST_BLOCKS = 1000
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """A LLaVA-1.5 checkpoint: vision tower, its connector (as wide as the LLM) and LLM."""
+    """A checkpoint of pictures and text (`ASSEMBLIES`): vision tower, its connector (as wide as the LLM) and LLM."""
 
     image_encoder: VitConfig
     llm: LlmConfig
+    # As in `ModelConfig`.
+    image_connector: Literal["mlp", "linear"] = "mlp"
+    image_newline: bool = False
 
 
 def read_llm_config(folder: Path) -> LlmConfig:
@@ -89,9 +124,9 @@ def is_composite(config: Fields) -> bool:
 
 def read_vit_config(folder: Path) -> VitConfig:
     """Reads the config of a vision tower (`VISION_TOWERS`): a checkpoint of its own, or a part of CLIP, SigLIP or LLaVA."""
-    config = _typed(folder, (*VISION_TOWERS, "clip", "siglip", "llava"))
+    config = _typed(folder, (*VISION_TOWERS, "clip", "siglip", *ASSEMBLIES))
     kind = config.text("model_type", "")
-    if kind == "llava":
+    if kind in ASSEMBLIES:
         return read_llava_config(folder).image_encoder
     if kind in VISION_TOWERS:
         return _vision(config, kind, folder)
@@ -148,15 +183,38 @@ def read_clip_text_config(folder: Path) -> ClipTextConfig:
 
 
 def read_llava_config(folder: Path) -> LlavaConfig:
-    """Reads the config of a LLaVA-1.5 checkpoint (CLIP tower, two-layer projector, Llama)."""
-    config = _typed(folder, ("llava",))
-    text, vision = config.group("text_config"), config.group("vision_config")
-    if (kind := vision.text("model_type", "clip_vision_model")) != "clip_vision_model":
-        raise UserError(f"{folder} is a LLaVA with '{kind}'; only CLIP vision towers are supported")
+    """Reads the config of a LLaVA-1.5, -NeXT or -OneVision, or of a PaliGemma, with any tower and any LLM that we have.
+
+    Of a picture one view is taken: the whole of it at the tower's own size. Further views of -NeXT's and -OneVision's
+    are not.
+    """
+    config = _typed(folder, tuple(ASSEMBLIES))
+    kind = config.text("model_type", "")
+    own, vision, text = ASSEMBLIES[kind], config.group("vision_config"), config.group("text_config")
+    tower = vision.text("model_type", own.tower)
+    require_choice(f"{vision.where}: model_type", tower, ("clip_vision_model", "siglip_vision_model"))
+    defaults = own.fields if tower == own.tower else None
+    text = Fields({"model_type": own.llm, **text.values}, text.where)
+    if kind == "paligemma":
+        # Its images go through the tower's final norm. Newer files say of the LLM what holds for all of them.
+        encoder = _vision(vision, tower, folder, defaults, feature_layer=-1, norm_tokens=True)
+        plain = {name: value for name, value in text.values.items() if name != "use_bidirectional_attention"}
+        llm = replace(read_llm(Fields(plain, text.where)), bidirectional_prefix=True)
+        return LlavaConfig(encoder, llm, image_connector="linear")
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.flag("multimodal_projector_bias", True):
         raise UserError(f"{folder} has another projector than LLaVA-1.5's (two layers with biases, GELU)")
-    tower = _vision(vision, kind, folder, _LLAVA_VISION, feature_layer=_feature_layer(config))
-    return LlavaConfig(tower, read_llm(text))
+    layer = config.get("vision_feature_layer", own.layer)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise UserError(f"{config.where}: vision_feature_layer joins several layers ({layer}); one is supported")
+    encoder = _vision(vision, tower, folder, defaults, feature_layer=layer)
+    select, wanted = config.text("vision_feature_select_strategy", own.select), "full"
+    if encoder.class_token:
+        wanted = "default"
+    if select != wanted:
+        raise UserError(
+            f"{config.where}: vision_feature_select_strategy is '{select}'; with a '{tower}' it must be '{wanted}'"
+        )
+    return LlavaConfig(encoder, read_llm(text), image_newline=kind != "llava")
 
 
 def read_segformer_config(folder: Path, class_names: Sequence[str]) -> tuple[SegformerConfig, tuple[int, ...]]:
@@ -225,12 +283,3 @@ def to_names(config: Any, names: Iterable[str]) -> dict[str, Any]:
     values = {_NAMES.get(name, name): getattr(config, name) for name in names}
     back = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     return {name: back[value] if name == "hidden_act" else value for name, value in values.items()}
-
-
-def _feature_layer(config: Fields) -> int:
-    layer = config.get("vision_feature_layer", -2)
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        raise UserError(f"{config.where}: vision_feature_layer joins several layers ({layer}); LLaVA-1.5 takes one")
-    if config.get("vision_feature_select_strategy", "default") != "default":
-        raise UserError(f"{config.where}: the class token is kept among image tokens; LLaVA-1.5 drops it")
-    return layer

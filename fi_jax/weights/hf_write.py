@@ -12,8 +12,8 @@ from fi_jax.files import write_json
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights import leaf_table, stream
 from fi_jax.weights.hf_config import SEGFORMER_STAGES, to_names
+from fi_jax.weights.layouts import Layout
 from fi_jax.weights.leaf import Leaf, by_source
-from fi_jax.weights.leaf_table import Layout
 from fi_jax.weights.leaves import write_safetensors
 from fi_jax.weights.llm_families import write_llm
 from fi_jax.weights.matching import match

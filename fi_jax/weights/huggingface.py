@@ -17,11 +17,11 @@ from fi_jax.models.segformer import SegformerConfig
 from fi_jax.models.vit import resize_position_embedding
 from fi_jax.parallel.rules import fetch, place
 from fi_jax.trees import unflatten
-from fi_jax.weights import hf_config, leaf_table, stream
+from fi_jax.weights import hf_config, layouts, leaf_table, openai_clip, stream
 from fi_jax.weights.hf_config import LlavaConfig
 from fi_jax.weights.hub import resolve_folder
+from fi_jax.weights.layouts import Layout
 from fi_jax.weights.leaf import Leaf
-from fi_jax.weights.leaf_table import Layout
 from fi_jax.weights.matching import match
 from fi_jax.weights.stream import Placement
 from fi_jax.weights.tokenizers import read_tokenizer
@@ -47,7 +47,7 @@ class LoadReport:
 def load_llava(
     name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
 ) -> tuple[LlavaConfig, dict, LoadReport]:
-    """Loads LLaVA-1.5: `image_encoder/`, `image_connector/` and `llm/` of FaceInsight's tree.
+    """Loads a LLaVA or PaliGemma (`hf_config.ASSEMBLIES`): image encoder, image connector and LLM of FaceInsight's tree.
 
     Args:
       name_or_folder: e.g. "llava-hf/llava-1.5-7b-hf".
@@ -55,12 +55,12 @@ def load_llava(
       placement: from a leaf's path and shape to its sharding; None is the first local device.
 
     Raises:
-      UserError: not LLaVA-1.5, damaged, or keys and shapes that do not fit (all of them named at once).
+      UserError: none of these, damaged, or keys and shapes that do not fit (all of them named at once).
     """
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llava_config(folder)
-    leaves = leaf_table.llava_leaves(config.image_encoder, config.llm)
-    layout = leaf_table.with_tied_head(leaf_table.LLAVA, config.llm)
+    leaves = leaf_table.llava_leaves(config)
+    layout = layouts.with_tied_head(layouts.LLAVA, config.llm)
     return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
 
 
@@ -77,7 +77,14 @@ def load_llm(
 def llm_layout(folder: Path, config: LlmConfig) -> Layout:
     """How the keys of a checkpoint, of a language model alone or of one beside an encoder, become those of `llm_leaves`."""
     inside = hf_config.is_composite(hf_config.read_config(folder))
-    return leaf_table.with_tied_head(leaf_table.LLM_INSIDE if inside else leaf_table.LLM, config)
+    return layouts.with_tied_head(layouts.LLM_INSIDE if inside else layouts.LLM, config)
+
+
+def read_vision_config(name_or_file: str | Path) -> VitConfig:
+    """Returns the config of what `load_vision` loads."""
+    if str(name_or_file).endswith(openai_clip.SUFFIXES):
+        return openai_clip.read_openai_clip(Path(name_or_file))[0]
+    return hf_config.read_vit_config(resolve_folder(name_or_file))
 
 
 def load_vision(
@@ -89,20 +96,38 @@ def load_vision(
 ) -> tuple[VitConfig, dict, LoadReport]:
     """Loads a vision tower (`hf_config.VISION_TOWERS`, alone or out of a whole checkpoint) as the tree of `models.vit.Vit`.
 
+    A `.pt` or `.pth` file is read as CLIP's vision tower by OpenAI's names, which FaRL has.
+
     `image_size` resamples the position embeddings to pictures of that many pixels. Other arguments as `load_llava`.
     """
-    folder = resolve_folder(name_or_folder)
-    config = hf_config.read_vit_config(folder)
-    leaves, layout = leaf_table.vit_leaves(config), leaf_table.VISION
-    if hf_config.model_type(folder) == "llava":
-        leaves, layout = leaf_table.llava_tower_leaves(config), leaf_table.LLAVA_TOWER
-    params, report = _load(name_or_folder, folder, leaves, layout, dtype, placement)
+    if str(name_or_folder).endswith(openai_clip.SUFFIXES):
+        config, params, report = _load_openai_clip(Path(name_or_folder), dtype, placement)
+    else:
+        folder = resolve_folder(name_or_folder)
+        config = hf_config.read_vit_config(folder)
+        leaves, layout = leaf_table.vit_leaves(config), layouts.VIT if config.family == "vit" else layouts.VISION
+        if hf_config.model_type(folder) in hf_config.ASSEMBLIES:
+            leaves, layout = leaf_table.llava_tower_leaves(config), layouts.LLAVA_TOWER
+        params, report = _load(name_or_folder, folder, leaves, layout, dtype, placement)
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         old = params["position_embedding"]
         resized = resize_position_embedding(fetch(old).astype(np.float32), config).astype(old.dtype)
         params["position_embedding"] = place(resized, old.sharding)
     return config, params, report
+
+
+def _load_openai_clip(
+    file: Path, dtype: DtypeOf, placement: Placement | None
+) -> tuple[VitConfig, dict[str, Any], LoadReport]:
+    config, tensors, unused = openai_clip.read_openai_clip(file)
+    leaves = leaf_table.vit_leaves(config)
+    match(str(file), leaves, {key: tensor.shape for key, tensor in tensors.items()}, Layout())
+    flat = {}
+    for leaf in leaves:
+        value = leaf.join(tensors.__getitem__).astype(jnp.dtype(dtype(leaf.path) if callable(dtype) else dtype))
+        flat[leaf.path] = jnp.asarray(value) if placement is None else place(value, placement(leaf.path, leaf.shape))
+    return config, unflatten(flat), LoadReport((file,), unused)
 
 
 def load_clip_text(
@@ -112,7 +137,7 @@ def load_clip_text(
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_clip_text_config(folder)
     leaves = leaf_table.clip_text_leaves(config)
-    return config, *_load(name_or_folder, folder, leaves, leaf_table.CLIP_TEXT, dtype, placement)
+    return config, *_load(name_or_folder, folder, leaves, layouts.CLIP_TEXT, dtype, placement)
 
 
 def load_segformer(
@@ -130,7 +155,7 @@ def load_segformer(
     folder = resolve_folder(name_or_folder)
     source, order = hf_config.read_segformer_config(folder, class_names)
     leaves = leaf_table.segformer_leaves(source, order)
-    variables, report = _load(name_or_folder, folder, leaves, leaf_table.SEGFORMER, dtype, placement)
+    variables, report = _load(name_or_folder, folder, leaves, layouts.SEGFORMER, dtype, placement)
     return replace(source, num_labels=len(order)), variables, report
 
 

@@ -6,6 +6,7 @@ or LLM is a function here that lists its rows, and a mapping of its `config.json
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from fi_jax.config import KnowledgeConfig, LlmConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.errors import require_choice
@@ -16,80 +17,21 @@ from fi_jax.weights.leaf import Leaf
 _NO_LORA = LoraConfig()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A checkpoint family: how its keys become the table's, and which keys carry nothing that we need."""
+class Assembly(Protocol):
+    """What `llava_leaves` asks: a `ModelConfig`, or a checkpoint's own (`hf_config.LlavaConfig`)."""
 
-    # (pattern, replacement) pairs; the first that matches a key is applied.
-    renames: tuple[tuple[str, str], ...] = ()
-    unused: tuple[str, ...] = ()
+    @property
+    def image_encoder(self) -> VitConfig: ...
+    @property
+    def llm(self) -> LlmConfig: ...
+    @property
+    def image_connector(self) -> str: ...
+    @property
+    def image_newline(self) -> bool: ...
 
 
-# Buffers that some releases store and every implementation computes.
-_BUFFERS = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.num_batches_tracked")
-
-LLM = Layout((), _BUFFERS)
-# The language model inside a model of pictures and text, in both generations of its keys.
-LLM_INSIDE = Layout(
-    (
-        (r"^(?:language_model\.)?lm_head\.", "lm_head."),
-        (r"^(?:model\.)?language_model\.(?:model\.)?", "model."),
-        (r"^(?:model\.)?(vision_tower|multi_modal_projector)\.", r"\1."),
-    ),
-    (*_BUFFERS, r"(?:vision_tower|multi_modal_projector)\..*", r".*image_newline"),
-)
-# Both generations of its keys.
-LLAVA = Layout(
-    (
-        (r"^(?:language_model\.)?lm_head\.", "lm_head."),
-        (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
-        (r"^(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
-    ),
-    _BUFFERS,
-)
+# What LLaVA's keys start with (`layouts.LLAVA`).
 _LLAVA_TOWER, _LLAVA_LLM = "model.vision_tower.", "model.language_model."
-LLAVA_TOWER = replace(LLAVA, unused=(*_BUFFERS, r"model\.(?:language_model|multi_modal_projector)\..*", r"lm_head\..*"))
-# A vision tower alone, or beside its text tower. DINOv2's attention has other names in files than in the class.
-VISION = Layout(
-    (
-        (r"^vision_model\.", ""),
-        (r"^(encoder\.layer\.\d+\.attention)\.attention\.(q|k|v)[a-z]+\.", r"\1.\2_proj."),
-        (r"^(encoder\.layer\.\d+\.attention)\.output\.dense\.", r"\1.o_proj."),
-    ),
-    # SigLIP's pooling has no part in ours, nor has what hides patches from DINOv2.
-    (
-        *_BUFFERS,
-        r"text_model\..*",
-        r"(?:text|visual)_projection\.weight",
-        r"logit_(?:scale|bias)",
-        r"head\..*",
-        r"embeddings\.mask_token",
-    ),
-)
-CLIP_TEXT = Layout(
-    ((r"^text_model\.", ""),), (*_BUFFERS, r"vision_model\..*", r"visual_projection\.weight", "logit_scale")
-)
-SEGFORMER = Layout((), _BUFFERS)
-GGUF = Layout((), (r"rope_(?:freqs|factors_long|factors_short)\.weight",))
-# An adapter's keys as `peft` saves them, and as an older LLaVA has them; then those of `llm_leaves`.
-PEFT = Layout(
-    (
-        (
-            r"^(?:base_model\.model\.)?(?:model\.)?(?:language_model\.)?(?:model\.)?(layers\..*?)(?:\.default)?(\.weight)$",
-            r"model.\1\2",
-        ),
-    )
-)
-# The exported module's `state_dict`, adapters put in by `peft` or not.
-TORCH = Layout(((r"^(.*)\.base_layer\.", r"\1."), (r"^(.*\.lora_[AB])\.default\.", r"\1.")))
-
-
-def with_tied_head(layout: Layout, config: LlmConfig) -> Layout:
-    """Lets a tied model store its head all the same: it is a copy of the embeddings."""
-    return replace(layout, unused=(*layout.unused, r"lm_head\.weight")) if config.tie_embeddings else layout
-
-
 # Families whose files hold q, k and v, and gate and up, as one tensor each.
 _FUSED = ("phi3",)
 # Families whose GGUF files interleave the rows of q and k for llama.cpp's first form of RoPE.
@@ -191,11 +133,13 @@ _DINOV2_NAMES = _VitNames(
     attention="attention",
     out="o_proj",
 )
+_VIT_NAMES = replace(_DINOV2_NAMES, layers="layers", norms=("layernorm_before", "layernorm_after"))
 VIT_NAMES = {
     "clip_vision_model": _CLIP_NAMES,
     "siglip_vision_model": _CLIP_NAMES,
     "dinov2": _DINOV2_NAMES,
     "dinov2_with_registers": _DINOV2_NAMES,
+    "vit": _VIT_NAMES,
 }
 
 
@@ -230,12 +174,14 @@ def clip_text_leaves(cfg: ClipTextConfig) -> list[Leaf]:
     return leaves
 
 
-def connector_leaves(size_in: int, size_out: int, root: str) -> list[Leaf]:
-    """Rows of `models.connector.Connector`: LLaVA's projector."""
-    return [
-        *_linear("fc1", f"{root}linear_1", size_in, size_out),
-        *_linear("fc2", f"{root}linear_2", size_out, size_out),
-    ]
+def connector_leaves(
+    size_in: int, size_out: int, root: str, kind: str = "mlp", newline: str = "", single: str = "linear_1"
+) -> list[Leaf]:
+    """Rows of `models.connector.Connector`; `newline` and `single` are keys of its last token and of a layer alone."""
+    first = "linear_1" if kind == "mlp" else single
+    leaves = _linear("fc1", f"{root}{first}", size_in, size_out)
+    leaves += _linear("fc2", f"{root}linear_2", size_out, size_out) if kind == "mlp" else []
+    return [*leaves, Leaf("newline", (size_out,), newline, (0,))] if newline else leaves
 
 
 def knowledge_leaves(cfg: KnowledgeConfig, root: str) -> list[Leaf]:
@@ -257,13 +203,16 @@ def head_leaves(model: ModelConfig, root: str) -> list[Leaf]:
     return [*linear, *(Leaf(name, (), root + name, ()) for name in ("log_scale", "bias"))]
 
 
-def llava_leaves(image: VitConfig, llm: LlmConfig) -> list[Leaf]:
-    """Rows of a LLaVA: the parts of `models.face_insight.FaceInsight` that it has."""
+def llava_leaves(model: Assembly) -> list[Leaf]:
+    """Rows of a LLaVA or PaliGemma: the parts of `models.face_insight.FaceInsight` that it has."""
+    image, llm, kind = model.image_encoder, model.llm, model.image_connector
+    newline = "model.image_newline" if model.image_newline else ""
+    connector = connector_leaves(
+        _token_size(image), llm.hidden_size, "model.multi_modal_projector.", kind, newline, "linear"
+    )
     return [
         *under("image_encoder", vit_leaves(image, _LLAVA_TOWER)),
-        *under(
-            "image_connector", connector_leaves(_token_size(image), llm.hidden_size, "model.multi_modal_projector.")
-        ),
+        *under("image_connector", connector),
         *under("llm", llm_leaves(llm, _LLAVA_LLM)),
     ]
 
@@ -284,6 +233,10 @@ def torch_leaves(model: ModelConfig) -> list[Leaf]:
     for name, encoder in encoders.items():
         parts[f"{name}_encoder"] = vit_leaves(encoder, f"{name}_encoder.tower.")
         parts[f"{name}_connector"] = connector_leaves(_token_size(encoder), width, f"{name}_connector.")
+    newline = "image_connector.newline" if model.image_newline else ""
+    parts["image_connector"] = connector_leaves(
+        _token_size(model.image_encoder), width, "image_connector.", model.image_connector, newline
+    )
     return [leaf for name, leaves in parts.items() for leaf in under(name, leaves)]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fi_jax.errors import UserError
+from fi_jax.weights.layouts import Layout
 from fi_jax.weights.leaf import Leaf
-from fi_jax.weights.leaf_table import Layout
 
 
 class Match(NamedTuple):

@@ -30,7 +30,7 @@ def model_card(
     rows = "\n".join(f"| `{name}` | {what} |" for name, what in _ROWS.items() if not absent.get(name))
     labels = model.info.get("labels", [])
     sources = ", ".join(model.info.get("sources", [])) or "not recorded"
-    kind = "LlavaForConditionalGeneration" if base["model_type"] == "llava" else "AutoModelForCausalLM"
+    kind = "AutoModelForImageTextToText" if "llava" in base["model_type"] else "AutoModelForCausalLM"
     made = f", made from `{base['made_from'].get('name')}`" if own_base else ""
     load_base = '"base"' if own_base else f'"{base["name"]}"'
     adapter = f"""

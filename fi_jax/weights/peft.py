@@ -12,7 +12,7 @@ import numpy as np
 from fi_jax.config import LlmConfig, LoraConfig
 from fi_jax.errors import UserError
 from fi_jax.files import write_json
-from fi_jax.weights import leaf_table
+from fi_jax.weights import layouts, leaf_table
 from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaf import Leaf, by_source
 from fi_jax.weights.leaves import read_safetensors, write_safetensors
@@ -194,7 +194,7 @@ def _modules(tensors: Mapping[str, np.ndarray], config: LlmConfig, folder: Path,
     sides: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     wrong = []
     for key, tensor in tensors.items():
-        module, _, side = table_key(key, leaf_table.PEFT).rpartition(".lora_")
+        module, _, side = table_key(key, layouts.PEFT).rpartition(".lora_")
         ((leaf, _), *_) = wanted.get(f"{module}.lora_{side}", [(None, 0)])
         # The axis that is not the rank's.
         axis = 1 if side == "A.weight" else 0

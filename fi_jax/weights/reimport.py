@@ -7,7 +7,7 @@ import numpy as np
 
 from fi_jax.errors import UserError
 from fi_jax.trees import flatten
-from fi_jax.weights import leaf_table
+from fi_jax.weights import layouts, leaf_table
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config, read_info
 from fi_jax.weights.huggingface import load_llm
 from fi_jax.weights.json_fields import Fields, read_object
@@ -70,6 +70,6 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
         raise UserError(f"{file} lacks {' and '.join(missing)}; export it again")
     prompts, graph = state.pop("prompts"), state.pop("graph")
     rows = leaf_table.torch_leaves(config.model)
-    keys = match(str(file), rows, {key: value.shape for key, value in state.items()}, leaf_table.TORCH).keys
+    keys = match(str(file), rows, {key: value.shape for key, value in state.items()}, layouts.TORCH).keys
     leaves |= {leaf.path: leaf.join(lambda key: state[keys[key]]) for leaf in rows}
     return TrainedModel(config, leaves, prompts, graph, info)

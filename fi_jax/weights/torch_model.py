@@ -39,14 +39,18 @@ IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
 class Encoder(nn.Module):
     """A vision tower of transformers (`tower`: its config), whose features are taken as our config `c` says."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, c: dict, tower: dict):
         super().__init__()
         made = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**tower))
         # Older versions of transformers wrap the tower once more.
         self.tower: Any = getattr(made, "vision_model", made)
-        if hasattr(self.tower.embeddings, "mask_token"):
-            # It hides patches in DINOv2's own training; nothing of ours has it.
-            self.tower.embeddings.mask_token = None
+        # What hides patches in DINOv2's own training, and ViT's pooling; nothing of ours has them.
+        for part, name in ((self.tower.embeddings, "mask_token"), (self.tower, "pooler")):
+            if hasattr(part, name):
+                setattr(part, name, None)
         if c["lora"]["rank"]:
             # Families differ in the name of the layer that ends attention.
             names = [name for name in c["lora"]["targets"] if name != "o_proj"]
@@ -54,40 +58,33 @@ class Encoder(nn.Module):
             lora = peft.LoraConfig(r=c["lora"]["rank"], lora_alpha=c["lora"]["alpha"], target_modules=names)
             # `peft` leaves the adapters alone to be trained.
             peft.inject_adapter_in_model(lora, self.tower).requires_grad_(True)
-        self.layer, self.merge, self.pool, self.norm_tokens = (
-            c[name] for name in ("feature_layer", "merge", "pool", "norm_tokens")
-        )
-        self.extra = c["class_token"] + c["registers"]
-        self.grid = c["image_size"] // c["patch_size"] // c["merge"]
-        self.size = c["image_size"]
+        self.c, self.size, self.extra = c, c["image_size"], c["class_token"] + c["registers"]
         self.register_buffer("mean", torch.tensor(c["pixel_mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(c["pixel_std"]).view(1, 3, 1, 1), persistent=False)
-
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """`[b, 3, y, x]` with values 0..1 -> as the tower takes them."""
-        return (pictures - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`[b, 3, y, x]` -> tokens `[b, i, d * merge**2]` of hidden state `feature_layer`, and pooled `[b, d]`."""
         hidden = self.tower(pixels, output_hidden_states=True).hidden_states
-        m, g = self.merge, self.grid
+        m, g = self.c["merge"], self.size // self.c["patch_size"] // self.c["merge"]
         norm = getattr(self.tower, "post_layernorm", None) or self.tower.layernorm
-        tokens, last = hidden[self.layer][:, self.extra :], hidden[-1]
+        tokens, last = hidden[self.c["feature_layer"]][:, self.extra :], hidden[-1]
         # Inside a token its m x m patches lie row by row, then come their features.
-        patches = (norm(tokens) if self.norm_tokens else tokens).unflatten(1, (g, m, g, m))
-        pooled = norm(last[:, 0] if self.pool == "class" else last[:, self.extra :].mean(1))
+        patches = (norm(tokens) if self.c["norm_tokens"] else tokens).unflatten(1, (g, m, g, m))
+        pooled = norm(last[:, 0] if self.c["pool"] == "class" else last[:, self.extra :].mean(1))
         return patches.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2), pooled
 
 
 class Connector(nn.Module):
-    """Linear, exact GELU, linear: LLaVA's projector."""
+    """Linear, exact GELU, linear: LLaVA's projector; `newline`: a learnt token behind the others."""
 
-    def __init__(self, size_in: int, size_out: int):
+    def __init__(self, size_in: int, size_out: int, newline: bool = False):
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(size_in, size_out), nn.Linear(size_out, size_out)
+        self.newline = nn.Parameter(torch.zeros(size_out)) if newline else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.gelu(self.linear_1(x)))
+        x = self.linear_2(F.gelu(self.linear_1(x)))
+        return x if self.newline is None else torch.cat([x, self.newline.expand(len(x), 1, -1)], 1)
 
 
 class PromptGcn(nn.Module):
@@ -147,7 +144,7 @@ class FaceInsight(nn.Module):
         width, n = c["llm"]["hidden_size"], len(settings["labels"])
         image, seg = c["image_encoder"], c["segmentation_encoder"]
         self.image_encoder = Encoder(image, settings["towers"]["image"])
-        self.image_connector = Connector(image["hidden_size"] * image["merge"] ** 2, width)
+        self.image_connector = Connector(image["hidden_size"] * image["merge"] ** 2, width, c["image_newline"])
         self.segmentation_encoder: Encoder | None = None
         self.segmentation_connector: Connector | None = None
         if c["use_segmentation"]:
@@ -181,7 +178,7 @@ class FaceInsight(nn.Module):
         settings = json.loads((folder / "face_insight.json").read_text())
         named = settings["base"]["name"]
         found = find_base(base or (str(folder / "base") if named == "base" else named), settings["base"]["hash"])
-        kind = "LlavaForConditionalGeneration" if settings["base"]["model_type"] == "llava" else "AutoModelForCausalLM"
+        kind = "AutoModelForImageTextToText" if "llava" in settings["base"]["model_type"] else "AutoModelForCausalLM"
         llm: Any = getattr(transformers, kind).from_pretrained(found, dtype=dtype)
         if (folder / "adapter").is_dir():
             llm = peft.PeftModel.from_pretrained(llm, folder / "adapter").get_base_model()
@@ -200,7 +197,7 @@ class FaceInsight(nn.Module):
         x, size = pictures.to(self.graph.dtype) / 255.0, encoder.size
         if x.shape[-2:] != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return encoder.normalise(x)
+        return (x - encoder.mean) / encoder.std
 
     def map_to_pixels(self, mask: Tensor, encoder: Encoder) -> Tensor:
         """`[b, y, x]` class indices -> their colours as a normalised picture (nearest neighbour)."""
@@ -208,7 +205,7 @@ class FaceInsight(nn.Module):
         if mask.shape[-2:] != (size, size):
             rows, columns = ((torch.arange(size, device=mask.device) * s + s // 2) // size for s in mask.shape[-2:])
             mask = mask[:, rows][:, :, columns]
-        return encoder.normalise(self.palette[mask.long()].permute(0, 3, 1, 2) / 255.0)
+        return (self.palette[mask.long()].permute(0, 3, 1, 2) / 255.0 - encoder.mean) / encoder.std
 
     @torch.inference_mode()
     def encode(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
@@ -367,7 +364,9 @@ class FaceInsight(nn.Module):
         if self.settings["answers_by"] == "head":
             raise ValueError("this model was trained for stage 1 only and answers closed questions; see answer()")
         template = self.settings["template"]
-        asked = self.tokenizer.encode(template["before"] + text + template["after"], add_special_tokens=False).ids
+        anchor, text = template["anchor"], template["before"] + text + template["after"]
+        before, asked = (self.tokenizer.encode(t, add_special_tokens=False).ids for t in (anchor, anchor + text))
+        asked = asked[len(before) :]
         end = self.settings["end_id"]
         prefix, embed = self.encode(crop, mask)["prefix"], self.llm.get_input_embeddings()
         x = torch.cat([prefix, embed(torch.tensor([asked], device=prefix.device))], 1)

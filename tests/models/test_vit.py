@@ -1,5 +1,6 @@
 """The ViT against transformers' vision towers, at the hidden state, picture size and activation asked for."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -59,12 +60,13 @@ def test_equals_clip(tmp_path, hidden_act, feature_layer):
         ("SiglipVision", {"vision_use_head": False, "hidden_act": "gelu"}, 0),
         ("Dinov2", {"mlp_ratio": 2}, 1),
         ("Dinov2WithRegisters", {"num_register_tokens": 3}, 4),
+        ("ViT", {"intermediate_size": 40}, 1),
     ],
 )
 def test_other_families_equal_transformers_at_every_layer_and_at_other_sizes(tmp_path, kind, sizes, extra):
     model = _tower(tmp_path, kind, **sizes)
     config, params, report = load_vision(tmp_path)
-    assert all("head." in key or "mask_token" in key for key in report.unused)
+    assert all(re.search("head|mask_token|pooler", key) for key in report.unused)
     pixels = _pixels(config.image_size)
     theirs = _theirs(model, pixels)
     for layer in (-2, 0):
@@ -73,7 +75,7 @@ def test_other_families_equal_transformers_at_every_layer_and_at_other_sizes(tmp
     ours = jax.jit(Vit(replace(config, feature_layer=-1, norm_tokens=True)).apply)({"params": params}, pixels)
     np.testing.assert_allclose(ours.tokens, theirs.last_hidden_state[:, extra:].numpy(), atol=1e-4)
     if extra:
-        np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4)
+        np.testing.assert_allclose(ours.pooled, theirs.last_hidden_state[:, 0].numpy(), atol=1e-4)
     else:
         mean = theirs.hidden_states[-1].mean(1)
         np.testing.assert_allclose(ours.pooled, model.post_layernorm(mean).detach().numpy(), atol=1e-4)
@@ -84,6 +86,50 @@ def test_other_families_equal_transformers_at_every_layer_and_at_other_sizes(tmp
         ours = jax.jit(Vit(config).apply)({"params": params}, _pixels(size))
         theirs = _theirs(model, _pixels(size), **asked)
         np.testing.assert_allclose(ours.tokens, theirs.hidden_states[-2][:, extra:].numpy(), atol=1e-4)
+
+
+def _as_openai(key: str) -> str:
+    for theirs, ours in (
+        ("embeddings.class_embedding", "class_embedding"), ("embeddings.position_embedding.weight", "positional_embedding"),
+        ("embeddings.patch_embedding", "conv1"), ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post"),
+        ("encoder.layers", "transformer.resblocks"), ("layer_norm", "ln_"), ("self_attn", "attn"), ("fc1", "c_fc"),
+        ("fc2", "c_proj"),
+    ):  # fmt: skip
+        key = key.replace(theirs, ours)
+    return f"visual.{key}"
+
+
+def test_the_file_of_farl_is_a_clip_tower(tmp_path):
+    """As its authors publish it: OpenAI's names, q, k and v in one, half precision, beside a text tower."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "quick_gelu"}
+    model = _tower(tmp_path, **sizes)
+    state = {key: value for key, value in model.state_dict().items() if "position_ids" not in key}
+    parts = {
+        key: value
+        for key, value in state.items()
+        if ".q_proj." not in key and "k_proj" not in key and "v_proj" not in key
+    }
+    for key in state:
+        if ".q_proj." in key:
+            joined = torch.cat([state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            parts[key.replace("q_proj.", "in_proj_")] = joined
+    stored = {_as_openai(key): value.half() for key, value in parts.items()}
+    stored |= {"visual.proj": torch.zeros(128, 8), "logit_scale": torch.zeros(()), "ln_final.weight": torch.ones(4)}
+    torch.save({"state_dict": stored}, tmp_path / "farl.pth")
+    config, params, report = load_vision(tmp_path / "farl.pth")
+    assert (config.image_size, config.num_heads, config.num_layers) == (24, 2, 2) and "logit_scale" in report.unused
+    ours = Vit(config).apply({"params": params}, _pixels(24))
+    theirs = _theirs(model.half().float(), _pixels(24))
+    np.testing.assert_allclose(ours.tokens, theirs.hidden_states[-2][:, 1:].numpy(), atol=1e-4)
+    np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4)
+    (tmp_path / "odd.pth").write_bytes(b"no pickle")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    for name, says in (
+        ("odd.pth", "no PyTorch file of plain tensors"),
+        ("other.pth", "holds no vision tower of CLIP's"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load_vision(tmp_path / name)
 
 
 def test_a_processor_says_how_pixels_are_normalised(tmp_path):

@@ -60,13 +60,13 @@ def test_maps_become_their_palette_even_when_resized():
 def test_the_second_encoder_sees_what_the_config_says():
     vit = VitConfig(image_size=24, patch_size=8, hidden_size=12, num_heads=1)
     for sees, expected in (
-        ("map", map_to_pixels(jnp.asarray(MASK), 24)),
-        ("other_map", map_to_pixels(jnp.asarray(MASK[[2, 0, 1]]), 24)),
-        ("picture", to_pixels(jnp.asarray(IMAGE), 24)),
+        ("map", map_to_pixels(jnp.asarray(MASK), vit)),
+        ("other_map", map_to_pixels(jnp.asarray(MASK[[2, 0, 1]]), vit)),
+        ("picture", to_pixels(jnp.asarray(IMAGE), vit)),
     ):
         config = ModelConfig(image_encoder=vit, segmentation_encoder=vit, segmentation_input=sees)
         pixels, second = encoder_pixels(jnp.asarray(IMAGE), jnp.asarray(MASK), config)
-        np.testing.assert_array_equal(pixels, to_pixels(jnp.asarray(IMAGE), 24))
+        np.testing.assert_array_equal(pixels, to_pixels(jnp.asarray(IMAGE), vit))
         np.testing.assert_array_equal(second, expected)
 
 
