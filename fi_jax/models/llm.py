@@ -73,7 +73,7 @@ class Llm(nn.Module):
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=c.num_layers,
             methods=["__call__", "extend"],
@@ -163,7 +163,7 @@ class Llm(nn.Module):
             written, layers = [], {kind: self._layer("extend", kind) for kind in set(kinds)}
             by_layer = zip(self._params_by_layer(), kinds, zip(*tails), zip(*prefix), strict=True)
             for params, kind, own_tails, own_prefix in by_layer:
-                (x, new), _ = layers[kind](params, (x, own_tails), (None, own_prefix), shared)
+                (x, new), _ = layers[kind](params, {}, (x, own_tails), (None, own_prefix), shared)
                 written.append(new)
             tail_k, tail_v = zip(*written, strict=True)
         cache = cache.replace(tail_k=tail_k, tail_v=tail_v, tail_valid=tail_valid, used=cache.used + s)
@@ -191,17 +191,17 @@ class Llm(nn.Module):
             x, kv = self.layers(x, _stacked(kinds, length), shared)
             x = x if at is None else rows(x, at)
         else:
-            *params, last = self._params_by_layer()
+            *params, last = zip(self._params_by_layer(), self._rngs_by_layer(), strict=True)
             # One function a kind: layers of a kind are traced once.
             kept, layers = [], {kind: self._layer("__call__", kind) for kind in set(kinds)}
             for own, kind in zip(params, kinds, strict=False):
-                x, kv = layers[kind](own, x, shared)
+                x, kv = layers[kind](*own, x, shared)
                 kept.append(kv)
             if at is None:
-                x, kv = layers[kinds[-1]](last, x, shared)
+                x, kv = layers[kinds[-1]](*last, x, shared)
                 kept.append(kv)
             else:
-                x = self._layer("pick", kinds[-1])(last, x, shared, at)
+                x = self._layer("pick", kinds[-1])(*last, x, shared, at)
             kv = tuple(zip(*kept, strict=True)) if keep_kv else None
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         return self.norm(x), kv
@@ -209,14 +209,23 @@ class Llm(nn.Module):
     def _params_by_layer(self) -> list[dict]:
         return layer_params(self.variables["params"]["layers"], self.config.num_layers)
 
+    def _rngs_by_layer(self) -> list[dict]:
+        """What adapters draw from; nothing outside training."""
+        count = self.config.num_layers
+        if not self.config.lora.dropout or not self.has_rng("dropout"):
+            return [{}] * count
+        return [{"dropout": key} for key in jax.random.split(self.make_rng("dropout"), count)]
+
     def _layer(self, method: str, kind: Kind | None = None) -> Callable:
-        """A layer of one kind as a function of its parameters; it keeps for its backward pass what `remat` says."""
+        """A layer of one kind as a function of its parameters and what it draws from; it keeps for its backward pass what
+        `remat` says.
+        """
         layer = Layer(self.config, self.dtype, self.attention, parent=None)
 
-        def run(params, x, *rest):
+        def run(params, rngs, x, *rest):
             # The kind stands last where a scan goes through other things too.
             rest = ((*rest[0], kind), *rest[1:]) if method == "extend" else (kind, *rest)
-            return layer.apply({"params": params}, x, *rest, method=method)
+            return layer.apply({"params": params}, x, *rest, method=method, rngs=rngs)
 
         if self.remat == "none" or method == "extend":
             return run

@@ -43,6 +43,10 @@ class Linear(nn.Module):
 
     Parameters: kernel `[in, out]`, bias `[out]`, lora_a `[in, rank]` (random), lora_b `[rank, out]` (zero, so
     that step 0 equals the base model). All arithmetic is in `dtype`, whatever the parameters' dtype.
+
+    Where an rng "dropout" is given, an adapter loses each of its inputs with the chance `lora.dropout`: rows of A, the
+    same for all tokens of a step (Lin et al. 2024, LoRA Dropout), so that fused products stay as they are. peft drops
+    inputs token by token.
     """
 
     features: int
@@ -73,6 +77,8 @@ class Linear(nn.Module):
             # The variance of peft's kaiming_uniform(a=sqrt(5)): 1 / (3 in).
             init = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
             a = self.param("lora_a", init, (size, self.lora.rank)).astype(self.dtype)
+            if self.lora.dropout and self.has_rng("dropout"):
+                a = nn.Dropout(self.lora.dropout, broadcast_dims=(1,), deterministic=False)(a)
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
             b = (lora_scale(self.lora) * b).astype(self.dtype)
             # Whole but for the kernel's own cut: left alone, XLA cuts `a` for its sum too, and swaps pieces for that.

@@ -100,7 +100,7 @@ def export_peft(
         "rank_pattern": ranks,
         "alpha_pattern": {name: config.lora.alpha * rank / config.lora.rank for name, rank in ranks.items()},
         "target_modules": targets,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.lora.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -48,6 +48,20 @@ def test_equals_peft(rank, alpha):
     np.testing.assert_allclose(Linear(7, use_bias=True).apply({"params": merged}, x), want, atol=1e-5)
 
 
+def test_dropout_takes_inputs_from_the_adapter_alone_and_only_in_training():
+    x = jnp.eye(64)
+    linear = Linear(3, lora=LoraConfig(2, dropout=0.25), name="q_proj")
+    params = linear.init(jax.random.key(0), x)["params"]
+    params["lora_b"] = jnp.ones((2, 3))
+    plain, base = linear.apply({"params": params}, x), x @ params["kernel"]
+    dropped = linear.apply({"params": params}, x, rngs={"dropout": jax.random.key(1)}) - base
+    lost = np.abs(dropped).max(1) < 1e-6
+    assert 0.1 < lost.mean() < 0.45
+    np.testing.assert_allclose(dropped[~lost], (plain - base)[~lost] / 0.75, atol=1e-5)
+    # Without an rng, as in evaluation, nothing is random.
+    np.testing.assert_array_equal(linear.apply({"params": params}, x), plain)
+
+
 def test_starts_as_the_base_and_only_named_layers_adapt():
     x = jnp.ones((2, 5))
     lora = LoraConfig(2, targets=("q_proj",))
