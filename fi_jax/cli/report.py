@@ -1,6 +1,6 @@
 """Write a report of evaluations and training runs: one HTML page that opens from disk.
 
-Two evaluations give a comparison. Everything comes from predictions.jsonl, metrics.json and the runs' own logs.
+Two evaluations give a comparison, with the interval of every difference (paired, over people). Everything comes from predictions.jsonl, metrics.json and the runs' own logs.
 """
 
 import argparse
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the page."""
     from fi_jax.errors import UserError
+    from fi_jax.evaluation.differences import differences
     from fi_jax.evaluation.predictions import read_predictions
     from fi_jax.evaluation.report.cards import thumbnails_from_paths
     from fi_jax.evaluation.report.gather import compare, faces_that_differ, read_inputs
@@ -37,16 +38,17 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwrite([args.out / "index.html"], mark=b"FaceInsight report")
     evaluations, runs = read_inputs(args.inputs, args.most)
     runs = [_with_graph(run) for run in runs]
-    flips, pairs = None, []
+    flips, pairs, apart = None, [], []
     if len(evaluations) == 2 and all((e.folder / "predictions.jsonl").is_file() for e in evaluations):
         first, second = (e.folder for e in evaluations)
         flips = compare(read_predictions(first), read_predictions(second), args.most)
         pairs = faces_that_differ(first, second)
+        apart = differences(read_predictions(first), read_predictions(second))
     command = ["fi-jax", "report", *map(str, args.inputs), "--out", str(args.out)]
     command += ["--pictures"] if args.pictures else []
     command += ["--most", str(args.most)] if args.most != 24 else []
     thumbnails = thumbnails_from_paths if args.pictures else None
-    page = build_page(evaluations, runs, flips, thumbnails, shlex.join(command), pairs)
+    page = build_page(evaluations, runs, flips, thumbnails, shlex.join(command), pairs, apart)
     size = len(page.encode())
     if size > LARGEST_PAGE:
         raise UserError(f"the page would have {size / 1e6:.1f} MB, over 5 MB; show fewer mistakes with --most")

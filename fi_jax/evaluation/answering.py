@@ -109,6 +109,7 @@ def _prediction(record: FaceRecord, question: Question, source: Source, seen: bo
         number=record.numbers.get(question.name),
         # For the report's gallery, which shows faces only when asked to.
         path=str(record.image) if isinstance(record.image, Path) else None,
+        person=record.identity,
         **answered,
         **group_fields(record.labels, record.age),
     )

@@ -56,6 +56,8 @@ class Block:
     predictions: dict[str, Predictions]
     # Of a table of one's own: every label there is and the table's, with its questions and rules.
     vocabulary: Vocabulary | None = None
+    # Each face's person, or the face itself where nobody says.
+    people: tuple[str, ...] = ()
 
     @property
     def setting(self) -> str:
@@ -139,6 +141,7 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
     """
     faces: dict[tuple[str, str, bool], dict[str, int]] = {}
     groups: dict[tuple, list[tuple]] = {}
+    people: dict[tuple, list[str]] = {}
     columns: dict[tuple, dict[str, _Column]] = {}
     splits: dict[tuple, set[str]] = {}
     for p in predictions:
@@ -148,6 +151,7 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
         if p.image not in rows:
             rows[p.image] = len(rows)
             groups.setdefault(key, []).append(tuple(getattr(p, name) for name in GROUPS))
+            people.setdefault(key, []).append(p.person or p.image)
         found = columns.setdefault(key, {})
         if p.question not in found:
             found[p.question] = _Column(p)
@@ -159,6 +163,7 @@ def gather(predictions: Iterable[Prediction]) -> list[Block]:
             tuple(rows),
             dict(zip(GROUPS, zip(*groups[key], strict=True), strict=True)),
             {name: column.finish(len(rows)) for name, column in columns[key].items()},
+            people=tuple(people[key]),
         )
         for key, rows in faces.items()
     ]

@@ -56,6 +56,8 @@ class Prediction:
     age_group: str | None = None
     # The true number, where a number of one's own table is asked; `label` and `answer` are then its bins.
     number: float | None = None
+    # Who it is by the release's own numbering, where it has one: faces of one person are no two observations.
+    person: str | None = None
     # What was generated, for free-form answers.
     text: str | None = None
     # Where the picture lies, when it may be shown in a report; None by default.
@@ -90,7 +92,7 @@ _FIELDS = tuple(f.name for f in dataclasses.fields(Prediction))
 _question = cache(question)
 # Of the other fields `Prediction` checks the values.
 _TYPES: dict[str, Any] = dict.fromkeys(("image", "dataset", "task", "question", "source", "split"), str)
-_TYPES |= dict.fromkeys((*GROUPS, "text", "path"), str | None) | {"seen": bool, "probabilities": dict}
+_TYPES |= dict.fromkeys((*GROUPS, "person", "text", "path"), str | None) | {"seen": bool, "probabilities": dict}
 _TYPES["number"] = int | float | None
 _TYPE_WORDS = {
     str: "text",

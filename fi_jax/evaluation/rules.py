@@ -12,7 +12,7 @@ from fi_jax.evaluation.metrics import accuracy, as_confusion, confusion_cells, m
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import majority_of
 from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, number, scores
-from fi_jax.knowledge.consistency import decode_consistent
+from fi_jax.knowledge.consistency import decode_consistent, log_odds
 from fi_jax.knowledge.logic import RuleTable, broken, compile_rules
 from fi_jax.labels.question_bank import is_built_in
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
@@ -115,8 +115,8 @@ def _rate_stats(breaks: Bool[Array, "f r"], mask: Bool[Array, "f r"]) -> Float[A
 def consistent_options(block: Block, faces: Int[Array, "f"]) -> dict[str, Int[Array, "f"]]:
     """Decodes some faces as the likeliest answers that break no rule: the option of each question, −1 without any."""
     vocab = vocabulary_of(block)
-    probs, scope = to_labels(block, {name: column.probs[faces] for name, column in block.predictions.items()})
-    hard = decode_consistent(probs, scope, compile_rules(rules_for(vocab), vocab))
+    odds, scope = to_labels(block, {name: log_odds(column.probs[faces]) for name, column in block.predictions.items()})
+    hard = decode_consistent(odds, scope, compile_rules(rules_for(vocab), vocab))
     found = {}
     for name, column in block.predictions.items():
         places = [vocab.index(label) for label in block.question(name).labels if label]
@@ -184,6 +184,25 @@ def _positive_rates(rules: Sequence[Rule], vocab: Vocabulary, answered, annotate
     return found
 
 
+def rule_statistics(block: Block) -> Float[Array, "f 2"] | None:
+    """Whether each face's answers break a rule, and whether any rule is about them; None where none is about any."""
+    block = _judged_by_rules(block)
+    rules = rules_of(block) if block.predictions else ()
+    if not rules:
+        return None
+    answered = hard_labels(block, {name: predicted_options(c) for name, c in block.predictions.items()})
+    stats = _rate_stats(*broken(*answered, compile_rules(rules, vocabulary_of(block))))
+    return stats if stats[:, 1].any() else None
+
+
+def _judged_by_rules(block: Block) -> Block:
+    """Without questions of a table of one's own that predictions alone do not tell the labels of."""
+    own = {question.name for question in block.vocabulary.questions} if block.vocabulary else set()
+    return replace(
+        block, predictions={name: one for name, one in block.predictions.items() if name in own or is_built_in(name)}
+    )
+
+
 def judge_rules(
     block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap, consistent: bool = True
 ) -> dict | None:
@@ -193,11 +212,8 @@ def judge_rules(
     where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, how often each label is
     answered (`positive_rates`), up to `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
     """
-    # What a table's own questions are about, predictions alone do not tell.
-    own = {question.name for question in block.vocabulary.questions} if block.vocabulary else set()
-    judged_by = {name: one for name, one in block.predictions.items() if name in own or is_built_in(name)}
-    block = replace(block, predictions=judged_by)
-    if not judged_by:
+    block = _judged_by_rules(block)
+    if not block.predictions:
         return None
     rules = rules_of(block)
     vocab = vocabulary_of(block)

@@ -6,28 +6,37 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from fi_jax.knowledge.logic import EXACTLY_ONE, EXCLUDES, IMPLIES, RuleTable, broken
 
-# Probabilities are kept this far from 0 and 1, so that log-odds are finite.
-_EDGE = 1e-7
+# Log-odds beyond this are as sure as any: the solver takes finite numbers.
+_SURE = 100.0
+_LEAST = 1e-40
+
+
+def log_odds(probs: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... k"]:
+    """Log-odds of each option of a question against its others, exact also where float32 rounds an option to 1."""
+    probs = np.asarray(probs, np.float64)
+    others = probs.sum(-1, keepdims=True) - probs
+    return np.log(np.maximum(probs, _LEAST)) - np.log(np.maximum(others, _LEAST))
 
 
 def decode_consistent(
-    probs: Float[np.ndarray, "b n"], in_scope: Bool[np.ndarray, "b n"], table: RuleTable
+    odds: Float[np.ndarray, "b n"], in_scope: Bool[np.ndarray, "b n"], table: RuleTable
 ) -> Bool[np.ndarray, "b n"]:
     """Returns the most probable answers of each face that break no rule in scope; False out of scope.
 
-    Labels of an exactly-one group that is wholly in scope are one categorical variable, its probabilities
-    normalised over the group; every other label is a Bernoulli variable. Faces whose likeliest answers break
+    `odds` are log-odds, which keep apart what probabilities near 1 no longer do. Labels of an exactly-one group that
+    is wholly in scope are one categorical variable, its probabilities normalised over the group; a label of two groups
+    takes part in both; every other label is a Bernoulli variable. Faces whose likeliest answers break
     nothing are left alone; of the others, only the labels that rules tie to the broken ones are solved for
     again, which is exact, since rules never join the rest. No violation is left, so a violation rate taken
     afterwards is zero by construction: report what the decoding costs in accuracy instead.
 
     Raises `ValueError` when the rules contradict each other.
     """
-    probs, in_scope = np.asarray(probs, np.float64), np.asarray(in_scope, bool)
-    answers = np.stack([_likeliest(p, scope, table) for p, scope in zip(probs, in_scope, strict=True)])
+    odds, in_scope = np.clip(np.asarray(odds, np.float64), -_SURE, _SURE), np.asarray(in_scope, bool)
+    answers = np.stack([_likeliest(face, scope, table) for face, scope in zip(odds, in_scope, strict=True)])
     breaks, mask = broken(answers, in_scope, table)
     for face in np.flatnonzero(breaks.any(-1)):
-        answers[face] = _repaired(answers[face], probs[face], in_scope[face], breaks[face], mask[face], table)
+        answers[face] = _repaired(answers[face], odds[face], in_scope[face], breaks[face], mask[face], table)
     return answers
 
 
@@ -38,23 +47,23 @@ def _groups(in_scope: Bool[np.ndarray, "n"], table: RuleTable) -> list[np.ndarra
     return [group for group in groups if in_scope[group].all()]
 
 
-def _likeliest(p: np.ndarray, in_scope: np.ndarray, table: RuleTable) -> np.ndarray:
-    answer = (p > 0.5) & in_scope
+def _likeliest(odds: np.ndarray, in_scope: np.ndarray, table: RuleTable) -> np.ndarray:
+    answer = (odds > 0) & in_scope
     for group in _groups(in_scope, table):
         answer[group] = False
-        answer[group[np.argmax(p[group])]] = True
+        answer[group[np.argmax(odds[group])]] = True
     return answer
 
 
 def _repaired(
-    answer: np.ndarray, p: np.ndarray, in_scope: np.ndarray, breaks: np.ndarray, mask: np.ndarray, table: RuleTable
+    answer: np.ndarray, odds: np.ndarray, in_scope: np.ndarray, breaks: np.ndarray, mask: np.ndarray, table: RuleTable
 ) -> np.ndarray:
     """Returns one face's answers with everything that is tied to a broken rule solved for again."""
     rules = []
     for row in np.flatnonzero(mask):
         members = table.members[row][table.valid[row]]
         rules.append((table.kind[row], table.premise[row], members[in_scope[members]], breaks[row]))
-    free = _tied_to_broken(rules, len(p))
+    free = _tied_to_broken(rules, len(odds))
     column = np.cumsum(free) - 1
     matrix, lower, upper = [], [], []
     for kind, premise, members, _ in rules:
@@ -70,7 +79,7 @@ def _repaired(
             lower.append({IMPLIES: 0, EXACTLY_ONE: 1}.get(int(kind), -np.inf))
             upper.append(np.inf if kind == IMPLIES else 1)
     found = milp(
-        -_gains(p, in_scope, table)[free],
+        -_gains(odds, in_scope, table)[free],
         integrality=np.ones(int(free.sum())),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(np.array(matrix), np.array(lower), np.array(upper)),
@@ -83,13 +92,15 @@ def _repaired(
     return repaired
 
 
-def _gains(p: np.ndarray, in_scope: np.ndarray, table: RuleTable) -> np.ndarray:
+def _gains(odds: np.ndarray, in_scope: np.ndarray, table: RuleTable) -> np.ndarray:
     """Returns how much the log-probability of all answers gains when a label's answer is yes."""
-    p = np.clip(p, _EDGE, 1 - _EDGE)
-    gains = np.log(p) - np.log1p(-p)
-    for group in _groups(in_scope, table):
+    gains, groups = odds.copy(), _groups(in_scope, table)
+    for group in groups:
+        gains[group] = 0.0
+    for group in groups:
         # One choice: its log-probability; what the others' "no" is worth is already in it.
-        gains[group] = np.log(p[group] / p[group].sum())
+        chosen = -np.logaddexp(0.0, -odds[group])
+        gains[group] += chosen - np.logaddexp.reduce(chosen)
     return gains
 
 

@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fi_jax.knowledge.consistency import decode_consistent
+from fi_jax.knowledge import consistency
+from fi_jax.knowledge.consistency import log_odds
 from fi_jax.knowledge.logic import broken, compile_rules
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
@@ -21,8 +22,14 @@ N = len(NAMES)
 ALL = np.array(list(itertools.product([False, True], repeat=N)))
 
 
+def decode_consistent(p, scope, table):
+    """Of probabilities of yes."""
+    return consistency.decode_consistent(log_odds(np.stack([p, 1 - p], -1))[..., 0], scope, table)
+
+
 def log_probability(assignments, p, groups):
     """Log-probability up to a constant: Bernoulli labels, and groups as one normalised choice."""
+    # A label of two groups is chosen in both.
     grouped = np.zeros(N, bool)
     total = np.zeros(len(assignments))
     for group in groups:
@@ -34,7 +41,7 @@ def log_probability(assignments, p, groups):
 
 @st.composite
 def rule_sets(draw):
-    """Random rules that some assignment keeps, with at most one exactly-one group over g and h and one more."""
+    """Random rules, with no exactly-one group, one, or two that share labels."""
     rules = []
     for _ in range(draw(st.integers(1, 5))):
         kind = draw(st.sampled_from(["implies", "excludes", "at_most_one"]))
@@ -43,9 +50,8 @@ def rule_sets(draw):
             rules.append(Rule(kind, tuple(labels), "test"))
         else:
             rules.append((implies if kind == "implies" else excludes)(labels[0], labels[1:], "test"))
-    if draw(st.booleans()):
-        rules.append(Rule("exactly_one", ("f", "g", "h"), "test"))
-    return tuple(rules)
+    groups = draw(st.sampled_from([(), ("fgh",), ("fgh", "efg")]))
+    return (*rules, *(Rule("exactly_one", tuple(group), "test") for group in groups))
 
 
 @settings(deadline=None, max_examples=60)
@@ -55,12 +61,15 @@ def test_brute_force_agrees(rules, seed, whole_scope):
     table = compile_rules(rules, VOCAB)
     p = rng.uniform(0.02, 0.98, (2, N))
     scope = np.ones((2, N), bool) if whole_scope else rng.random((2, N)) < 0.8
-    got = decode_consistent(p, scope, table)
-    for answer, probability, asked in zip(got, p, scope, strict=True):
+    legal_of = []
+    for asked in scope:
         candidates = ALL[~(ALL & ~asked).any(1)]
-        asked_of_all = np.broadcast_to(asked, candidates.shape)
-        legal = candidates[~broken(candidates, asked_of_all, table)[0].any(1)]
-        groups = [np.array([5, 6, 7])] if rules[-1].kind == "exactly_one" and asked[5:].all() else []
+        legal_of.append(candidates[~broken(candidates, np.broadcast_to(asked, candidates.shape), table)[0].any(1)])
+        assume(len(legal_of[-1]))
+    got = decode_consistent(p, scope, table)
+    for answer, probability, asked, legal in zip(got, p, scope, legal_of, strict=True):
+        every = [np.array([NAMES.index(c) for c in rule.labels]) for rule in rules if rule.kind == "exactly_one"]
+        groups = [group for group in every if asked[group].all()]
         best = log_probability(legal, probability, groups).max()
         assert not broken(answer[None], asked[None], table)[0].any()
         np.testing.assert_allclose(log_probability(answer[None], probability, groups)[0], best, rtol=1e-9)
@@ -86,6 +95,14 @@ def test_sure_answers_do_not_upset_the_solver():
     p = np.array([[1.0, 1.0, 0, 0, 0, 0, 1, 1], [0.0] * N])
     got = decode_consistent(p, np.ones(p.shape, bool), table)
     assert got[0, :2].sum() == 1 and got[0, 6:].all() and not got[1].any()
+
+
+def test_of_two_sure_answers_the_surer_one_stands():
+    """Float32 has both at 1, their other options tell them apart."""
+    table = compile_rules([excludes("a", "b", "test")], VOCAB)
+    odds = log_odds(np.array([[1.0, 1e-20], [1.0, 1e-12]], np.float32))[:, 0]
+    got = consistency.decode_consistent(np.array([[*odds, *[-1.0] * 6]]), np.ones((1, N), bool), table)
+    assert got[0, :2].tolist() == [True, False]
 
 
 def test_contradicting_rules_are_named():

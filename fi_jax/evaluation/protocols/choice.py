@@ -8,7 +8,7 @@ race classes, never mapped onto another set's; the task exists to measure bias a
 is not for use on people. Faces whose release says "unsure" (RAF-DB) are unknown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,7 +88,20 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
     `calibration`, `faces` (known truths), `unreadable` (free-form answers that could not be read); of a single choice
     also `confusion` and `per_class`, of attributes `per_attribute` and the number of `answers`.
     """
-    found = {}
+    return {
+        task: _Judged(columns, block, baselines, bootstrap).result(task, measured)
+        for task, measured, columns in _tasks(block)
+    }
+
+
+def statistics(block: Block) -> Iterator[tuple[str, Sequence[Metric], Float[Array, "f s"], Array]]:
+    """Yields each task of choices with its metrics, each face's statistics, and which faces count."""
+    for task, measured, columns in _tasks(block):
+        judged = _Judged(columns, block, {}, Bootstrap(resamples=1))
+        yield task, measured, judged.stats, judged.counted
+
+
+def _tasks(block: Block) -> Iterator[tuple[str, Sequence[Metric], list[Predictions]]]:
     own = {
         column.task: OWN_CHOICE_METRICS
         for column in block.predictions.values()
@@ -97,8 +110,7 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
     for task, measured in {ATTRIBUTE: ATTRIBUTE_METRICS, **CHOICES, **own}.items():
         columns = [column for column in block.of_task(task) if (column.known_target >= 0).any()]
         if columns:
-            found[task] = _Judged(columns, block, baselines, bootstrap).result(task, measured)
-    return found
+            yield task, measured, columns
 
 
 class _Judged:

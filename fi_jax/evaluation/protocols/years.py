@@ -4,7 +4,7 @@ Two estimators read the number: the expected value (Rothe et al., DEX, IJCV 2018
 absolute error. Both are reported; the model says which is the headline (chosen on validation faces when it was packed).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,14 @@ ERROR = Metric("mae_years", metrics.mean_error, higher_is_better=False)
 
 def _error_stats(years: Float[Array, "f"], truth: Float[Array, "f"], counted: Bool[Array, "f"]) -> Float[Array, "f 2"]:
     return np.stack([np.where(counted, np.abs(years - truth), 0), counted], -1)
+
+
+def statistics(block: Block) -> Iterator[Float[np.ndarray, "f 2"]]:
+    """Yields each face's error, and whether it counts, of every question about years; an unread answer is left out."""
+    for column in block.of_task(TASK):
+        counted = ~np.isnan(column.years) & ~np.isnan(column.predicted_years)
+        if counted.any():
+            yield _error_stats(column.predicted_years, column.years, counted)
 
 
 def judge(

@@ -10,6 +10,7 @@ import numpy as np
 
 from fi_jax import __version__
 from fi_jax.data.datasets import dataset_title
+from fi_jax.evaluation.differences import Difference
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.compare import compare_figure
 from fi_jax.evaluation.figures.curves import curves_figure
@@ -25,7 +26,7 @@ from fi_jax.evaluation.figures.summary import (
 from fi_jax.evaluation.predictions import Prediction
 from fi_jax.evaluation.report.cards import Budget, Thumbnails, data_uri, flip_cards, mistake_cards, rule_blocks
 from fi_jax.evaluation.report.gather import Evaluation, Flips, Run
-from fi_jax.evaluation.report.tables import ablation_table, comparison_table, flip_table
+from fi_jax.evaluation.report.tables import ablation_table, comparison_table, difference_table, flip_table
 from fi_jax.evaluation.results import Result, cells_of, results_of
 from fi_jax.evaluation.results_tables import results_table
 from fi_jax.evaluation.titles import setting_of, task_title, who
@@ -140,6 +141,7 @@ def build_page(
     thumbnails: Thumbnails | None = None,
     command: str = "",
     pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]] = (),
+    apart: Sequence[Difference] = (),
 ) -> str:
     """Returns the report as one HTML document that needs no network.
 
@@ -150,6 +152,7 @@ def build_page(
       thumbnails: how to get pictures; None shows none, which is the default because data sets are research-only.
       command: the command that makes this page again.
       pairs: both models' answers about single faces, to be shown side by side (`gather.faces_that_differ`).
+      apart: two evaluations' differences with their intervals (`evaluation.differences`).
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -157,6 +160,8 @@ def build_page(
     names = tuple(e.name for e in evaluations[:2])
     page_tables = [ablation_table(evaluations), comparison_table(evaluations)] if len(evaluations) > 1 else []
     cards = []
+    if apart:
+        page_tables.insert(0, difference_table(apart, (names[0], names[1])))
     if flips:
         first, second = names
         page_tables.append(flip_table(flips, (first, second)))

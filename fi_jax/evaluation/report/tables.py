@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from fi_jax.data.datasets import dataset_title
+from fi_jax.evaluation.differences import Difference
 from fi_jax.evaluation.report.gather import Evaluation, Flips
 from fi_jax.evaluation.results import Cell, cells_of
 from fi_jax.evaluation.results_tables import faces_of
 from fi_jax.evaluation.table import Table
 from fi_jax.evaluation.titles import (
+    SOURCE_TITLES,
     format_difference,
     format_interval,
     format_value,
@@ -88,6 +90,23 @@ def ablation_table(evaluations: Sequence[Evaluation]) -> Table:
         listed = "; ".join(changed[:MOST_CHANGES]) + more if changed else "no field of the config differs"
         notes.append(f"{evaluation.name} against {name}: {listed}.")
     return _comparison(f"Ablation, against {name}", [e.name for e in evaluations], rows, notes, bold=False)
+
+
+def difference_table(found: Sequence[Difference], names: tuple[str, str]) -> Table:
+    """Both models' metrics on the faces that both answered about, and the interval of their difference."""
+    rows = []
+    for one in found:
+        said = [format_value(one.metric, value) for value in (one.first, one.second)]
+        between = " to ".join(format_difference(one.metric, edge) for edge in (one.low, one.high))
+        difference = format_difference(one.metric, one.second - one.first)
+        about = [dataset_title(one.dataset), task_title(one.task), metric_title(one.metric), SOURCE_TITLES[one.source]]
+        rows.append([*about, f"{one.faces:,} of {one.people:,}", *said, f"{difference} ({between})"])
+    header = ["data set", "task", "metric", "who", "faces of people", *names, "difference (95 %)"]
+    notes = [
+        "Paired bootstrap over people, the same draws for both: an interval without 0 is no accident of the faces."
+    ]
+    tags = [{"dataset": one.dataset, "task": one.task} for one in found]
+    return Table(header, rows, notes, "Differences", tags=tags)
 
 
 def flip_table(flips: Mapping[tuple, Flips], names: tuple[str, str]) -> Table:
