@@ -4,7 +4,7 @@ Everything here is public and stable: names, arguments and results change only w
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from fi_jax.inference.answerer import Answerer, load_answerer
 from fi_jax.inference.answers import Request, Response
 from fi_jax.inference.batch_prediction import FacePrediction, Picture, predict_faces
 from fi_jax.inference.conversation import respond
+from fi_jax.labels.facts import Statement
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.pictures.crop import Box
@@ -58,6 +59,7 @@ class Model:
         face: int = 0,
         box: Box | None = None,
         by: By = "llm",
+        known: Mapping[str, Statement] | None = None,
     ) -> Response:
         """Answers one question in words about a face.
 
@@ -67,6 +69,8 @@ class Model:
           face: which face, 1 for the largest; 0 takes the largest.
           box: left, top, right, bottom of the face in pixels; no face is searched for then.
           by: the LLM, or the alignment head alone (faster; closed questions only).
+          known: what is certain of this face, by question: `{"gender": "female", "age": 71, "Smiling": True}`. It is
+            answered as stated, what a rule makes of it too, and the other answers follow it.
 
         Returns:
           The response; `.to_text()` and `.to_json(name)` give lines and plain values.
@@ -74,7 +78,7 @@ class Model:
         Raises:
           UserError: the picture cannot be read or holds no face, or the question cannot be answered.
         """
-        return self.respond(image, Request(question, by_llm=self._by(by)), face, box)
+        return self.respond(image, Request(question, by_llm=self._by(by), known=known), face, box)
 
     def describe(self, image: PictureLike, *, face: int = 0, box: Box | None = None) -> str:
         """Describes a face in a few sentences. Arguments and errors are those of `ask`."""
@@ -89,13 +93,14 @@ class Model:
         face: int = 0,
         box: Box | None = None,
         by: By = "llm",
+        known: Mapping[str, Statement] | None = None,
     ) -> Response:
         """Answers every closed question about a face, race only when asked for.
 
         With `consistent`, the answers are the most probable ones that break no rule. Other arguments and errors are
         those of `ask`.
         """
-        request = Request(everything=True, race=race, consistent=consistent, by_llm=self._by(by))
+        request = Request(everything=True, race=race, consistent=consistent, by_llm=self._by(by), known=known)
         return self.respond(image, request, face, box)
 
     def predict(

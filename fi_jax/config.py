@@ -67,6 +67,11 @@ class DataConfig:
     """Faces in: which sets, at what size, how many questions a face."""
 
     sources: tuple[SourceConfig, ...] = ()
+    # Share of each set's training faces whose attributes are treated as unknown (for ablation; other labels stay).
+    withheld: float = 0.0
+    # Releases whose annotation files are counted beside the faces trained on: which labels go together. Of CelebA and
+    # FairFace no picture is needed.
+    counted: tuple[SourceConfig, ...] = ()
     # Built-in ("faces", "celeba", …), the name of a schema, or several joined by "+": "faces+my_table".
     vocabulary: str = "faces"
     # The schemas (YAML) of tables of one's own; filled in from the sources `table:SCHEMA` when a config is read.
@@ -84,6 +89,9 @@ class DataConfig:
     # Tokens of a short segment; 0 for one length. Every second step then asks the questions that fit a short segment
     # alone, the next one the longer ones, fewer of them, and the open ones: nothing is padded to the longest.
     short_segment: int = 0
+    # Of them, questions about labels that are not annotated, but that rules tie to some that are: they teach the LLM
+    # through L_c alone.
+    companions_per_face: int = 1
     # How a conversation is spelled for the LLM (`prompting.templates`); "checkpoint": as its own chat template says.
     template: Literal["chatml", "vicuna", "plain", "checkpoint"] = "chatml"
     # Free-form questions asked about each face in training, with answers made from its labels.
@@ -128,6 +136,8 @@ class LossConfig:
     # Error of reconstructed patches; stage `pretrain` has this term alone.
     pixels: float = 1.0
     logic_form: Literal["semantic", "lcp"] = "semantic"
+    # Which rules L_c holds a face to: those that its annotations anchor, or all of them whatever is known (until 0.2).
+    logic_scope: Literal["anchored", "vocabulary"] = "anchored"
     # alpha of the lcp form: weight of the excluded against the implied frequency.
     logic_alpha: float = 1.0
 

@@ -28,12 +28,15 @@ class LoraConfig:
 
     rank: int = 0
     alpha: float = 16.0
+    # Share of its inputs that an adapter does without, drawn anew at every step of training.
+    dropout: float = 0.0
     # Names of the linear layers that get an adapter, as Hugging Face calls them.
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     def __post_init__(self):
         check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
         check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
+        check(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -220,8 +223,17 @@ class KnowledgeConfig:
     align_size: int = 512
     leaky_slope: float = 0.2
     residual: bool = True
-    # Knowledge tokens are multiplied by sigma(s_i); False leaves them ungated.
+    # What the alignment head's scores are: softmax over each exactly-one group and sigma(s_i) of the other labels, or
+    # sigma(s_i) of every label (models of 0.2 and before).
+    head: Literal["categorical", "bernoulli"] = "categorical"
+    # Knowledge tokens are multiplied by the label's probability; False leaves them ungated.
     gated: bool = True
+    # Message passing over a face's own scores (`knowledge.score_graph`): from the counts' log-lift, or from that of
+    # shuffled labels (for ablation).
+    score_graph: Literal["off", "lift", "shuffled"] = "off"
+    # How strong the counted edges are at the start, and the rank of those learnt from the labels' prompts (0: none).
+    score_strength: float = 0.2
+    score_rank: int = 16
     # Width of T_p^0: the text encoder's output size.
     prompt_size: int = 768
     # False: no knowledge tokens in the sequence (a checkpoint that was not trained with them).
@@ -231,6 +243,7 @@ class KnowledgeConfig:
         check_words(self, "knowledge.")
         check(0 <= self.tau <= 1, f"knowledge.tau is {self.tau}; it must lie in [0, 1]")
         check(0 <= self.omega < 1, f"knowledge.omega is {self.omega}; it must lie in [0, 1)")
+        check(self.score_rank >= 0, f"knowledge.score_rank is {self.score_rank}; it must be 0 (none) or more")
         check(self.depth >= 1, f"knowledge.depth is {self.depth}; it must be at least 1")
 
 

@@ -7,6 +7,8 @@ from fi_jax.errors import UserError, require_choice
 
 # Fields of old configs that are gone, and what to do.
 RETIRED: dict[str, str] = {}
+# Fields that configs written before lack, and what they were then.
+_BEFORE: dict[str, dict[str, object]] = {"model.knowledge": {"head": "bernoulli"}}
 
 
 def to_dict(config) -> dict:
@@ -36,6 +38,7 @@ def from_dict(cls, values: dict, path: str = ""):
         raise UserError(f"config field '{path or 'the top'}' is {values!r}; it must be a group of fields")
     hints = typing.get_type_hints(cls)
     values = {key: value for key, value in values.items() if f"{path}.{key}" not in RETIRED}
+    values = _BEFORE.get(path, {}) | values
     for key in values:
         require_choice(f"config field under '{path or 'the top'}'", key, hints)
     return cls(**{key: _from_plain(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in values.items()})

@@ -17,6 +17,7 @@ from fi_jax.config import (
     VitConfig,
     WeightsConfig,
 )
+from fi_jax.knowledge.choices import head_groups
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
@@ -137,7 +138,9 @@ def make_small() -> Small:
     n = len(vocabulary)
     graph = rng.random((n, n)).astype(np.float32) * (rng.random((n, n)) < 0.3) + np.eye(n, dtype=np.float32)
     constants = Constants(
-        jnp.asarray(rng.normal(size=(n, 20)), jnp.float32), jnp.asarray(graph / graph.sum(1, keepdims=True))
+        jnp.asarray(rng.normal(size=(n, 20)), jnp.float32),
+        jnp.asarray(graph / graph.sum(1, keepdims=True)),
+        head_groups(config.model.knowledge, vocabulary),
     )
     rules = RuleTable(*map(jnp.asarray, compile_rules(rules_for(vocabulary), vocabulary)))
     inputs = StepInputs(frozen, constants, rules)

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "knowledge": {"labels"},
     "models": {"labels", "knowledge"},
     "prompting": {"labels", "knowledge", "models"},
-    "weights": {"labels", "models", "prompting", "parallel"},
+    "weights": {"labels", "knowledge", "models", "prompting", "parallel"},
     "faces": {"labels", "pictures", "models", "weights"},
     "data": {"labels", "pictures", "knowledge", "faces"},
     "training": {"labels", "knowledge", "models", "prompting", "parallel", "weights", "faces", "data"},

@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from fi_jax.config import Experiment, MeshConfig, VitConfig
+from fi_jax.knowledge.choices import head_groups
 from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.knowledge.score_graph import Relations
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.models.face_insight import Constants
@@ -133,11 +135,14 @@ def _generator(shape, dtype, sharding):
 
 def random_constants(config: Experiment, seed: int = 0) -> Constants:
     """T_p^0 and a sparse Ĉ of the right shapes."""
-    n = len(vocabulary(config.data.vocabulary))
+    words = vocabulary(config.data.vocabulary)
+    n = len(words)
     rng = np.random.default_rng(seed)
     graph = np.eye(n, dtype=np.float32) * 0.8 + rng.dirichlet(np.full(n, 0.1), n).astype(np.float32) * 0.2
     prompts = rng.normal(size=(n, config.model.knowledge.prompt_size)).astype(np.float32)
-    return Constants(jnp.asarray(prompts), jnp.asarray(graph))
+    related = Relations(np.log(graph + 0.1), np.full(n, 0.3)) if config.model.knowledge.score_graph != "off" else None
+    groups = head_groups(config.model.knowledge, words)
+    return Constants(jnp.asarray(prompts), jnp.asarray(graph), groups, related)
 
 
 def rule_table(config: Experiment) -> RuleTable:

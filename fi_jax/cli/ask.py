@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--consistent", action="store_true", help="with --all: the most probable answers that break no rule"
     )
+    parser.add_argument(
+        "--known",
+        action="append",
+        default=[],
+        metavar="QUESTION=ANSWER",
+        help="what is certain of the face: gender=female, age=71, Smiling=yes; the other answers follow it",
+    )
     parser.add_argument("--head", action="store_true", help="answer by the alignment head instead of the LLM (faster)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; of several answers, one a line")
     parser.add_argument("--figure", metavar="F.png", help="save photo, segmentation map and answers as a picture")
@@ -136,6 +143,16 @@ def _find(model, path: Path, args: argparse.Namespace) -> _Face:
     return _Face(path, image, box, len(faces))
 
 
+def _known(statements: list[str]) -> dict[str, str]:
+    """Reads `QUESTION=ANSWER`."""
+    from fi_jax.errors import UserError
+
+    pairs = [statement.partition("=") for statement in statements]
+    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
+        raise UserError(f"--known {wrong[0]}: write QUESTION=ANSWER, as in --known gender=female")
+    return {name: value for name, _, value in pairs}
+
+
 def _typed() -> Iterator[str]:
     """Questions as they are typed, until the end of the input."""
     print("Questions about this face, one a line; Ctrl-D ends.", file=sys.stderr)
@@ -149,7 +166,14 @@ def _answer(model, face: _Face, question: str | None, args: argparse.Namespace, 
     from fi_jax.inference.answers import Request
 
     everything = args.all or bool(args.figure)
-    request = Request(question, everything=everything, race=args.race, by_llm=not args.head, consistent=args.consistent)
+    request = Request(
+        question,
+        everything=everything,
+        race=args.race,
+        by_llm=not args.head,
+        consistent=args.consistent,
+        known=_known(args.known),
+    )
     with _step("answering (a first run compiles programs, which are kept)"):
         response = model.respond(face.image, request, box=face.box)
     if args.figure:

@@ -1,7 +1,8 @@
-"""Compute, save and draw the co-occurrence graph of a data set's annotations (C and Ĉ).
+"""Compute, save and draw the co-occurrence graph of the annotations of data sets (C and Ĉ).
 
 CelebA needs its annotation files alone, no picture; splits are its official partition. Other sets are read as
-for training. Leaves graph.npz (counts, P, C, Ĉ), graph.json (settings, edges) and graph.png under --out; with
+for training, but with --countable CelebA's and FairFace's annotation files as training counts them: never of a face
+that is evaluated. Several sets are counted together, and --bridges adds what connects them. Leaves graph.npz (counts, P, C, Ĉ), graph.json (settings, edges) and graph.png under --out; with
 --rules also rules.md: every declared rule and how often the annotations break it.
 """
 
@@ -18,11 +19,22 @@ SPLITS = ("train", "val", "test", "all")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("dataset", metavar="DATASET", nargs="?", default="celeba", help="data set (default: celeba)")
-    parser.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the release, as downloaded")
+    parser.add_argument("dataset", metavar="DATASET", nargs="*", default=["celeba"], help="data sets (default: celeba)")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="their releases, as downloaded, in order",
+    )
+    parser.add_argument("--countable", action="store_true", help="the faces that training may count, by label files")
+    parser.add_argument("--bridges", action="store_true", help="also pairs that labels/bridges.py declares, in red")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--split", choices=SPLITS, default="train", help="faces to count (default: train)")
-    parser.add_argument("--vocabulary", default=None, help="labels to count (default: the data set's own)")
+    parser.add_argument(
+        "--vocabulary", default=None, help="labels to count (default: the data set's own; of several, faces)"
+    )
     parser.add_argument("--tau", type=float, default=0.4, help="threshold on p (default: 0.4)")
     parser.add_argument("--omega", type=float, default=0.2, help="weight of the neighbours (default: 0.2)")
     parser.add_argument("--graph", choices=GRAPHS, default="cooccurrence", help="kind of graph (default: cooccurrence)")
@@ -36,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fi_jax.config import KnowledgeConfig
     from fi_jax.data.datasets import find_dataset
+    from fi_jax.errors import UserError
     from fi_jax.files import refuse_overwrite, write_bytes, write_text
     from fi_jax.knowledge import correlation
     from fi_jax.knowledge.graph_file import graph_bytes
@@ -52,16 +65,24 @@ def run(args: argparse.Namespace) -> int:
     for name, mark in marks.items():
         refuse_overwrite([args.out / name], mark=mark)
     config = KnowledgeConfig(tau=args.tau, omega=args.omega, graph=args.graph)
-    dataset = find_dataset(args.dataset)
-    vocab = vocabulary(args.vocabulary) if args.vocabulary else dataset.vocabulary
-    labels, known = _annotations(dataset, args.data_root, args.split, vocab)
-    counts = correlation.update(correlation.empty(len(vocab)), labels, known)
+    datasets, said = [find_dataset(name) for name in args.dataset], ", ".join(args.dataset)
+    if len(datasets) != len(args.data_root):
+        raise UserError(
+            f"{len(datasets)} data sets, {len(args.data_root)} folders after --data-root; give one for each"
+        )
+    default = datasets[0].vocabulary if len(datasets) == 1 else vocabulary("faces")
+    vocab = vocabulary(args.vocabulary) if args.vocabulary else default
+    read = [_annotations(*pair, args, vocab) for pair in zip(datasets, args.data_root, strict=True)]
+    labels, known = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    counted = counts = correlation.update(correlation.empty(len(vocab)), labels, known)
+    if args.bridges:
+        counts = correlation.with_bridges(counts, vocab)
     p, lift = correlation.conditional(counts), correlation.lift(counts)
     c = correlation.build_adjacency(counts, config, args.seed)
     graph = correlation.reweight(c, config.omega).astype(np.float32)
     summary = summarise(vocab.names, p, c, lift)
     settings = {
-        "dataset": args.dataset,
+        "dataset": said,
         "split": args.split,
         "vocabulary": vocab.name,
         "faces": len(labels),
@@ -72,13 +93,13 @@ def run(args: argparse.Namespace) -> int:
     }
     write_bytes(args.out / "graph.npz", graph_bytes(vocab.names, counts, p=p, c=c, graph=graph))
     write_text(args.out / "graph.json", json.dumps({**settings, **summary, "labels": vocab.names}, indent=1))
-    title = f"{args.dataset}, {args.split}: {len(labels):,} faces, {args.graph}, τ = {args.tau:g}"
-    _draw(args.out / "graph.png", vocab.names, p, c, lift, title)
+    title = f"{said}, {args.split}: {len(labels):,} faces, {args.graph}, τ = {args.tau:g}"
+    _draw(args.out / "graph.png", vocab.names, p, c, lift, title, counts.k != counted.k)
     written = ["graph.npz", "graph.json", "graph.png"]
     if args.rules:
         from fi_jax.knowledge.rule_report import rules_page
 
-        of = f"the annotations of `{args.dataset}`, split `{args.split}`"
+        of = f"the annotations of `{said}`, split `{args.split}`"
         write_text(args.out / "rules.md", rules_page(of, vocab, labels >= 0.5, known))
         written.append("rules.md")
     _tell(settings, summary)
@@ -86,19 +107,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _annotations(dataset, root: Path, split: str, vocab):
+def _annotations(dataset, root: Path, args: argparse.Namespace, vocab):
     """Returns `(labels, known)` of a split over a vocabulary, both `faces n`; of CelebA by its label files alone."""
     import numpy as np
 
-    from fi_jax.data.counts import label_blocks
+    from fi_jax.data.counts import annotation_records, label_blocks
     from fi_jax.data.sources.celeba import read_annotations
     from fi_jax.errors import UserError
 
-    source = read_annotations(root) if dataset.name == "celeba" else dataset.open(root)
-    blocks = list(label_blocks(source.records(split), vocab))
+    if args.countable:
+        records = annotation_records(dataset.name, root)
+    else:
+        source = read_annotations(root) if dataset.name == "celeba" else dataset.open(root)
+        records = source.records(args.split)
+    blocks = list(label_blocks(records, vocab))
     if not any(known.any() for _, known in blocks):
         raise UserError(
-            f"{dataset.name} under '{root}' states no label of vocabulary '{vocab.name}' in split '{split}'"
+            f"{dataset.name} under '{root}' states no label of vocabulary '{vocab.name}' in split '{args.split}'"
         )
     return np.concatenate([labels for labels, _ in blocks]), np.concatenate([known for _, known in blocks])
 

@@ -43,7 +43,7 @@ def config() -> Experiment:
     )
     # The head is fitted first, over encoders that stay as they are.
     loss = replace(base.loss, head_bce=0.0, head_logic=0.0)
-    encoder = replace(base.model.image_encoder, drop_path=0.0)
-    return replace(
-        base, name="finetune", model=replace(base.model, image_encoder=encoder), data=data, loss=loss, train=train
-    )
+    # The bundled model's head is Bernoulli, and its language model has learnt to read what such a head says.
+    knowledge = replace(base.model.knowledge, head="bernoulli", score_graph="off")
+    model = replace(base.model, image_encoder=replace(base.model.image_encoder, drop_path=0.0), knowledge=knowledge)
+    return replace(base, name="finetune", model=model, data=data, loss=loss, train=train)

@@ -1,11 +1,14 @@
-"""Counts which labels occur together, in one pass over records, without opening a picture."""
+"""Counts which labels occur together, in one pass over records or annotation files, without opening a picture."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fi_jax.config import SourceConfig
+from fi_jax.data.datasets import find_dataset
 from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.knowledge import correlation
 from fi_jax.labels.vocabulary import Vocabulary
@@ -21,6 +24,31 @@ def label_blocks(
     while chunk := list(islice(records, block)):
         pairs = [encode_labels(record, vocabulary) for record in chunk]
         yield np.stack([labels for labels, _ in pairs]), np.stack([known for _, known in pairs])
+
+
+def training_counts(
+    records: Sequence[FaceRecord], counted: Sequence[SourceConfig], vocabulary: Vocabulary
+) -> correlation.Counts:
+    """Returns the counts of the faces trained on, and of the annotation files of `counted` (`data.counted`).
+
+    Of a release that is counted by its files, the faces trained on are among them and count once.
+    """
+    names = {source.name for source in counted}
+    counts = count_records((record for record in records if record.dataset not in names), vocabulary)
+    for source in counted:
+        annotated = annotation_records(source.name, source.root)
+        counts = correlation.merge(counts, count_records(annotated, vocabulary))
+    return counts
+
+
+def annotation_records(name: str, root: Path | str) -> tuple[FaceRecord, ...]:
+    """The faces of a release that may be counted: those of training, with or without a picture at hand.
+
+    Raises:
+      UserError: the release is not there.
+    """
+    dataset = find_dataset(name)
+    return tuple((dataset.annotations or dataset.open)(root).records("train"))
 
 
 def count_records(records: Iterable[FaceRecord], vocabulary: Vocabulary) -> correlation.Counts:

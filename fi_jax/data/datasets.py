@@ -39,6 +39,9 @@ class Dataset:
     vocabulary: Vocabulary
     # What its protocol asks about each face, in the order of tables.
     questions: tuple[Question, ...]
+    # Reads the labels of its faces alone, without pictures, to count which go together; evaluated faces are not in its
+    # split "train". None: as `read` does.
+    annotations: Callable[[Path | str], Source] | None = None
     # Other data sets that hold the same photographs.
     same_pictures_as: tuple[str, ...] = ()
     # The schema (YAML) of a table of one's own.

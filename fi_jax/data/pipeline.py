@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -28,8 +28,9 @@ from fi_jax.data import examples
 from fi_jax.data.datasets import open_source
 from fi_jax.data.processes import end_with_parent
 from fi_jax.data.records import FaceRecord, Rejected, Source, by_reason
-from fi_jax.data.splits import limited
+from fi_jax.data.splits import hash_fraction, limited
 from fi_jax.errors import UserError
+from fi_jax.labels.tasks import GENDER
 from fi_jax.labels.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -87,7 +88,7 @@ def open_sets(config: DataConfig) -> list[OpenedSet]:
         faces = limited(source.records(given.split), config.limit)
         if not faces:
             raise UserError(f"{given.name}: split '{given.split}' has no faces under '{given.root}'")
-        opened.append(OpenedSet(given, source, faces))
+        opened.append(OpenedSet(given, source, [_without_attributes(face, config.withheld) for face in faces]))
     return opened
 
 
@@ -132,6 +133,14 @@ def mix(opened: Sequence[OpenedSet], max_unreadable: float, validation: Sequence
 def load_mixture(config: DataConfig) -> Mixture:
     """Opens and mixes the sets of `config.sources`. Errors are those of `open_sets` and `mix`."""
     return mix(open_sets(config), config.max_unreadable)
+
+
+def _without_attributes(record: FaceRecord, share: float) -> FaceRecord:
+    """`record`, for a `share` of all keys without its attributes; gender and what other tasks ask stay known."""
+    if hash_fraction(record.key, "withheld") >= share:
+        return record
+    kept = {name: value for name, value in record.labels.items() if ":" in name or name in GENDER.labels}
+    return replace(record, labels=kept)
 
 
 class FaceDataset:

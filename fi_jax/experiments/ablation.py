@@ -264,7 +264,9 @@ class _Frozen:
     def _answers(self, trained: Trained) -> Iterable[Prediction]:
         vocabulary = find_vocabulary(trained.config.data.vocabulary, trained.config.data.schemas)
         for _, records, features, questions in self.judged:
-            answers = head_probabilities(label_scores(trained, features), questions, vocabulary)
+            answers = head_probabilities(
+                label_scores(trained, features), questions, vocabulary, trained.constants.groups
+            )
             for record, probabilities in zip(records, answers, strict=True):
                 yield from closed_lines(record, questions, probabilities, "head", True, "expected")
 

@@ -23,7 +23,9 @@ from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
 from fi_jax.files import atomic_path, is_intact, seal
+from fi_jax.knowledge.choices import head_groups
 from fi_jax.knowledge.correlation import Counts, build_graph
+from fi_jax.knowledge.score_graph import count_relations
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
@@ -174,9 +176,11 @@ class Trained(NamedTuple):
 
 
 def fresh_constants(config: Experiment, counts: Counts, prompts: np.ndarray) -> Constants:
-    """T_p^0 (`n d0`) and the Ĉ that a config makes of the training faces' co-occurrence."""
-    graph = build_graph(counts, config.model.knowledge, seed=config.train.seed)
-    return Constants(np.asarray(prompts, np.float32), graph)
+    """T_p^0 (`n d0`), and what a config makes of the training faces' co-occurrence: Ĉ, and relations between labels."""
+    knowledge, seed = config.model.knowledge, config.train.seed
+    groups = head_groups(knowledge, find_vocabulary(config.data.vocabulary, config.data.schemas))
+    graph, relations = build_graph(counts, knowledge, seed), count_relations(counts, knowledge, seed)
+    return Constants(np.asarray(prompts, np.float32), graph, groups, relations)
 
 
 def fresh_head(config: Experiment) -> Leaves:

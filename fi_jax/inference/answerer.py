@@ -1,6 +1,6 @@
 """A trained model ready to answer: pictures and maps in, probabilities of closed answers or generated text out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple, cast
@@ -15,10 +15,14 @@ from fi_jax.config import Experiment
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import flip
 from fi_jax.inference.prepare import prepare_for_inference, without_adapters
+from fi_jax.knowledge.choices import Groups, head_groups, yes_no_logits
+from fi_jax.knowledge.logic import Facts
+from fi_jax.knowledge.score_graph import with_facts
+from fi_jax.labels.facts import Statement, stated_labels
 from fi_jax.labels.questions import Question
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
-from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
+from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces, label_probs
 from fi_jax.models.pixels import encoder_pixels
 from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.parallel.rules import fetch
@@ -73,10 +77,10 @@ class Answerer:
 
     @cached_property
     def _faces(self):
-        def run(params, constants, image, mask):
+        def run(params, constants, image, mask, facts):
             pixels, maps = encoder_pixels(image, mask, self.config.model)
             faces = self.model.apply({"params": params}, pixels, maps, method="encode")
-            return faces, self.model.apply({"params": params}, faces, constants, method="align")
+            return faces, self.model.apply({"params": params}, faces, constants, facts, method="align")
 
         return jax.jit(run)
 
@@ -91,17 +95,31 @@ class Answerer:
         eight_bits = jax.default_backend() == "gpu" and self.config.model.frozen_precision != "bf16"
         return jax.jit(run, compiler_options=GPU_OPTIONS if eight_bits else None)
 
-    def faces(self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"]) -> tuple[Faces, Alignment]:
-        """Encodes pictures and maps, and scores every label by the alignment head.
+    def facts(self, known: Mapping[str, Statement] | None) -> Facts | None:
+        """What is stated of one face (`labels.facts.stated_labels`), rules included; None for nothing."""
+        if not known:
+            return None
+        stated = stated_labels(known, self.vocabulary)
+        labels, given = np.zeros((1, len(self.vocabulary)), np.float32), np.zeros((1, len(self.vocabulary)), bool)
+        at = [self.vocabulary.index(name) for name in stated]
+        labels[0, at], given[0, at] = list(stated.values()), True
+        return Facts(labels, given)
+
+    def faces(
+        self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"], facts: Facts | None = None
+    ) -> tuple[Faces, Alignment]:
+        """Encodes pictures and maps, and scores every label by the alignment head; `facts` are stated of every face.
 
         With `info["mirror"]` a label's score is the mean over picture and mirror image; it gates the knowledge tokens,
         so the LLM hears of it too. It costs one more pass of the encoders, none of the LLM.
         """
-        faces, alignment = self._faces(self.params, self.constants, image, mask)
+        faces, alignment = self._faces(self.params, self.constants, image, mask, facts)
         if self.info.get("mirror"):
             # The same program again: it is compiled once.
-            _, other = self._faces(self.params, self.constants, image[:, :, ::-1], flip(np.asarray(mask)))
-            alignment = alignment._replace(scores=(alignment.scores + other.scores) / 2)
+            _, other = self._faces(self.params, self.constants, image[:, :, ::-1], flip(np.asarray(mask)), facts)
+            scores = (alignment.scores + other.scores) / 2
+            probs = with_facts(label_probs(scores, self.constants.groups), facts)
+            alignment = alignment._replace(scores=scores, probs=probs)
         return faces, alignment
 
     def builder(self, questions: Sequence[Question]) -> SequenceBuilder:
@@ -125,19 +143,23 @@ class Answerer:
         questions: Sequence[Question],
         *,
         by_llm: bool = True,
+        facts: Facts | None = None,
     ) -> OptionProbabilities:
         """Answers closed questions by likelihood: one forward pass for all questions about each face.
 
         Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
+        What `facts` state is answered as stated. Other answers follow: the head's scores hear of it where they hear
+        each other (`knowledge.score_graph`), and the LLM reads it in the gates of its knowledge tokens.
         """
         if not by_llm and not self.has_head:
             raise UserError("this checkpoint was not trained here: it has no alignment head, the LLM alone answers")
-        faces, alignment = self.faces(image, mask)
+        faces, alignment = self.faces(image, mask, facts)
         scores = head = None
         if self.has_head:
             scores = np.asarray(fetch(alignment.scores), np.float32)
-            head = head_probabilities(scores, questions, self.vocabulary)
+            head = head_probabilities(scores, questions, self.vocabulary, self.constants.groups)
             head = self.calibrated(head, questions, "head_temperatures")
+            head = self._as_stated(head, questions, facts)
         if not by_llm:
             return OptionProbabilities(None, head, scores)
         width = max(len(q.options) for q in questions)
@@ -151,7 +173,26 @@ class Answerer:
             batch = {key: np.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
             logits = self._score(self.params, faces, alignment, batch)
             llm[:, group, : logits.shape[-1]] = option_probabilities(fetch(logits))
-        return OptionProbabilities(self.calibrated(llm, questions), head, scores)
+        return OptionProbabilities(self._as_stated(self.calibrated(llm, questions), questions, facts), head, scores)
+
+    def _as_stated(
+        self, probabilities: Float[np.ndarray, "b q k"], questions: Sequence[Question], facts: Facts | None
+    ) -> Float[np.ndarray, "b q k"]:
+        """Options that facts rule out have no chance, and those that hold all of it; shares stand as they are stated."""
+        if facts is None:
+            return probabilities
+        probabilities = probabilities.copy()
+        for row, question in enumerate(questions):
+            at = [self.vocabulary.index(label) for label in question.labels if label]
+            known, labels = facts.known[0, at], facts.labels[0, at]
+            if question.is_binary:
+                known, labels = known.repeat(2), np.array([labels[0], 1 - labels[0]])
+            if known.all() or labels[known].any():
+                probabilities[:, row, : len(labels)] = np.where(known, labels, 0) / labels[known].sum()
+            elif known.any():
+                left = probabilities[:, row, : len(labels)] * ~known + 1e-12 * ~known
+                probabilities[:, row, : len(labels)] = left / left.sum(-1, keepdims=True)
+        return probabilities
 
     def calibrated(
         self, probabilities: np.ndarray, questions: Sequence[Question], fitted: str = "temperatures"
@@ -211,19 +252,24 @@ class Answerer:
 
 
 def head_probabilities(
-    scores: Float[np.ndarray, "b n"], questions: Sequence[Question], vocabulary: Vocabulary
+    scores: Float[np.ndarray, "b n"],
+    questions: Sequence[Question],
+    vocabulary: Vocabulary,
+    groups: Groups | None = None,
 ) -> Float[np.ndarray, "b q k"]:
     """Option probabilities of closed questions by the alignment head's logits of every label.
 
-    Yes/no: σ(s). A choice: softmax of its options' scores, which is what independent Bernoullis say given that
-    exactly one holds. Options beyond a question's own have probability 0.
+    Yes/no: σ(s), or of an option of the head's choices (`groups`) its share. A choice: softmax of its options' scores;
+    of a Bernoulli head, that is what independent labels say given that exactly one holds. Options beyond a question's
+    own have probability 0.
     """
+    alone = np.asarray(yes_no_logits(jnp.asarray(scores), groups))
     head = np.zeros((len(scores), len(questions), max(len(q.options) for q in questions)), np.float32)
     for at, question in enumerate(questions):
         columns = [vocabulary.index(label) for label in question.labels if label is not None]
         logits = scores[:, columns]
         if question.is_binary:
-            logits = np.concatenate([logits, np.zeros_like(logits)], 1)
+            logits = np.concatenate([alone[:, columns], np.zeros_like(logits)], 1)
         p = np.exp(logits - logits.max(1, keepdims=True))
         head[:, at, : logits.shape[1]] = p / p.sum(1, keepdims=True)
     return head
@@ -252,7 +298,8 @@ def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
         leaves = prepare_for_inference(leaves, config.model)
         config = replace(config, model=without_adapters(config.model))
     params = unflatten(leaves)
-    constants = Constants(jnp.asarray(model.prompts), jnp.asarray(model.graph))
+    groups = head_groups(config.model.knowledge, find_vocabulary(config.data.vocabulary, config.data.schemas))
+    constants = Constants(jnp.asarray(model.prompts), jnp.asarray(model.graph), groups, model.relations)
     return Answerer(config, params, constants, load_tokenizer(config.weights), model.info)
 
 

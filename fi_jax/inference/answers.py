@@ -1,12 +1,13 @@
 """What is wanted of a picture of a face, and what the model answers: plain values, lines for a terminal, JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from fi_jax.labels.facts import Statement
 from fi_jax.labels.questions import Question
 from fi_jax.labels.tasks import expected_age
 from fi_jax.pictures.crop import Box
@@ -22,6 +23,8 @@ class Request:
     by_llm: bool = True
     consistent: bool = False
     max_new_tokens: int = 64
+    # What the person states of the face (`labels.facts`).
+    known: Mapping[str, Statement] | None = None
 
 
 @dataclass(frozen=True)

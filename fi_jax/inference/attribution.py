@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from fi_jax.errors import UserError
 from fi_jax.inference.answerer import Answerer
+from fi_jax.knowledge.choices import yes_no_logits
 from fi_jax.labels.questions import Question
 from fi_jax.models.face_insight import FaceInsight
 from fi_jax.models.pixels import map_to_pixels, to_pixels
@@ -118,7 +119,9 @@ def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels
         faces = module.encode(pixels, maps)
         alignment = module.align(faces, constants)
         if not batch:
-            scores = alignment.scores[0]
+            # Of a yes/no question, the label alone counts.
+            alone = yes_no_logits(alignment.scores, constants.groups)
+            scores = jnp.where(labels.min() < 0, alone, alignment.scores)[0]
             # "No" stands for no label: its logit is zero.
             return jnp.where(labels >= 0, scores[jnp.maximum(labels, 0)], 0.0)
         return module.answers(module.sequence(faces, alignment, batch), batch)[0][0, 0]

@@ -13,14 +13,14 @@ from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.answers import Answer, Request, Response
 from fi_jax.inference.generation import generate
 from fi_jax.knowledge.consistency import decode_consistent
-from fi_jax.knowledge.logic import compile_rules
+from fi_jax.knowledge.logic import Facts, compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.tasks import expected_age, median_age
 from fi_jax.pictures.crop import Box
 from fi_jax.prompting.descriptions import DESCRIBE_QUESTIONS, answer_from_closed, describe_answers
-from fi_jax.prompting.probabilities import label_probabilities
+from fi_jax.prompting.probabilities import label_log_probs
 from fi_jax.prompting.question_matching import is_description, match_question, plain_words
 from fi_jax.prompting.refusals import IDENTITY_REFUSAL, UNSURE, checked_question, is_refusal, is_withheld, refusal
 from fi_jax.prompting.statements import agrees, statements
@@ -40,17 +40,17 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
     by_llm = request.by_llm and answerer.is_instruction_tuned
     crop, mask, frame = frame_face(image, box, answerer.config.data, answerer.config.weights.parser)
     response = Response(crop, mask, box, text, source="llm" if by_llm else "head", frame=frame)
-    bank = questions_for(answerer.vocabulary)
+    bank, facts = questions_for(answerer.vocabulary), answerer.facts(request.known)
     if request.everything:
         questions = [q for q in bank if q.family != "race" or request.race]
-        answers, changed = closed_answers(answerer, crop, mask, questions, by_llm, request.consistent)
+        answers, changed = closed_answers(answerer, crop, mask, questions, by_llm, request.consistent, facts)
         response = replace(response, answers=answers, changed=changed)
         if request.text is None:
             return response
     own = plain_words(text) in map(plain_words, answerer.vocabulary.open_questions)
     match = None if own else match_question(text, bank)
     if match is not None:
-        answers, changed = closed_answers(answerer, crop, mask, [match.question], by_llm, request.consistent)
+        answers, changed = closed_answers(answerer, crop, mask, [match.question], by_llm, request.consistent, facts)
         answer = replace(answers[0], claim=match.claim, weights=match.weights)
         response = replace(response, text=answer.reply(), note=answer.note(), answer=answer)
         return response if response.answers else replace(response, answers=(answer,), changed=changed)
@@ -59,15 +59,15 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
         return replace(response, text=declined)
     if own and by_llm:
         # No closed answer that it could be held against.
-        generated = generate(answerer, crop, mask, text, request.max_new_tokens)
+        generated = generate(answerer, crop, mask, text, request.max_new_tokens, facts)
         withheld = is_withheld(generated)
         return replace(response, text=UNSURE if withheld else generated, note="" if withheld else FREE_TEXT)
     if by_llm:
-        generated = generate(answerer, crop, mask, text, request.max_new_tokens)
-        answered, note = checked_text(answerer, crop, mask, text, generated)
+        generated = generate(answerer, crop, mask, text, request.max_new_tokens, facts)
+        answered, note = checked_text(answerer, crop, mask, text, generated, facts)
         return replace(response, text=answered, note=note)
     # The alignment head's closed answers make a description; other open questions need the LLM.
-    if (sentence := _from_closed(text, _all_but_race(answerer, crop, mask, by_llm))) is not None:
+    if (sentence := _from_closed(text, _all_but_race(answerer, crop, mask, by_llm, facts))) is not None:
         return replace(response, text=sentence, note=FROM_CLOSED)
     if answerer.is_instruction_tuned:
         raise UserError(f"the alignment head has no answer to '{text}'; let the language model answer (without --head)")
@@ -78,14 +78,19 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
 
 
 def checked_text(
-    answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], question: str, text: str
+    answerer: Answerer,
+    image: UInt8[np.ndarray, "y x 3"],
+    mask: UInt8[np.ndarray, "y x"],
+    question: str,
+    text: str,
+    facts: Facts | None = None,
 ) -> tuple[str, str]:
     """The LLM's `text` and a note that it is free text, unless its closed answers contradict it or it says too much.
 
     A text that states nothing that could be held against them is no answer either. A description, and an answer
     about the hair or what is worn, is then put together from the closed answers; other questions are declined.
     """
-    closed = _all_but_race(answerer, image, mask, by_llm=True)
+    closed = _all_but_race(answerer, image, mask, True, facts)
     if (statements(text) or is_refusal(text)) and agrees(text, closed) and not is_withheld(text):
         return text, FREE_TEXT
     sentence = _from_closed(question, closed)
@@ -96,10 +101,13 @@ def _from_closed(question: str, closed: Mapping[str, Sequence[float]]) -> str | 
     return describe_answers(closed) if is_description(question) else answer_from_closed(question, closed)
 
 
-def _all_but_race(answerer: Answerer, image: np.ndarray, mask: np.ndarray, by_llm: bool) -> dict[str, Sequence[float]]:
+def _all_but_race(
+    answerer: Answerer, image: np.ndarray, mask: np.ndarray, by_llm: bool, facts: Facts | None
+) -> dict[str, Sequence[float]]:
     """Probabilities of what a description may be made of, by the question's name."""
     questions = [q for q in questions_for(answerer.vocabulary) if q.family != "race"]
-    return {a.question.name: a.probabilities for a in closed_answers(answerer, image, mask, questions, by_llm)[0]}
+    answers, _ = closed_answers(answerer, image, mask, questions, by_llm, facts=facts)
+    return {answer.question.name: answer.probabilities for answer in answers}
 
 
 def closed_answers(
@@ -109,9 +117,10 @@ def closed_answers(
     questions: Sequence[Question],
     by_llm: bool,
     consistent: bool = False,
+    facts: Facts | None = None,
 ) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
     """Answers closed questions about a crop; also names the questions that `consistent` decoding answers otherwise."""
-    probabilities = answerer.answer(image[None], mask[None], questions, by_llm=by_llm).of(by_llm)[0]
+    probabilities = answerer.answer(image[None], mask[None], questions, by_llm=by_llm, facts=facts).of(by_llm)[0]
     return answers_from(answerer, questions, probabilities, consistent)
 
 
@@ -146,9 +155,10 @@ def consistent_options(
         at[0, i, :count] = [-1 if label is None else vocabulary.index(label) for label in question.labels]
         tokens[0, i, :count] = 0
     batch = {"option_labels": jnp.asarray(at), "option_tokens": jnp.asarray(tokens)}
-    labels, scope = label_probabilities(jnp.asarray(probabilities[None]), batch, len(vocabulary))
+    logits = jnp.log(jnp.maximum(jnp.asarray(probabilities[None]), 1e-30))
+    said, scope = label_log_probs(logits, batch, len(vocabulary))
     rules = compile_rules(rules_for(vocabulary), vocabulary)
-    holds = decode_consistent(np.asarray(labels), np.asarray(scope), rules)[0]
+    holds = decode_consistent(np.asarray(said.yes - said.no), np.asarray(scope), rules)[0]
     # "No" asserts no label: it is the option where the first does not hold.
     return [
         int(not holds[at[0, i, 0]]) if question.is_binary else int(holds[at[0, i, : len(question.labels)]].argmax())

@@ -10,14 +10,17 @@ from jaxtyping import UInt8
 
 from fi_jax.inference import decode
 from fi_jax.inference.answerer import Answerer
+from fi_jax.knowledge.logic import Facts
 from fi_jax.models.face_insight import FaceInsight
 from fi_jax.models.llm import make_llm
 
 
-def _inputs(answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: Sequence[str]):
+def _inputs(
+    answerer: Answerer, image: np.ndarray, mask: np.ndarray, questions: Sequence[str], facts: Facts | None = None
+):
     """Arguments of `decode` for all `questions` about each of `b` faces, and the ids that end an answer."""
     builder = answerer.builder(())
-    faces, alignment = answerer.faces(image, mask)
+    faces, alignment = answerer.faces(image, mask, facts)
     tokens = jnp.broadcast_to(jnp.asarray(builder.prefix), (len(image), len(builder.prefix)))
     prefix = _embed(answerer.model)(answerer.params, tokens, faces, alignment)
     ids = [builder.question_ids(question) for question in questions]
@@ -51,9 +54,10 @@ def generate(
     mask: UInt8[np.ndarray, "y x"],
     question: str,
     max_new_tokens: int,
+    facts: Facts | None = None,
 ) -> str:
     """Answers an open question about one face, greedily."""
-    return generate_many(answerer, image[None], mask[None], [question], max_new_tokens)[0][0]
+    return generate_many(answerer, image[None], mask[None], [question], max_new_tokens, facts)[0][0]
 
 
 def generate_many(
@@ -62,9 +66,10 @@ def generate_many(
     mask: UInt8[np.ndarray, "b y x"],
     questions: Sequence[str],
     max_new_tokens: int,
+    facts: Facts | None = None,
 ) -> list[list[str]]:
     """Answers `q` questions about each of `b` faces, greedily: `b` lists of `q` texts. A face's prefix is run once."""
-    arguments, ends = _inputs(answerer, image, mask, questions)
+    arguments, ends = _inputs(answerer, image, mask, questions, facts)
     tokens = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends).tokens
     lengths = (np.isin(tokens, ends).cumsum(-1) == 0).sum(-1)
     return [[_text(answerer, tokens[b, q, : lengths[b, q]]) for q in range(len(questions))] for b in range(len(image))]

@@ -12,9 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fi_jax.config import KnowledgeConfig
+from fi_jax.labels.bridges import bridges_for
+from fi_jax.labels.vocabulary import Vocabulary
 
 # Fewest joint sightings of two labels that the lift graph trusts: lift of rare pairs is mostly noise.
 MIN_SUPPORT = 20
+# Many enough for their shares to be exact.
+_BRIDGED = 1_000_000
 
 
 class Counts(NamedTuple):
@@ -47,6 +51,25 @@ def update(
     true = seen * (np.asarray(labels) >= 0.5)
     pieces = (true.T @ true, true.T @ seen, seen.T @ seen)
     return Counts(*(total + np.rint(piece).astype(np.int64) for total, piece in zip(counts, pieces, strict=True)))
+
+
+def with_bridges(counts: Counts, vocabulary: Vocabulary) -> Counts:
+    """Returns `counts` with pairs that no face is annotated with both of, where a bridge tells how they meet (ours).
+
+    Such a pair gets the table of `_BRIDGED` faces in which each label is as frequent as its own set has it, and the
+    chance is the bridge's. Merge the counts of all sets and hosts before.
+    """
+    m, n, k = (part.copy() for part in counts)
+    often = prior(counts)
+    for bridge in bridges_for(vocabulary):
+        i, j = vocabulary.index(bridge.given), vocabulary.index(bridge.label)
+        if counts.k[i, j] or not (counts.k[i, i] and counts.k[j, j]):
+            continue
+        both = min(often[i] * bridge.chance, often[j])
+        m[i, j] = m[j, i] = round(_BRIDGED * both)
+        n[i, j], n[j, i] = round(_BRIDGED * often[i]), round(_BRIDGED * often[j])
+        k[i, j] = k[j, i] = _BRIDGED
+    return Counts(m, n, k)
 
 
 def merge(a: Counts, b: Counts) -> Counts:
@@ -82,6 +105,28 @@ def lift(counts: Counts) -> Float[np.ndarray, "n n"]:
     """Returns P(j | i) / P(j), both over the faces where i and j are known; zero where undefined."""
     base = np.divide(counts.n.T, counts.k, out=np.zeros(counts.m.shape), where=counts.k > 0)
     return np.divide(conditional(counts), base, out=np.zeros(counts.m.shape), where=base > 0)
+
+
+def log_lift(counts: Counts) -> Float[np.ndarray, "n n"]:
+    """Returns the logarithm of P(j | i) / P(j), which is that of P(i | j) / P(i): sightings against those expected.
+
+    `MIN_SUPPORT` sightings are added to both, so that a rare pair says little, and one that no set annotates nothing.
+    """
+    expected = np.divide(counts.n * counts.n.T, counts.k, out=np.zeros(counts.m.shape), where=counts.k > 0)
+    logs = np.log((counts.m + MIN_SUPPORT) / (expected + MIN_SUPPORT))
+    return logs * ~np.eye(len(logs), dtype=bool)
+
+
+def prior(counts: Counts) -> Float[np.ndarray, "n"]:
+    """Returns how often each label holds where it is known; one half where it never is."""
+    known = counts.k.diagonal()
+    return np.divide(counts.m.diagonal(), known, out=np.full(len(known), 0.5), where=known > 0)
+
+
+def shuffled_lift(logs: Float[np.ndarray, "n n"], seed: int) -> Float[np.ndarray, "n n"]:
+    """Returns `logs` with its labels' columns in another order, for ablation: as many edges, as strong, of other labels."""
+    order = np.random.default_rng(seed).permutation(len(logs))
+    return logs[:, order] * ~np.eye(len(logs), dtype=bool)
 
 
 def lift_adjacency(counts: Counts, tau: float) -> Float[np.ndarray, "n n"]:
@@ -138,17 +183,23 @@ def extended_graph(
     labels: Sequence[str],
     counted: Float[np.ndarray, "n n"],
     new_labels: Sequence[str],
+    kept: Sequence[str],
 ) -> Float[np.ndarray, "n n"]:
     """Ĉ of a vocabulary that shares labels with another, whose Ĉ is `graph` (ours).
 
-    A shared label keeps its row, so that what its prompt learns from is unchanged; edges to labels that are gone are
-    left out and the row sums to 1 again. A new label has the row of `counted`.
+    The labels `kept` keep their rows, so that what their prompts learn from is unchanged; edges to labels that are gone
+    are left out and the row sums to 1 again. The others have the rows of `counted`.
     """
     places = {name: at for at, name in enumerate(labels)}
     shared = [at for at, name in enumerate(new_labels) if name in places]
+    rows = np.zeros((len(new_labels), len(new_labels)), np.float32)
     old = [places[new_labels[at]] for at in shared]
-    result = np.array(counted, np.float32)
-    rows = np.zeros((len(shared), len(new_labels)), np.float32)
-    rows[:, shared] = graph[np.ix_(old, old)]
-    result[shared] = rows / rows.sum(1, keepdims=True)
-    return result
+    rows[np.ix_(shared, shared)] = graph[np.ix_(old, old)]
+    keeps = np.isin(new_labels, list(kept))
+    return normalised(np.where(keeps[:, None], rows, counted))
+
+
+def normalised(graph: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """`graph` with rows that sum to 1, which those of a model saved in half precision do not quite."""
+    graph = np.asarray(graph, np.float32)
+    return graph / graph.sum(1, keepdims=True)

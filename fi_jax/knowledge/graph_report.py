@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +45,13 @@ def draw_graph(
     c: Float[np.ndarray, "n n"],
     lift: Float[np.ndarray, "n n"],
     title: str,
+    declared: Bool[np.ndarray, "n n"] | None = None,
     num_bars: int = 25,
 ) -> "Figure":
     """Returns a figure: P as a heat map with the edges of C marked, and the edges of highest P as bars.
 
     Row i, column j is P(j | i); the labels keep their order. A tick on each bar shows P(j) (P over lift), so what is
-    common is told from what is learnt. The caller saves the figure.
+    common is told from what is learnt. Edges `declared` by bridges, not counted, are red. The caller saves the figure.
     """
     from matplotlib.figure import Figure
 
@@ -61,20 +62,25 @@ def draw_graph(
     image = heat.imshow(shown, vmin=0, vmax=1, cmap="viridis")
     heat.set_facecolor("0.85")
     edge_rows, edge_columns = np.nonzero(c)
-    heat.scatter(edge_columns, edge_rows, s=9, c="white", edgecolors="black", linewidths=0.4)
+    told = np.zeros(len(edge_rows), bool) if declared is None else declared[edge_rows, edge_columns]
+    dots = np.where(told, "tab:red", "white")
+    heat.scatter(edge_columns, edge_rows, s=9, c=dots, edgecolors="black", linewidths=0.4)
+    bridged = f", {told.sum()} by bridges (red)" if told.any() else ""
     heat.set_xticks(range(n), [short(name) for name in names], rotation=90, fontsize=7)
     heat.set_yticks(range(n), [short(name) for name in names], fontsize=7)
     heat.set_xlabel("j: what follows")
     heat.set_ylabel("i: what is given")
-    heat.set_title(f"{title}\np(j | i); dots are the {len(edge_rows)} edges of C", fontsize=10)
+    heat.set_title(f"{title}\np(j | i); dots are the {len(edge_rows)} edges of C{bridged}", fontsize=10)
     figure.colorbar(image, ax=heat, shrink=0.7, label="p(j | i)")
 
-    order = np.argsort(-p[edge_rows, edge_columns], kind="stable")[:num_bars]
+    # Where bridges are drawn, theirs are half of the bars.
+    ranked = np.argsort(-p[edge_rows, edge_columns], kind="stable")
+    order = np.concatenate([ranked[told[ranked]][: num_bars // 2], ranked[~told[ranked]]])[:num_bars]
     rows, columns = edge_rows[order], edge_columns[order]
     values = p[rows, columns]
     base = values / np.maximum(lift[rows, columns], 1e-9)
     places = np.arange(len(order))
-    bars.barh(places, values, color="tab:blue", height=0.7, label="p(j | i)")
+    bars.barh(places, values, color=np.where(told[order], "tab:red", "tab:blue"), height=0.7, label="p(j | i)")
     bars.scatter(base, places, marker="|", s=90, c="tab:orange", linewidths=2, label="p(j)", zorder=3)
     bars.set_yticks(
         places, [f"{short(names[i])} → {short(names[j])}" for i, j in zip(rows, columns, strict=True)], fontsize=7

@@ -32,6 +32,12 @@ class Rule:
         if self.premise in self.labels or len(set(self.labels)) != len(self.labels):
             raise UserError(f"rule {self.kind} of {self.labels}: a label stands twice")
 
+    @property
+    def family(self) -> tuple[str, ...]:
+        """The kinds of labels that it is about: ("age", "years"), ("age", "attribute"), ("attribute",), …"""
+        names = (*self.labels, *([self.premise] if self.premise else []))
+        return tuple(sorted({name.partition(":")[0] if ":" in name else "attribute" for name in names}))
+
     def __str__(self) -> str:
         if self.kind == "implies":
             return f"{self.premise} implies {' or '.join(self.labels)}"

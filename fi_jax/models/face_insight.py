@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fi_jax.config import ModelConfig
+from fi_jax.config import KnowledgeConfig, ModelConfig
+from fi_jax.knowledge.choices import Groups, score_log_probs
 from fi_jax.knowledge.gcn import PromptGcn
+from fi_jax.knowledge.logic import Facts
+from fi_jax.knowledge.score_graph import Relations, ScoreGraph, with_facts
 from fi_jax.models.attention import PrefixLayout
 from fi_jax.models.batch import IMAGE_SLOT, KNOWLEDGE_SLOT, SEGMENTATION_SLOT
 from fi_jax.models.connector import Connector
@@ -24,10 +27,14 @@ from fi_jax.models.vit import Vit
 
 
 class Constants(NamedTuple):
-    """Arrays that are computed, not trained: T_p^0 and Ĉ. Always arguments, never parameters."""
+    """Arrays that are computed, not trained: T_p^0, Ĉ, the head's choices. Always arguments, never parameters."""
 
     prompts: Float[Array | np.ndarray, "n d0"]
     graph: Float[Array | np.ndarray, "n n"]
+    # The options of each choice (`knowledge.choices.head_groups`); None where the head is Bernoulli.
+    groups: Groups | None = None
+    # None where no messages pass between scores (`knowledge.score_graph`).
+    relations: Relations | None = None
 
 
 class Faces(NamedTuple):
@@ -40,10 +47,11 @@ class Faces(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Faces against label prompts: `scores` are logits s_i; `prompts` is T_p^L."""
+    """Faces against label prompts: `scores` are logits s_i; `prompts` is T_p^L; `probs` what the scores say."""
 
     scores: Float[Array, "b n"]
     prompts: Float[Array, "n e"]
+    probs: Float[Array, "b n"]
 
 
 class Sequence(NamedTuple):
@@ -54,24 +62,39 @@ class Sequence(NamedTuple):
 
 
 class AlignmentHead(nn.Module):
-    """s_i = exp(t) · cos(f(I, I_s), T_p^L,i) + b, with f a two-layer MLP over both pooled features (ours)."""
+    """s_i = exp(t) · cos(f(I, I_s), T_p^L,i) + b, with f a two-layer MLP over both pooled features (ours).
 
-    features: int
+    Where the config has a graph of scores, messages pass between them (`knowledge.score_graph`).
+    """
+
+    config: KnowledgeConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, faces: Faces, prompts: Float[Array, "n e"]) -> Float[Array, "b n"]:
-        """Returns the logits of every label for every face, in float32."""
-        hidden = Linear(self.features, name="image", dtype=self.dtype)(faces.image_pooled)
+    def __call__(
+        self, faces: Faces, prompts: Float[Array, "n e"], constants: Constants, facts: Facts | None = None
+    ) -> Float[Array, "b n"]:
+        """Returns the logits of every label for every face, in float32; `facts` are what is stated of the faces."""
+        width = self.config.align_size
+        hidden = Linear(width, name="image", dtype=self.dtype)(faces.image_pooled)
         if faces.segmentation_pooled is not None:
-            hidden += Linear(self.features, name="segmentation", dtype=self.dtype)(faces.segmentation_pooled)
+            hidden += Linear(width, name="segmentation", dtype=self.dtype)(faces.segmentation_pooled)
         hidden = nn.with_logical_constraint(hidden, ("batch", "embed"))
-        f = Linear(self.features, name="out", dtype=self.dtype)(nn.gelu(hidden)).astype(jnp.float32)
+        f = Linear(width, name="out", dtype=self.dtype)(nn.gelu(hidden)).astype(jnp.float32)
         f = nn.with_logical_constraint(f, ("batch", "embed"))
         log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), (), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(-1.5), (), jnp.float32)
         cosine = _unit(f) @ _unit(prompts.astype(jnp.float32)).T
-        return jnp.exp(log_scale) * cosine + bias
+        scores = jnp.exp(log_scale) * cosine + bias
+        if constants.relations is None:
+            return scores
+        graph = ScoreGraph(self.config, name="relations")
+        return graph(scores, prompts, constants.relations, constants.groups, facts)
+
+
+def label_probs(scores: Float[Array, "b n"], groups: Groups | None) -> Float[Array, "b n"]:
+    """Probability of every label by the alignment head: σ(s_i), or the softmax of a choice."""
+    return nn.sigmoid(scores) if groups is None else jnp.exp(score_log_probs(scores, groups).yes)
 
 
 def _unit(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
@@ -97,7 +120,7 @@ class FaceInsight(nn.Module):
             self.segmentation_connector = Connector(config.llm.hidden_size, dtype=dtype)
         self.knowledge = PromptGcn(config.knowledge, dtype=dtype)
         self.knowledge_connector = Connector(config.llm.hidden_size, dtype=dtype)
-        self.head = AlignmentHead(config.knowledge.align_size, dtype=dtype)
+        self.head = AlignmentHead(config.knowledge, dtype=dtype)
         if config.decoder.num_layers:
             self.decoder = PatchDecoder(config.decoder, config.image_encoder, dtype=dtype, flash=flash)
         self.llm = make_llm(config, config.remat)
@@ -118,10 +141,11 @@ class FaceInsight(nn.Module):
         """Paints all patches from the visible ones (stage `pretrain`; see `models.masked`)."""
         return self.decoder(self.image_encoder(pixels, train=train, keep=keep).tokens, keep)
 
-    def align(self, faces: Faces, constants: Constants) -> Alignment:
-        """Scores every label by the alignment head over the refined prompts."""
+    def align(self, faces: Faces, constants: Constants, facts: Facts | None = None) -> Alignment:
+        """Scores every label by the alignment head over the refined prompts; what is known of a face stands."""
         prompts = self.knowledge(constants.prompts, constants.graph)
-        return Alignment(self.head(faces, prompts), prompts)
+        scores = self.head(faces, prompts, constants, facts)
+        return Alignment(scores, prompts, with_facts(label_probs(scores, constants.groups), facts))
 
     def sequence(self, faces: Faces, alignment: Alignment, batch: dict[str, Array]) -> Sequence:
         """Joins the prefix (text, image, segmentation and knowledge tokens) and the question segments."""
@@ -140,14 +164,14 @@ class FaceInsight(nn.Module):
         return _fill(x, tokens == KNOWLEDGE_SLOT, self.knowledge_tokens(alignment))
 
     def knowledge_tokens(self, alignment: Alignment) -> Float[Array, "b n d"]:
-        """Refined prompts, each gated by σ(s_i) so that it speaks of this face, through their connector (ours).
+        """Refined prompts, each gated by its label's probability, so that it speaks of this face, through their connector (ours).
 
         The gate stands before the connector: a gate on the connector's output would only scale the token, and the
         LLM's first RMSNorm divides that scale out again.
         """
         prompts = alignment.prompts[None]
         if self.config.knowledge.gated:
-            prompts = prompts * nn.sigmoid(alignment.scores)[..., None].astype(prompts.dtype)
+            prompts = prompts * alignment.probs[..., None].astype(prompts.dtype)
         tokens = self.knowledge_connector(prompts)
         return jnp.broadcast_to(tokens, (alignment.scores.shape[0], *tokens.shape[1:]))
 

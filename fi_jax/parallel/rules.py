@@ -89,7 +89,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"knowledge/\w+/kernel", (None, "embed")),
     (r"knowledge/\w+/bias", ("norm",)),
     (r"head/(.*/)?kernel", ("embed", None)),
-    (r"head/(.*/)?(bias|log_scale|scale)", ("norm",)),
+    (r"head/(.*/)?(bias|log_scale|scale|strength)", ("norm",)),
 )
 
 

@@ -1,10 +1,14 @@
-"""Which questions a training step asks about each face: a draw of those with a known answer."""
+"""Which questions a training step asks about each face: a draw of those with a known answer, and their companions."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 
 import numpy as np
+from jaxtyping import Bool
 
+from fi_jax.labels.questions import Question
+from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.tasks import YEAR_CENTRES, YEAR_LABELS
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.batch import Batch
@@ -17,6 +21,31 @@ def draw_questions(answerable: np.ndarray, rng: np.random.Generator, limit: int)
     return list(rng.permutation(np.flatnonzero(answerable))[:limit])
 
 
+@cache
+def tied_labels(questions: tuple[Question, ...], vocabulary: Vocabulary) -> Bool[np.ndarray, "questions n"]:
+    """The labels that some rule ties to each question, without those that it is about."""
+    tied = np.zeros((len(questions), len(vocabulary)), bool)
+    for rule in rules_for(vocabulary):
+        named = {*rule.labels, *([rule.premise] if rule.premise else [])}
+        for row, question in enumerate(questions):
+            own = {label for label in question.labels if label}
+            if own & named:
+                tied[row, [vocabulary.index(name) for name in named - own]] = True
+    return tied
+
+
+def companion_questions(
+    questions: Sequence[Question], vocabulary: Vocabulary, known: Bool[np.ndarray, "n"]
+) -> Bool[np.ndarray, "questions"]:
+    """Which questions are about labels that nobody annotated of a face, but that rules tie to some that are.
+
+    Data sets annotate few kinds of labels each, so without them no rule between sets is ever in scope.
+    """
+    own = [[vocabulary.index(label) for label in q.labels if label in vocabulary] for q in questions]
+    unknown = np.array([bool(at) and not known[at].any() for at in own])
+    return unknown & (tied_labels(tuple(questions), vocabulary) & known).any(1)
+
+
 def training_sequences(
     batch: Batch,
     builder: SequenceBuilder,
@@ -24,10 +53,13 @@ def training_sequences(
     seed: tuple[int, ...],
     *,
     open_per_face: int = 1,
+    companions: int = 0,
     closed_in_lm: int = 2,
     texts: Sequence[Sequence[tuple[str, str]]] = (),
 ) -> Batch:
     """Adds token arrays to a batch with `labels` and `known`: closed questions drawn, open ones at the end.
+
+    Up to `companions` of the closed ones have no known answer (`companion_questions`); they stand behind the others.
 
     The draw of a face depends on `seed` and its `row` in the global batch alone, so it is the same on any number of
     hosts. Open answers are made of a face's known labels, so data sets with few labels yield short ones; `texts` are open
@@ -38,7 +70,12 @@ def training_sequences(
     chosen, open_questions = [], []
     for at, row in enumerate(batch["row"]):
         rng = np.random.default_rng((*seed, int(row)))
-        chosen.append(draw_questions(answerable[at], rng, builder.num_segments - open_per_face))
+        limit = builder.num_segments - open_per_face
+        beside = companion_questions(builder.questions, vocabulary, batch["known"][at]) if companions else []
+        # Whatever room there is, an answer comes first.
+        few = min(companions, int(np.sum(beside)), max(limit - 1, 0))
+        drawn_here = draw_questions(answerable[at], rng, limit - few)
+        chosen.append(drawn_here + (draw_questions(beside, rng, few) if few else []))
         known = np.flatnonzero(batch["known"][at])
         labels = {vocabulary.names[i]: bool(batch["labels"][at, i] >= 0.5) for i in known}
         pairs = open_examples(labels, ages[at], rng) if open_per_face else []

@@ -13,7 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fi_jax.config import Experiment
+from fi_jax.knowledge.choices import head_groups
 from fi_jax.knowledge.logic import RuleTable, compile_rules
+from fi_jax.knowledge.score_graph import Relations
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.schema import find_vocabulary
@@ -83,7 +85,9 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
     vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
     n = len(vocabulary)
     state = jax.eval_shape(lambda: init_state(_zeros(trained), make_optimizer(config.train), config.train))
-    constants = Constants(_shape((n, config.model.knowledge.prompt_size)), _shape((n, n)))
+    groups = head_groups(config.model.knowledge, vocabulary)
+    related = Relations(_shape((n, n)), _shape((n,))) if config.model.knowledge.score_graph != "off" else None
+    constants = Constants(_shape((n, config.model.knowledge.prompt_size)), _shape((n, n)), groups, related)
     rules = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype),
         compile_rules(rules_for(vocabulary), vocabulary),

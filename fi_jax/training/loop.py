@@ -228,4 +228,5 @@ def finished_model(
     leaves = {
         path: np.asarray(leaf, np.float32) for path, leaf in everything.items() if not path.startswith("decoder/")
     }
-    return TrainedModel(config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), info)
+    prompts, graph = np.asarray(constants.prompts), np.asarray(constants.graph)
+    return TrainedModel(config, leaves, prompts, graph, info, constants.relations)

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from fi_jax.config import LossConfig
-from fi_jax.knowledge.logic import RuleTable, log_probs, logic_loss
+from fi_jax.knowledge.choices import Groups, score_cross_entropy, score_log_probs
+from fi_jax.knowledge.logic import Facts, RuleTable, logic_loss
 from fi_jax.prompting.probabilities import label_log_probs
 
 
@@ -31,13 +32,6 @@ def _closed(logits: Float[Array, "b q k"], batch: dict[str, Array]) -> tuple[Arr
     return jnp.sum(loss * known), jnp.sum(known)
 
 
-def _head(answers: Answers, batch: dict[str, Array]) -> tuple[Array, Array]:
-    """L_bce on the alignment head: Bernoulli throughout, unknown labels masked."""
-    known = batch["known"] * batch["weight"][:, None]
-    loss = optax.sigmoid_binary_cross_entropy(answers.scores.astype(jnp.float32), batch["labels"])
-    return jnp.sum(loss * known), jnp.sum(known)
-
-
 def _tokens(logits: Float[Array, "b m v"], batch: dict[str, Array]) -> tuple[Array, Array]:
     """L_lm: next-token cross-entropy of free-form answers."""
     weights = batch["lm_weights"] * batch["weight"][:, None]
@@ -50,30 +44,41 @@ def loss_terms(
     batch: dict[str, Array],
     rules: RuleTable,
     config: LossConfig,
+    groups: Groups | None = None,
 ) -> dict[str, tuple[Array, Array]]:
     """Returns `(sum, count)` of every term that has a weight and whose part ran.
 
-    L_c on the LLM's answers is in scope where a label was asked about; on the head, for every label, but not for
-    faces that were blended (`training.mixup`).
+    L_c on the LLM's answers is about the labels that were asked about; on the head, about every label, but not of
+    faces that were blended (`training.mixup`). Both are anchored by what is annotated (`knowledge.logic.violations`).
+    `groups`: the choices among the head's labels; None for a Bernoulli head.
     """
     num_labels = batch["labels"].shape[1]
     real = batch["weight"][:, None] > 0
+    known = (batch["known"] > 0) & real
+    anchored = config.logic_scope == "anchored"
     terms: dict[str, tuple[Array, Array]] = {}
     if config.head_bce:
-        terms["head_bce"] = _head(answers, batch)
+        weights = batch["known"] * batch["weight"][:, None]
+        terms["head_bce"] = score_cross_entropy(answers.scores, batch["labels"], weights, groups)
     if config.head_logic:
-        whole = batch["whole"][:, None] if "whole" in batch else True
-        in_scope = jnp.broadcast_to(real & whole, answers.scores.shape)
+        whole = real & batch["whole"][:, None] if "whole" in batch else real
         terms["head_logic"] = logic_loss(
-            log_probs(answers.scores), in_scope, rules, config.logic_form, config.logic_alpha
+            score_log_probs(answers.scores, groups),
+            jnp.broadcast_to(whole, answers.scores.shape),
+            rules,
+            Facts(batch["labels"], known & whole) if anchored else None,
+            config.logic_form,
+            config.logic_alpha,
+            categorical=groups is not None,
         )
     if answers.option_logits is not None:
         if config.bce:
             terms["bce"] = _closed(answers.option_logits, batch)
         if config.logic:
             said, asked = label_log_probs(answers.option_logits, batch, num_labels)
+            facts = Facts(batch["labels"], known) if anchored else None
             terms["logic"] = logic_loss(
-                said, asked & real, rules, config.logic_form, config.logic_alpha, categorical=True
+                said, asked & real, rules, facts, config.logic_form, config.logic_alpha, categorical=True
             )
     if config.lm and answers.answer_logits is not None and answers.answer_logits.shape[1]:
         terms["lm"] = _tokens(answers.answer_logits, batch)

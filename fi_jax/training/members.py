@@ -21,7 +21,7 @@ from fi_jax.training.step import StepInputs
 
 # Members are at the same step, read one batch, and differ in their state, graph and numbers.
 _STATE = TrainState(step=None, trained=0, opt_state=0, average=0)  # type: ignore[arg-type]
-_INPUTS = StepInputs(frozen=None, constants=Constants(None, 0), rules=None, numbers=0)  # type: ignore[arg-type]
+_INPUTS = StepInputs(frozen=None, constants=Constants(None, 0, None, 0), rules=None, numbers=0)  # type: ignore[arg-type]
 
 
 def differing_fields(configs: Sequence[Experiment]) -> list[str]:

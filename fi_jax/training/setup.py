@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fi_jax.config import DataConfig, Experiment
-from fi_jax.data.counts import count_records
+from fi_jax.data.counts import training_counts
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import (
     Batch,
@@ -26,8 +26,10 @@ from fi_jax.data.pipeline import (
 )
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import maps_as_read, with_maps
-from fi_jax.knowledge.correlation import build_graph, extended_graph
+from fi_jax.knowledge.choices import head_groups
+from fi_jax.knowledge.correlation import Counts, build_graph, extended_graph, normalised, with_bridges
 from fi_jax.knowledge.logic import compile_rules
+from fi_jax.knowledge.score_graph import Relations, count_relations, extended_relations
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
@@ -152,9 +154,11 @@ def setup(
     counted = f"{len(mixture.records)} faces" + (f", {len(mixture.validation)} to validate" if held_out else "")
     log.info(f"{counted}; {jax.device_count()} device(s)")
 
-    graph = _graphs(initial, mixture, vocabulary)
+    counts = cache(lambda: training_counts(mixture.records, config.data.counted, vocabulary))
+    graph, relations = _graphs(initial, counts, vocabulary), _relations(initial, counts, vocabulary)
     prompts = _prompts(config, initial, leaves, vocabulary, tokenizer)
-    constants = [Constants(prompts, graph(one)) for one in configs]
+    groups = head_groups(config.model.knowledge, vocabulary)
+    constants = [Constants(prompts, graph(one), groups, relations(one)) for one in configs]
     words = config.weights.knowledge_connector == "words" and not (initial and _CONNECTOR in initial.leaves)
     if words:
         started = word_connector(config, leaves, constants[0], vocabulary, tokenizer)
@@ -191,13 +195,14 @@ def setup(
 
 
 def step_inputs(configs: Sequence[Experiment], frozen: Leaves, constants: Sequence[Constants]) -> StepInputs:
-    """Returns what the step of the configs reads, on the host: of several, one graph and one set of numbers each."""
+    """Returns what the step of the configs reads, on the host: of several, graphs and numbers of each one's own."""
     vocabulary = find_vocabulary(configs[0].data.vocabulary, configs[0].data.schemas)
     rules = compile_rules(rules_for(vocabulary), vocabulary)
     if len(configs) == 1:
         return StepInputs(frozen, constants[0], rules)
-    graphs = np.stack([one.graph for one in constants])
-    return StepInputs(frozen, Constants(constants[0].prompts, graphs), rules, stacked_numbers(configs))
+    own = [(one.graph, one.relations) for one in constants]
+    graphs, relations = jax.tree.map(lambda *each: np.stack(each), *own)
+    return StepInputs(frozen, constants[0]._replace(graph=graphs, relations=relations), rules, stacked_numbers(configs))
 
 
 def answerable_questions(config: Experiment, vocabulary: Vocabulary) -> list[Question]:
@@ -240,6 +245,7 @@ def make_transform(
             (config.data.seed, step),
             open_per_face=open_per_face,
             texts=texts,
+            companions=config.data.companions_per_face,
         )
         return typing.cast(Batch, made)
 
@@ -292,21 +298,42 @@ def _learnt_from(config: Experiment, initial: TrainedModel | None) -> list[str]:
 
 
 def _graphs(
-    initial: TrainedModel | None, mixture: Mixture, vocabulary: Vocabulary
+    initial: TrainedModel | None, counts: Callable[[], Counts], vocabulary: Vocabulary
 ) -> Callable[[Experiment], np.ndarray]:
-    """Returns what gives a config's Ĉ: from the training split's labels alone, every face once, counted once."""
-    counts = cache(lambda: count_records(mixture.records, vocabulary))
-    before = initial.info["labels"] if initial else []
+    """Returns what gives a config's Ĉ: from the training split's labels alone, every face once, counted once.
+
+    A stage over the sets of the stage before it has that one's graph. Over other sets, labels that they do not annotate
+    keep their rows, and all others are counted anew.
+    """
 
     def graph(config: Experiment) -> np.ndarray:
-        if initial is not None and initial.config.model.knowledge == config.model.knowledge:
-            if before == list(vocabulary.names):
-                return np.asarray(initial.graph, np.float32)
-            counted = build_graph(counts(), config.model.knowledge, seed=config.train.seed)
-            return extended_graph(np.asarray(initial.graph), before, np.asarray(counted), vocabulary.names)
-        return np.asarray(build_graph(counts(), config.model.knowledge, seed=config.train.seed), np.float32)
+        if initial is None or initial.config.model.knowledge != config.model.knowledge:
+            return build_graph(counts(), config.model.knowledge, seed=config.train.seed)
+        names, before = vocabulary.names, initial.info["labels"]
+        same_sets = set(_learnt_from(config, initial)) == set(initial.info.get("sources", ()))
+        if same_sets and before == list(names):
+            return normalised(initial.graph)
+        counted = build_graph(counts(), config.model.knowledge, seed=config.train.seed)
+        annotated = counts().k.diagonal() > 0
+        kept = [name for name, seen in zip(names, annotated, strict=True) if name in before and (same_sets or not seen)]
+        return extended_graph(initial.graph, before, counted, names, kept)
 
     return graph
+
+
+def _relations(
+    initial: TrainedModel | None, counts: Callable[[], Counts], vocabulary: Vocabulary
+) -> Callable[[Experiment], Relations | None]:
+    """Returns what gives a config's relations between labels: counted, or the earlier model's of pairs never seen here."""
+
+    def relations(config: Experiment) -> Relations | None:
+        bridged = with_bridges(counts(), vocabulary)
+        counted = count_relations(bridged, config.model.knowledge, config.train.seed)
+        if counted is None or initial is None or initial.relations is None:
+            return counted
+        return extended_relations(initial.relations, initial.info["labels"], counted, vocabulary.names, bridged.k > 0)
+
+    return relations
 
 
 def _given(config: Experiment, initial: TrainedModel | None, paths: set[str]) -> set[str]:

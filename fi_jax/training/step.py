@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from fi_jax.config import Experiment
-from fi_jax.knowledge.logic import RuleTable
+from fi_jax.knowledge.logic import Facts, RuleTable
+from fi_jax.knowledge.score_graph import revealed
 from fi_jax.models.face_insight import Constants, FaceInsight, Faces
 from fi_jax.models.masked import hidden_patches, patch_targets, visible_patches
 from fi_jax.models.pixels import encoder_pixels
@@ -72,7 +73,7 @@ def forward(
 
     def run(model: FaceInsight) -> Answers:
         seen = model.encode(batch["pixels"], batch["map_pixels"], train) if faces is None else faces
-        alignment = model.align(seen, constants)
+        alignment = model.align(seen, constants, _told(constants, batch, key))
         if stage == "align":
             return Answers(alignment.scores)
         sequence = model.sequence(seen, alignment, batch)
@@ -80,6 +81,13 @@ def forward(
         return Answers(alignment.scores, options, tokens if batch["lm_positions"].shape[1] else None)
 
     return cast(Answers, model.apply({"params": params}, rngs=rngs, method=run))
+
+
+def _told(constants: Constants, batch: Batch, key: Array | None) -> Facts | None:
+    """What a training step states of each face, where the model listens to facts."""
+    if key is None or constants.relations is None:
+        return None
+    return Facts(batch["labels"], revealed(jax.random.fold_in(key, 2), batch["known"], constants.groups))
 
 
 def step_key(config: Experiment, step: Int[Array, ""]) -> Array:
@@ -105,7 +113,7 @@ def batch_loss(trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, co
         terms = {"pixels": _reconstruct(model, params, batch["pixels"], model_key)}
     else:
         answers = forward(model, params, inputs.constants, batch, stage=config.train.stage, key=model_key, faces=faces)
-        terms = loss_terms(answers, batch, inputs.rules, config.loss)
+        terms = loss_terms(answers, batch, inputs.rules, config.loss, inputs.constants.groups)
     return total(terms, counts or {name: count for name, (_, count) in terms.items()}, numbers.loss), terms
 
 
@@ -202,5 +210,5 @@ def _counts(batch: Batch, inputs: StepInputs, config: Experiment, names: list[st
         None if align_only else jnp.zeros((b, batch["lm_positions"].shape[1], 1)),
     )
     batch = {**batch, "lm_targets": jnp.zeros_like(batch["lm_targets"])} if not align_only else batch
-    terms = loss_terms(answers, batch, inputs.rules, config.loss)
+    terms = loss_terms(answers, batch, inputs.rules, config.loss, inputs.constants.groups)
     return {name: terms[name][1].astype(jnp.float32) for name in names}

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from fi_jax.config import Experiment, LlmConfig, LoraConfig, ModelConfig, VitConfig
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import file_sha256
+from fi_jax.knowledge.score_graph import Relations
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight
 from fi_jax.parallel.rules import param_shardings, place, place_parameter
@@ -56,7 +57,8 @@ def dummy_batch(config: ModelConfig) -> dict[str, jax.Array]:
 
 
 def _init(config: ModelConfig, seed: jax.Array | int) -> dict:
-    constants = Constants(jnp.zeros((2, config.knowledge.prompt_size)), jnp.eye(2))
+    relations = Relations(jnp.zeros((2, 2)), jnp.zeros(2)) if config.knowledge.score_graph != "off" else None
+    constants = Constants(jnp.zeros((2, config.knowledge.prompt_size)), jnp.eye(2), relations=relations)
     # The rbg generator is one operation a leaf: threefry, inlined for ninety leaves, takes a CPU 15 s to compile.
     return FaceInsight(config).init(jax.random.key(seed, impl="rbg"), dummy_batch(config), constants)["params"]
 

@@ -13,6 +13,7 @@ from fi_jax.config import DataConfig, Dtype, Experiment, KnowledgeConfig, ModelC
 from fi_jax.config_tree import from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.files import is_intact, sha256, write_json
+from fi_jax.knowledge.score_graph import Relations
 from fi_jax.labels.registry import vocabulary
 from fi_jax.weights import hf_config
 from fi_jax.weights.json_fields import Fields, read_object
@@ -21,6 +22,7 @@ from fi_jax.weights.leaves import load_leaves, save_leaves
 BUNDLED = Path(__file__).parent.parent / "bundled"
 WEIGHTS, CONFIG, MODEL = "weights.safetensors", "config.json", "model.json"
 _PROMPTS, _GRAPH = "constants/prompts", "constants/graph"
+_LIFT, _PRIOR = "constants/lift", "constants/prior"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrainedModel:
     graph: np.ndarray
     # Label names in order, hash and name of the base LLM, temperatures, the sets it saw, …
     info: dict = field(default_factory=dict)
+    # What counts say of pairs of labels, of a model whose scores hear each other.
+    relations: Relations | None = None
 
 
 def save_model(folder: Path, model: TrainedModel, precision: str = "float32") -> None:
@@ -40,6 +44,8 @@ def save_model(folder: Path, model: TrainedModel, precision: str = "float32") ->
     write_json(folder / CONFIG, to_dict(model.config), indent=2)
     write_json(folder / MODEL, model.info, indent=2)
     leaves = {**model.leaves, _PROMPTS: model.prompts, _GRAPH: model.graph}
+    if model.relations is not None:
+        leaves |= {_LIFT: np.asarray(model.relations.lift), _PRIOR: np.asarray(model.relations.prior)}
     save_leaves(folder / WEIGHTS, leaves, precision)
 
 
@@ -52,14 +58,16 @@ def load_model(name_or_folder: str | Path) -> TrainedModel:
     config = read_config(folder / CONFIG)
     info = read_info(folder / MODEL)
     leaves = load_leaves(folder / WEIGHTS)
-    missing = [name for name in (_PROMPTS, _GRAPH) if name not in leaves]
+    related = (_LIFT, _PRIOR) if config.model.knowledge.score_graph != "off" else ()
+    missing = [name for name in (_PROMPTS, _GRAPH, *related) if name not in leaves]
     if missing:
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(missing)}; it is not a fi_jax model")
     prompts, graph = leaves.pop(_PROMPTS), leaves.pop(_GRAPH)
+    relations = Relations(leaves.pop(_LIFT), leaves.pop(_PRIOR)) if related else None
     if prompts.ndim != 2 or graph.shape != (len(prompts), len(prompts)):
         raise UserError(f"{folder / WEIGHTS} is damaged: prompts {prompts.shape}, graph {graph.shape}")
     config, info = _settled(config, leaves, info)
-    return TrainedModel(config, leaves, prompts, graph, info)
+    return TrainedModel(config, leaves, prompts, graph, info, relations)
 
 
 def is_checkpoint(name_or_folder: str | Path) -> bool:

@@ -14,6 +14,7 @@ from fi_jax.config import Experiment
 from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
 from fi_jax.files import atomic_folder, write_json, write_text
+from fi_jax.knowledge.choices import head_groups
 from fi_jax.labels.face_parts import CLASSES, FLIPPED, PALETTE
 from fi_jax.labels.rule_tables import rules_for
 from fi_jax.labels.vocabulary import Vocabulary
@@ -102,12 +103,15 @@ def export(
             for key, tensor in leaf.split(np.asarray(leaves[leaf.path]))
         }
         state |= {"prompts": model.prompts.astype(np.float32), "graph": model.graph.astype(np.float32)}
+        if model.relations is not None:
+            state |= {name: np.asarray(part, np.float32) for name, part in model.relations._asdict().items()}
         write_safetensors(folder / "face_insight.safetensors", state)
         size = sum(value.size for value in state.values()) / 1e6
         log.info(f"face_insight.safetensors: {size:.1f} M parameters beside the language model")
         ours = Path(__file__).parents[1]
         for source, name in (
             ("weights/torch_model.py", "face_insight.py"),
+            ("weights/torch_knowledge.py", "face_knowledge.py"),
             ("weights/torch_pictures.py", "face_pictures.py"),
             ("prompting/question_matching.py", "question_matching.py"),
             ("labels/phrases.json", "phrases.json"),
@@ -135,6 +139,7 @@ def settings(
 ) -> dict[str, Any]:
     """Returns what the PyTorch module needs besides weights: shapes, questions as tokens, labels, colours."""
     rows = builder.build([range(len(builder.questions))])
+    groups = head_groups(model.config.model.knowledge, vocabulary)
     questions = []
     for i, question in enumerate(builder.questions):
         valid, options = rows["segment_valid"][0, i], rows["option_tokens"][0, i, : len(question.options)]
@@ -153,6 +158,8 @@ def settings(
         # What training here changed; the rest is as its checkpoints have it.
         "trained": sorted(model.leaves),
         "labels": list(vocabulary.names),
+        # Places of the labels of each choice that the alignment head makes; none where it is Bernoulli.
+        "groups": [] if groups is None else [np.flatnonzero(group).tolist() for group in groups],
         "prompts": {label.name: label.prompt for label in vocabulary.labels},
         # Negative ids are slots: -1 image, -2 segmentation, -3 knowledge tokens.
         "prefix": rows["prefix_tokens"][0].tolist(),

@@ -200,7 +200,18 @@ def head_leaves(model: ModelConfig, root: str) -> list[Leaf]:
     if model.use_segmentation:
         sizes["segmentation"] = model.segmentation_encoder.hidden_size
     linear = [leaf for name, size in sizes.items() for leaf in _linear(name, root + name, size, width, bias=False)]
-    return [*linear, *(Leaf(name, (), root + name, ()) for name in ("log_scale", "bias"))]
+    scalars = ["log_scale", "bias"]
+    if model.knowledge.score_graph != "off":
+        scalars.append("relations/strength")
+        ranks = ("from", "to") if model.knowledge.score_rank else ()
+        linear += [
+            leaf
+            for name in ranks
+            for leaf in _linear(
+                f"relations/{name}", f"{root}relations.{name}", width, model.knowledge.score_rank, bias=False
+            )
+        ]
+    return [*linear, *(Leaf(name, (), root + name.replace("/", "."), ()) for name in scalars)]
 
 
 def llava_leaves(model: Assembly) -> list[Leaf]:

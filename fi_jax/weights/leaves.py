@@ -38,7 +38,8 @@ def save_leaves(path: Path, leaves: dict[str, np.ndarray], precision: str = "flo
             and name.endswith(("kernel", "lora_a", "lora_b"))
         ):
             stored[name], stored[name + _SCALE] = quantise(leaf)
-        elif leaf.dtype.kind == "f" and precision != "float32":
+        # Graphs are small, and their rows sum to 1.
+        elif leaf.dtype.kind == "f" and precision != "float32" and name != "constants/graph":
             stored[name] = leaf.astype(np.float16)
         else:
             # Not `ascontiguousarray`, which gives scalars an axis.

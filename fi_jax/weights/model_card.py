@@ -7,6 +7,7 @@ from fi_jax.weights.bundle import TrainedModel
 
 _ROWS = {
     "face_insight.py": "the PyTorch module: the whole model, in one readable file",
+    "face_knowledge.py": "its graph network and alignment head",
     "face_insight.safetensors": "encoders, connectors, graph network, alignment head, label prompts and graph",
     "face_insight.json": "shapes, labels, questions as tokens, options, temperatures, map colours",
     "face_pictures.py, face_alignment.py": "how pictures are read, and faces cut, as `fi-jax ask` does",

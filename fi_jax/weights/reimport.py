@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fi_jax.errors import UserError
+from fi_jax.knowledge.score_graph import Relations
 from fi_jax.trees import flatten
 from fi_jax.weights import layouts, leaf_table
 from fi_jax.weights.bundle import TrainedModel, is_llm_adapter, read_config, read_info
@@ -65,11 +66,13 @@ def read_exported(folder: Path, adapter: Path | None = None) -> TrainedModel:
         raise UserError(
             f"{folder} was exported by fi_jax 0.1, which named the encoders' weights otherwise; export it again"
         )
-    missing = [name for name in ("prompts", "graph") if name not in state]
+    related = ("lift", "prior") if config.model.knowledge.score_graph != "off" else ()
+    missing = [name for name in ("prompts", "graph", *related) if name not in state]
     if missing:
         raise UserError(f"{file} lacks {' and '.join(missing)}; export it again")
     prompts, graph = state.pop("prompts"), state.pop("graph")
+    relations = Relations(*map(state.pop, related)) if related else None
     rows = leaf_table.torch_leaves(config.model)
     keys = match(str(file), rows, {key: value.shape for key, value in state.items()}, layouts.TORCH).keys
     leaves |= {leaf.path: leaf.join(lambda key: state[keys[key]]) for leaf in rows}
-    return TrainedModel(config, leaves, prompts, graph, info)
+    return TrainedModel(config, leaves, prompts, graph, info, relations)

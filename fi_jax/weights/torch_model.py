@@ -1,7 +1,8 @@
 """FaceInsight in PyTorch, for a folder that `fi-jax export` wrote. Needs torch, transformers, peft, safetensors, tokenizers.
 
 This file stands alone (it imports nothing of fi_jax) and lies in every exported folder as `face_insight.py`, by
-`question_matching.py`, which reads questions in a person's words, `face_pictures.py` and `face_alignment.py`:
+`face_knowledge.py` (its graph network and alignment head), `face_pictures.py`, `face_alignment.py`, and
+`question_matching.py`, which reads questions in a person's words:
 
     from face_insight import FaceInsight
     model = FaceInsight.from_folder("exported")
@@ -34,6 +35,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 IMAGE_SLOT, SEGMENTATION_SLOT, KNOWLEDGE_SLOT = -1, -2, -3
+# What the file beside this one defines, wherever they were imported from: the graph network and the alignment head.
+_KNOWLEDGE = runpy.run_path(str(Path(__file__).with_name("face_knowledge.py")))
 
 
 class Encoder(nn.Module):
@@ -87,49 +90,6 @@ class Connector(nn.Module):
         return x if self.newline is None else torch.cat([x, self.newline.expand(len(x), 1, -1)], 1)
 
 
-class PromptGcn(nn.Module):
-    """T_p^l = LeakyReLU(graph T_p^{l-1} W): label prompts refined by the co-occurrence graph."""
-
-    def __init__(self, c: dict):
-        super().__init__()
-        self.enabled, self.depth, self.slope = c["enabled"], c["depth"], c["leaky_slope"]
-        widths = [c["prompt_size"], *[c["hidden_size"]] * (c["depth"] - 1), c["align_size"]]
-        for i in range(self.depth if self.enabled else 0):
-            setattr(self, f"layer_{i}", nn.Linear(widths[i], widths[i + 1], bias=False))
-        self.skip = c["residual"] or not c["enabled"]
-        self.residual: nn.Module = nn.Identity()
-        if self.skip and c["prompt_size"] != c["align_size"]:
-            self.residual = nn.Linear(c["prompt_size"], c["align_size"], bias=False)
-
-    def forward(self, prompts: Tensor, graph: Tensor) -> Tensor:
-        """`[n, d0]`, `[n, n]` -> `[n, e]`."""
-        if not self.enabled:
-            return self.residual(prompts)
-        x = prompts
-        for i in range(self.depth):
-            x = F.leaky_relu(graph @ getattr(self, f"layer_{i}")(x), self.slope)
-        return x + self.residual(prompts) if self.skip else x
-
-
-class AlignmentHead(nn.Module):
-    """exp(t) · cos(f(image, map), prompt) + b: one logit a label."""
-
-    def __init__(self, width: int, image: int, segmentation: int):
-        super().__init__()
-        self.image = nn.Linear(image, width, bias=False)
-        self.segmentation = nn.Linear(segmentation, width, bias=False) if segmentation else None
-        self.out = nn.Linear(width, width, bias=False)
-        self.log_scale, self.bias = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
-
-    def forward(self, image: Tensor, segmentation: Tensor | None, prompts: Tensor) -> Tensor:
-        hidden = self.image(image)
-        if self.segmentation is not None:
-            hidden = hidden + self.segmentation(segmentation)
-        f = self.out(F.gelu(hidden, approximate="tanh"))
-        cosine = F.normalize(f, dim=-1, eps=1e-6) @ F.normalize(prompts, dim=-1, eps=1e-6).T
-        return self.log_scale.exp() * cosine + self.bias
-
-
 class FaceInsight(nn.Module):
     """The whole model: `settings` is face_insight.json; the language model comes from transformers."""
 
@@ -139,8 +99,7 @@ class FaceInsight(nn.Module):
 
     def __init__(self, settings: dict, llm: Any, tokenizer):
         super().__init__()
-        self.settings, self.tokenizer = settings, tokenizer
-        c = settings["model"]
+        self.settings, self.tokenizer, c = settings, tokenizer, settings["model"]
         width, n = c["llm"]["hidden_size"], len(settings["labels"])
         image, seg = c["image_encoder"], c["segmentation_encoder"]
         self.image_encoder = Encoder(image, settings["towers"]["image"])
@@ -150,10 +109,13 @@ class FaceInsight(nn.Module):
         if c["use_segmentation"]:
             self.segmentation_encoder = Encoder(seg, settings["towers"]["segmentation"])
             self.segmentation_connector = Connector(seg["hidden_size"] * seg["merge"] ** 2, width)
-        self.knowledge = PromptGcn(c["knowledge"])
-        align = c["knowledge"]["align_size"]
-        self.knowledge_connector = Connector(align, width)
-        self.head = AlignmentHead(align, image["hidden_size"], seg["hidden_size"] if c["use_segmentation"] else 0)
+        self.knowledge = _KNOWLEDGE["PromptGcn"](c["knowledge"])
+        self.knowledge_connector = Connector(c["knowledge"]["align_size"], width)
+        of_map = seg["hidden_size"] if c["use_segmentation"] else 0
+        self.head = _KNOWLEDGE["AlignmentHead"](c["knowledge"], image["hidden_size"], of_map)
+        if c["knowledge"].get("score_graph", "off") != "off":
+            self.register_buffer("lift", torch.zeros(n, n))
+            self.register_buffer("prior", torch.zeros(n))
         self.register_buffer("prompts", torch.zeros(n, c["knowledge"]["prompt_size"]))
         self.register_buffer("graph", torch.zeros(n, n))
         self.register_buffer("palette", torch.tensor(settings["palette"], dtype=torch.float32), persistent=False)
@@ -231,15 +193,17 @@ class FaceInsight(nn.Module):
             segmentation, segmentation_pooled = self.segmentation_encoder(maps)
         prompts = self.knowledge(self.prompts, self.graph)
         # The mirror image has a say in the labels' scores alone.
-        scores = self.head(pooled, segmentation_pooled, prompts).mean(0, keepdim=True)
-        gate = torch.sigmoid(scores)[..., None] if c["knowledge"]["gated"] else 1.0
-        knowledge = self.knowledge_connector(prompts[None] * gate)
+        scores = self.head(pooled, segmentation_pooled, prompts)
+        if hasattr(self.head, "relations"):
+            scores = self.head.relations(scores, prompts, self.lift, self.prior, self.settings["groups"])
+        scores = scores.mean(0, keepdim=True)
+        gate = self._label_probabilities(scores)[..., None] if c["knowledge"]["gated"] else 1.0
         tokens = torch.tensor(self.settings["prefix"], device=device)
         prefix = self.llm.get_input_embeddings()(tokens.clamp(min=0))[None].clone()
         prefix[:, tokens == IMAGE_SLOT] = self.image_connector(image[:1])
         if self.segmentation_connector is not None:
             prefix[:, tokens == SEGMENTATION_SLOT] = self.segmentation_connector(cast(Tensor, segmentation)[:1])
-        prefix[:, tokens == KNOWLEDGE_SLOT] = knowledge
+        prefix[:, tokens == KNOWLEDGE_SLOT] = self.knowledge_connector(prompts[None] * gate)
         return {"scores": scores, "prefix": prefix}
 
     @torch.inference_mode()
@@ -318,11 +282,15 @@ class FaceInsight(nn.Module):
         yes = sum(weight * p for weight, p in zip(match.weights, answers.values(), strict=True))
         return {"Yes": yes, "No": 1 - yes}
 
+    def _label_probabilities(self, scores: Tensor) -> Tensor:
+        return _KNOWLEDGE["label_probabilities"](scores, self.settings.get("groups", []))
+
     def _by_head(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
-        """Yes/no: sigmoid of the label's score ("No" asserts no label and has 0). A choice: softmax of its options'."""
-        logits, answers = self.encode(crop, mask)["scores"][0].float(), {}
-        scores = dict(zip(self.settings["labels"], logits)) | {None: logits.new_zeros(())}
+        """Yes/no: the label's log-odds ("No" asserts no label and has 0). A choice: softmax of its options' scores."""
+        logits, answers = self.encode(crop, mask)["scores"].double(), {}
+        alone, labels = torch.logit(self._label_probabilities(logits)), self.settings["labels"]
         for q in questions:
+            scores = dict(zip(labels, (alone if None in q["labels"] else logits)[0])) | {None: logits.new_zeros(())}
             options = torch.stack([scores[label] for label in q["labels"]])
             p = torch.softmax(options / self.settings["head_temperatures"].get(q["family"], 1.0), -1)
             answers[q["name"]] = dict(zip(q["options"], p.tolist(), strict=True))
@@ -353,8 +321,8 @@ class FaceInsight(nn.Module):
     @torch.inference_mode()
     def label_probabilities(self, crop: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         """Probability of every label by the alignment head (no language model)."""
-        scores = torch.sigmoid(self.encode(crop, mask)["scores"][0].float())
-        return dict(zip(self.settings["labels"], scores.tolist(), strict=True))
+        probabilities = self._label_probabilities(self.encode(crop, mask)["scores"].float())[0].tolist()
+        return dict(zip(self.settings["labels"], probabilities, strict=True))
 
     @torch.inference_mode()
     def generate(

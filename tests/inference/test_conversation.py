@@ -199,3 +199,35 @@ def test_the_head_says_what_it_cannot_answer(answerer):
     assert reply.text.startswith("This is a ") and reply.note == "put together from the closed answers"
     with pytest.raises(UserError, match="100000 letters"):
         respond(answerer, PICTURE, BOX, Request("x" * 100_000))
+
+
+def test_what_is_known_is_answered_as_stated_and_rules_with_it(answerer):
+    """Facts reach the head, the gates of the LLM's tokens, and every question that they or a rule settle."""
+    known = {"gender": "female", "age": 71}
+    for by_llm in (True, False):
+        request = Request(everything=True, race=True, by_llm=by_llm)
+        plain, told = (respond(answerer, PICTURE, BOX, replace(request, known=k)) for k in (None, known))
+        answers = {a.question.name: a for a in told.answers}
+        assert answers["gender"].probabilities == (0.0, 1.0) and answers["age_group"].option == "70+"
+        assert answers["age_years"].years == pytest.approx(71, abs=1e-3)
+        # Nothing is known of the race. The LLM hears of the facts, a head without a graph of scores does not.
+        before = next(a for a in plain.answers if a.question.family == "race").probabilities
+        assert (before != answers["race:utkface"].probabilities) == by_llm
+
+
+def test_a_rule_that_leaves_some_options_out_shares_their_chance(answerer):
+    facts = answerer.facts({"age": 5})
+    facts = facts._replace(known=facts.known & ~np.isin(answerer.vocabulary.names, ["age:3-9"]))
+    q = question("age_group")
+    plain, told = (answerer.answer(*_batch(), [q], by_llm=False, facts=f).head[0, 0] for f in (None, facts))
+    assert plain.max() < 1 and told[1] == pytest.approx(1, abs=1e-6)
+
+
+def _batch():
+    image = np.resize(PICTURE, (1, 16, 16, 3)).astype(np.uint8)
+    return image, np.zeros((1, 16, 16), np.uint8)
+
+
+def test_facts_that_cannot_be_are_refused(answerer):
+    with pytest.raises(UserError, match="--known"):
+        respond(answerer, PICTURE, BOX, Request("How old?", known={"gender": "woman"}))

@@ -9,7 +9,7 @@ import pytest
 
 from fi_jax.config import MeshConfig
 from fi_jax.models.batch import KNOWLEDGE_SLOT, SEGMENTATION_SLOT
-from fi_jax.models.face_insight import Alignment, FaceInsight, _fill
+from fi_jax.models.face_insight import Alignment, FaceInsight, _fill, label_probs
 from fi_jax.parallel.collectives import collectives
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.rules import batch_sharding
@@ -104,17 +104,22 @@ def test_the_gate_is_the_alignment_probability(small):
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(2, len(small.vocabulary))), jnp.float32)
     prompts = jnp.asarray(np.random.default_rng(1).normal(size=(len(small.vocabulary), 12)), jnp.float32)
 
+    groups = small.inputs.constants.groups
+    probs = label_probs(scores, groups)
+    # Ages and gender are choices: their gates sum to 1.
+    np.testing.assert_allclose(np.asarray(probs) @ groups.T, 1, atol=1e-5)
+
     def tokens(gated: bool, prompts):
         model = replace(small.config.model, knowledge=replace(small.config.model.knowledge, gated=gated))
         return FaceInsight(model).apply(
-            {"params": unflatten(small.leaves)}, Alignment(scores, prompts), method="knowledge_tokens"
+            {"params": unflatten(small.leaves)}, Alignment(scores, prompts, probs), method="knowledge_tokens"
         )
 
     gated, plain = tokens(True, prompts), tokens(False, prompts)
     assert gated.shape == plain.shape == (2, len(small.vocabulary), 32)
     np.testing.assert_array_equal(plain[0], plain[1])
     for face in range(2):
-        scaled = tokens(False, prompts * jax.nn.sigmoid(scores[face])[:, None])
+        scaled = tokens(False, prompts * probs[face][:, None])
         np.testing.assert_allclose(gated[face], scaled[face], rtol=1e-4, atol=1e-6)
 
 

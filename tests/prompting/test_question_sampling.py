@@ -5,7 +5,7 @@ import numpy as np
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.labels.tasks import age_labels
-from fi_jax.prompting.question_sampling import draw_questions, stated_ages, training_sequences
+from fi_jax.prompting.question_sampling import companion_questions, draw_questions, stated_ages, training_sequences
 from fi_jax.prompting.sequences import SequenceBuilder, Slots
 from fi_jax.prompting.templates import template
 from fi_jax.weights.tokenizers import byte_tokenizer
@@ -52,6 +52,24 @@ def test_only_what_is_known_is_asked():
         assert len(asked) == 3 and answerable[row, asked].all()
     asked = batch["question_index"] >= 0
     np.testing.assert_allclose(batch["option_targets"].sum(-1)[asked], 1, atol=1e-6)
+
+
+def test_companions_are_unknown_and_tied_by_a_rule_to_what_is_known():
+    """CelebA knows no ages: one question a face is about what rules tie to its attributes, and has no target."""
+    batch = faces(12)
+    batch["known"] = np.tile(np.array([":" not in name for name in VOCABULARY.names]), (12, 1))
+    told = training_sequences(batch, BUILDER, VOCABULARY, (0, 1), companions=1)
+    _, answerable = BUILDER.targets(batch["labels"], batch["known"])
+    seen = set()
+    for row in range(12):
+        asked = [i for i in told["question_index"][row] if i >= 0]
+        assert len(asked) == 3 and answerable[row, asked[:2]].all() and not answerable[row, asked[2]]
+        assert (told["option_targets"][row, 2] == 0).all() and (told["option_labels"][row, 2] >= 0).any()
+        seen.add(QUESTIONS[asked[2]].name)
+    assert seen <= {"gender", "age_group", "race:utkface", "expression"} and "age_group" in seen
+    # Years are tied to age groups alone, which CelebA does not know either.
+    beside = companion_questions(QUESTIONS, VOCABULARY, batch["known"][0])
+    assert not beside[[q.name for q in QUESTIONS].index("age_years")]
 
 
 def test_a_face_is_asked_the_same_on_any_number_of_hosts():

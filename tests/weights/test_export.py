@@ -29,8 +29,10 @@ from fi_jax.faces.face_detector import locate
 from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
 from fi_jax.inference.answerer import Answerer, load_answerer
 from fi_jax.inference.generation import generate
+from fi_jax.knowledge.score_graph import Relations
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.registry import vocabulary as find_vocabulary
+from fi_jax.models.face_insight import label_probs
 from fi_jax.models.segformer import Segformer, SegformerConfig
 from fi_jax.pictures.crop import crop_square, crop_square_mask
 from fi_jax.pictures.decode import decode
@@ -70,7 +72,9 @@ def _model(config, base=None) -> TrainedModel:
     graph /= graph.sum(1, keepdims=True)
     info = {"labels": list(vocabulary.names), "base": base or {}, "sources": ["synthetic_faces"]}
     info |= {"temperatures": {"attribute": 1.7}, "mirror": not base}
-    return TrainedModel(config, trained, prompts, graph, info)
+    hears = config.model.knowledge.score_graph != "off"
+    relations = Relations(*(rng.normal(size=size).astype(np.float32) for size in ((n, n), n))) if hears else None
+    return TrainedModel(config, trained, prompts, graph, info, relations)
 
 
 def _parser() -> FaceParser:
@@ -146,7 +150,9 @@ def _without():
     """No segmentation, no graph network, no adapter; a language model whose files fuse layers."""
     llm = replace(_tiny().model.llm, lora=LoraConfig(), family="phi3")
     return _tiny(
-        use_segmentation=False, llm=llm, knowledge=KnowledgeConfig(enabled=False, align_size=32, prompt_size=48)
+        use_segmentation=False,
+        llm=llm,
+        knowledge=KnowledgeConfig(enabled=False, align_size=32, prompt_size=48, score_graph="lift"),
     )
 
 
@@ -220,7 +226,7 @@ def test_pytorch_answers_the_same(variant, request):
         expected = ours.llm[0, i, : len(question.options)]
         np.testing.assert_allclose(list(theirs[question.name].values()), expected, atol=1e-3)
     assert np.ptp(ours.llm) > 0.3, "answers that are all alike show nothing"
-    scores = 1 / (1 + np.exp(-ours.label_scores[0]))
+    scores = np.asarray(label_probs(ours.label_scores, exported.answerer.constants.groups))[0]
     np.testing.assert_allclose(list(model.label_probabilities(image, mask).values()), scores, atol=1e-3)
     one = model.answer(image, mask, questions[0].text)
     np.testing.assert_allclose(list(one.values()), list(theirs[questions[0].name].values()), atol=1e-5)
@@ -345,6 +351,7 @@ def test_the_folder_explains_itself(odd, without, llava):
         "face_insight.json",
         "face_insight.py",
         "face_alignment.py",
+        "face_knowledge.py",
         "face_insight.safetensors",
         "face_pictures.py",
         "model.json",
@@ -364,7 +371,7 @@ def test_the_folder_explains_itself(odd, without, llava):
         assert settings["base"]["hash"] in card
         assert {f"`{name}/`" in card for name in folders} == {True}
         assert ("`adapter/`" in card) == ("adapter" in folders)
-    for name in ("face_insight.py", "face_pictures.py", "face_alignment.py", "question_matching.py"):
+    for name in ("face_insight.py", "face_knowledge.py", "face_pictures.py", "face_alignment.py", "question_matching.py"):
         source = (odd.folder / name).read_text()
         assert "import fi_jax" not in source and "from fi_jax" not in source
     # A group can read it.

@@ -67,6 +67,17 @@ def read_annotations(root: Path | str) -> Source:
     return release.source([FaceRecord(NAME, k, partition[k], b"", r) for k, r in attributes.items() if k in partition])
 
 
+def read_countable(root: Path | str) -> Source:
+    """Returns the faces whose attributes may be counted for training: of the official train part, less all people whom
+    `read` puts into val or test where it splits by identity.
+    """
+    release = Release(NAME, root)
+    attributes, partition, people = _attributes(release), _partition(release), _identities(release)
+    train = {key for key, part in partition.items() if part == "train" and key in people}
+    kept = {key for key in train & attributes.keys() if hash_split(people[key], NAME) == "train"}
+    return release.source([FaceRecord(NAME, key, "train", b"", attributes[key]) for key in sorted(kept)])
+
+
 def face_box(height: int, width: int) -> Box:
     """Returns the square of full width whose top is at 30/218 of the height: y 30..208 of the official 178×218."""
     top = min(round(height * 30 / 218), max(height - width, 0))
@@ -140,5 +151,6 @@ DATASET = Dataset(
     read=read,
     vocabulary=vocabulary("celeba"),
     questions=questions_for(vocabulary("celeba")),
+    annotations=read_countable,
     same_pictures_as=("celebamask_hq",),
 )

@@ -29,6 +29,8 @@ _CORRECTIONS = {
         "Middle_Eastern": "Middle Eastern",
     },
 }
+# Of the official train list.
+_SHARES = (0.9, 0.1, 0.0)
 _GROUPS = {"age": AGE_GROUP, "gender": GENDER, "race": RACE_GROUPS["fairface"]}
 
 
@@ -56,12 +58,21 @@ def read(root: Path | str) -> Source:
         rows = release.distinct(_rows(release, path, pictures), path.name)
         release.reject_unpaired(rows, [key for key in pictures if key.startswith(f"{part}/")], path.name)
         for key in sorted(rows.keys() & pictures.keys()):
-            split = "test" if part == "val" else hash_split(key, NAME, (0.9, 0.1, 0.0))
+            split = "test" if part == "val" else hash_split(key, NAME, _SHARES)
             faces.append(FaceRecord(NAME, key, split, pictures[key], rows[key]))
     for key in pictures:
         if key.split("/")[0] not in lists:
             release.reject(key, f"{files[key.split('/')[0]]} is missing")
     return release.source(faces)
+
+
+def read_countable(root: Path | str) -> Source:
+    """Returns the rows of the official train list that are in our split `train`, without looking for pictures."""
+    release = Release(NAME, root)
+    path = release.find("fairface_label_train.csv")
+    rows = release.distinct(_rows(release, path, {}), path.name)
+    splits = {key: hash_split(key, NAME, _SHARES) for key in rows}
+    return release.source([FaceRecord(NAME, key, splits[key], b"", row) for key, row in rows.items()])
 
 
 def _rows(release: Release, path: Path, pictures: dict[str, Path]) -> Iterator[tuple[str, dict[str, bool]]]:
@@ -86,4 +97,5 @@ DATASET = Dataset(
     read=read,
     vocabulary=vocabulary("fairface"),
     questions=tuple(map(question, ("gender", "race:fairface", "age_group"))),
+    annotations=read_countable,
 )
