@@ -3,8 +3,11 @@
 Every variant is trained with every seed and judged by the protocols. Variants that differ in numbers (τ, ω, the graph,
 a loss weight of 0, the seed) train together in one program. With --frozen, the encoders of a trained model stay as they
 are: their features are computed once, and only alignment head and graph network are trained, which takes minutes.
+--table asks one question of docs/ablation.md: few_labels and noisy_labels train heads over features that no label has
+shaped (the config is not used, the prompts are those of --frozen or nano); missing and llm are whole trainings.
 
   fi-jax ablate tiny --seeds 0 1 --only no_ccm no_lcm
+  fi-jax ablate nano --table few_labels --dataset celeba --data-root data/celeba --seeds 0 1 2 3 4
   fi-jax ablate nano --frozen nano --dataset utkface expw --data-root data/utkface data/expw --out out/ablation
 """
 
@@ -16,6 +19,7 @@ import sys
 from pathlib import Path
 
 TAKES_OVERRIDES = True
+_TABLES = ("few_labels", "noisy_labels", "missing", "llm")
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("val", "test"), help="judged faces (default: test)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants beside the full model")
+    parser.add_argument("--table", choices=_TABLES, help="one question's variants, in place of --only")
     parser.add_argument("--list", action="store_true", help="list the variants and stop")
     parser.add_argument("--limit", type=int, default=0, help="judge by N faces of each set (0: all)")
     parser.add_argument("--train-limit", type=int, default=0, help="train on N faces of each set (as --data.limit N)")
@@ -72,13 +77,18 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.evaluation.parts import EvaluationOptions
     from fi_jax.experiments.ablation import Study, points_of, run_study
     from fi_jax.experiments.frozen import frozen_config
-    from fi_jax.experiments.variants import chosen
+    from fi_jax.experiments.variants import TABLES, chosen, of_table
     from fi_jax.weights.bundle import load_model
 
+    table = TABLES[args.table] if args.table else None
+    if table and args.only:
+        raise UserError("--table names its variants itself; leave out --only")
+    if table and table.conditions and not args.list:
+        return _few_labels(args)
     base = load_model(args.frozen) if args.frozen else None
     if base is not None:
         config = frozen_config(config, base)
-    variants = chosen(config, args.only, base is not None)
+    variants = of_table(config, table) if table else chosen(config, args.only, base is not None)
     if args.list:
         for variant, _ in variants:
             print(f"{variant.name:<16} {variant.title:<36} {dict(variant.fields) or ''}")
@@ -93,6 +103,27 @@ def run(args: argparse.Namespace) -> int:
     if status:
         return status
     _write(out, results, args)
+    return 0
+
+
+def _few_labels(args: argparse.Namespace) -> int:
+    """Runs a table over label-free features, and writes it."""
+    from fi_jax.errors import UserError
+    from fi_jax.experiments.few_labels import as_table, run_table
+    from fi_jax.experiments.variants import TABLES
+    from fi_jax.files import write_text
+    from fi_jax.weights.bundle import load_model
+
+    if not args.dataset or len(args.dataset) > 1:
+        raise UserError(f"--table {args.table} needs one data set: --dataset celeba --data-root DIR")
+    out, table = Path(args.out or Path("out", "ablation", args.table)), TABLES[args.table]
+    model = load_model(args.frozen or "nano")
+    prompts = dict(zip(model.info["labels"], model.prompts, strict=True))
+    result = run_table(table, args.dataset[0], Path(args.data_root[0]), out, prompts, args.seeds)
+    lines = as_table(result, table)
+    write_text(out / "few_labels.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    log.info(f"few_labels.json, few_labels.md and every face's scores are in {out}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Metrics as pure functions of counts, so that a bootstrap over faces is the same function of resampled counts."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 
@@ -85,6 +85,19 @@ def positive_f1(confusion: Float[Array, "... 2 3"]) -> Float[Array, "..."]:
 def mean_error(sums: Float[Array, "... 2"]) -> Float[Array, "..."]:
     """Mean absolute error from `(Σ |error|, faces)`."""
     return _ratio(sums[..., 0], sums[..., 1])
+
+
+def average_precision(
+    scores: Float[Array, "f"], truth: Bool[Array, "f"], weights: Float[Array, "r f"]
+) -> Float[Array, "r"]:
+    """Mean precision at the ranks of the true faces, the highest score first; NaN without a true face.
+
+    Each row of `weights` says how often each face counts (a bootstrap's draw). Equal scores keep the faces' order.
+    """
+    order = np.argsort(-scores, kind="stable")
+    w, y = weights[:, order], truth[order]
+    precision = np.cumsum(w * y, axis=1) / np.maximum(np.cumsum(w, axis=1), 1e-9)
+    return _ratio((precision * w)[:, y].sum(1), w[:, y].sum(1))
 
 
 def bootstrap_sums(stats: Float[Array, "f s"], resamples: int = 1000, seed: int = 0) -> Float[Array, "r s"]:

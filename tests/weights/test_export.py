@@ -371,7 +371,13 @@ def test_the_folder_explains_itself(odd, without, llava):
         assert settings["base"]["hash"] in card
         assert {f"`{name}/`" in card for name in folders} == {True}
         assert ("`adapter/`" in card) == ("adapter" in folders)
-    for name in ("face_insight.py", "face_knowledge.py", "face_pictures.py", "face_alignment.py", "question_matching.py"):
+    for name in (
+        "face_insight.py",
+        "face_knowledge.py",
+        "face_pictures.py",
+        "face_alignment.py",
+        "question_matching.py",
+    ):
         source = (odd.folder / name).read_text()
         assert "import fi_jax" not in source and "from fi_jax" not in source
     # A group can read it.
