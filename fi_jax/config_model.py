@@ -28,10 +28,10 @@ class LoraConfig:
 
     rank: int = 0
     alpha: float = 16.0
-    # Share of its inputs that an adapter does without, drawn anew at every step of training.
-    dropout: float = 0.0
     # Names of the linear layers that get an adapter, as Hugging Face calls them.
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    # Share of its inputs that an adapter does without, drawn anew at every step of training.
+    dropout: float = 0.0
 
     def __post_init__(self):
         check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
@@ -232,7 +232,7 @@ class KnowledgeConfig:
     # shuffled labels (for ablation).
     score_graph: Literal["off", "lift", "shuffled"] = "off"
     # How strong the counted edges are at the start, and the rank of those learnt from the labels' prompts (0: none).
-    score_strength: float = 0.2
+    score_strength: float = 0.4
     score_rank: int = 16
     # Width of T_p^0: the text encoder's output size.
     prompt_size: int = 768

@@ -58,7 +58,7 @@ MODEL = ModelConfig(
         pool="mean",
     ),
     llm=SMOLLM2,
-    knowledge=KnowledgeConfig(prompt_size=576, hidden_size=256, align_size=256),
+    knowledge=KnowledgeConfig(prompt_size=576, hidden_size=256, align_size=256, score_graph="lift"),
     dtype="float32",
     remat="none",
 )

@@ -97,7 +97,7 @@ def base_config(dataset: str, prompt_size: int) -> Experiment:
             "data.vocabulary": find_dataset(dataset).vocabulary.name,
             "data.batch_size": 64,
             "train.stage": "align",
-            "train.steps": 400,
+            "train.steps": 200,
             "train.learning_rate": 1e-3,
             "train.warmup_steps": 20,
             "train.weight_decay": 0.05,

@@ -61,7 +61,7 @@ class ScoreGraph(nn.Module):
 
     E_ij = strength · lift_ij + from(T_i) · to(T_j): edges start at the log-lift of the masked counts; the second part,
     zero at first, is learnt and reads the prompts, so that a label that was never counted has edges by what its words
-    mean. No label speaks to itself, nor options of one choice to each other. Trained with some of each face's labels
+    mean; it does not shape them. No label speaks to itself, nor options of one choice to each other. Trained with some of each face's labels
     revealed at random (`revealed`), so that stated facts mean something.
     """
 
@@ -80,7 +80,7 @@ class ScoreGraph(nn.Module):
         strength = self.param("strength", nn.initializers.constant(self.config.score_strength), (), jnp.float32)
         edges = strength * jnp.asarray(relations.lift, jnp.float32)
         if self.config.score_rank:
-            x = prompts.astype(jnp.float32)
+            x = jax.lax.stop_gradient(prompts.astype(jnp.float32))
             x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
             speak = nn.Dense(self.config.score_rank, use_bias=False, name="from")(x)
             hear = nn.Dense(self.config.score_rank, use_bias=False, kernel_init=nn.initializers.zeros, name="to")(x)

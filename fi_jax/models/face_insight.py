@@ -47,11 +47,15 @@ class Faces(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Faces against label prompts: `scores` are logits s_i; `prompts` is T_p^L; `probs` what the scores say."""
+    """Faces against label prompts: `scores` are logits s_i; `prompts` is T_p^L; `probs` what the scores say.
+
+    `own` are the scores before messages passed between them, where they do.
+    """
 
     scores: Float[Array, "b n"]
     prompts: Float[Array, "n e"]
     probs: Float[Array, "b n"]
+    own: Float[Array, "b n"] | None = None
 
 
 class Sequence(NamedTuple):
@@ -73,8 +77,11 @@ class AlignmentHead(nn.Module):
     @nn.compact
     def __call__(
         self, faces: Faces, prompts: Float[Array, "n e"], constants: Constants, facts: Facts | None = None
-    ) -> Float[Array, "b n"]:
-        """Returns the logits of every label for every face, in float32; `facts` are what is stated of the faces."""
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n"] | None]:
+        """Returns the logits of every label for every face, in float32, and those before messages passed (None: none do).
+
+        `facts` are what is stated of the faces.
+        """
         width = self.config.align_size
         hidden = Linear(width, name="image", dtype=self.dtype)(faces.image_pooled)
         if faces.segmentation_pooled is not None:
@@ -87,9 +94,9 @@ class AlignmentHead(nn.Module):
         cosine = _unit(f) @ _unit(prompts.astype(jnp.float32)).T
         scores = jnp.exp(log_scale) * cosine + bias
         if constants.relations is None:
-            return scores
+            return scores, None
         graph = ScoreGraph(self.config, name="relations")
-        return graph(scores, prompts, constants.relations, constants.groups, facts)
+        return graph(scores, prompts, constants.relations, constants.groups, facts), scores
 
 
 def label_probs(scores: Float[Array, "b n"], groups: Groups | None) -> Float[Array, "b n"]:
@@ -144,8 +151,8 @@ class FaceInsight(nn.Module):
     def align(self, faces: Faces, constants: Constants, facts: Facts | None = None) -> Alignment:
         """Scores every label by the alignment head over the refined prompts; what is known of a face stands."""
         prompts = self.knowledge(constants.prompts, constants.graph)
-        scores = self.head(faces, prompts, constants, facts)
-        return Alignment(scores, prompts, with_facts(label_probs(scores, constants.groups), facts))
+        scores, own = self.head(faces, prompts, constants, facts)
+        return Alignment(scores, prompts, with_facts(label_probs(scores, constants.groups), facts), own)
 
     def sequence(self, faces: Faces, alignment: Alignment, batch: dict[str, Array]) -> Sequence:
         """Joins the prefix (text, image, segmentation and knowledge tokens) and the question segments."""

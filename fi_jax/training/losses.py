@@ -6,6 +6,7 @@ Every term is a sum and the count it is divided by, so that micro-batches and ho
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
@@ -20,6 +21,8 @@ class Answers(NamedTuple):
     """What one forward pass says; None where the stage does not run that part."""
 
     scores: Float[Array, "b n"]
+    # Before messages passed between the scores; None where they do not.
+    own: Float[Array, "b n"] | None = None
     option_logits: Float[Array, "b q k"] | None = None
     answer_logits: Float[Array, "b m v"] | None = None
 
@@ -50,21 +53,28 @@ def loss_terms(
 
     L_c on the LLM's answers is about the labels that were asked about; on the head, about every label, but not of
     faces that were blended (`training.mixup`). Both are anchored by what is annotated (`knowledge.logic.violations`).
-    `groups`: the choices among the head's labels; None for a Bernoulli head.
+    `groups`: the choices among the head's labels; None for a Bernoulli head. Where messages pass between scores, each
+    score learns as if alone, and the graph from what the scores are: else a score would leave to its neighbours what
+    they are told in training, and nobody tells them later.
     """
     num_labels = batch["labels"].shape[1]
     real = batch["weight"][:, None] > 0
     known = (batch["known"] > 0) & real
     anchored = config.logic_scope == "anchored"
+    own = answers.scores if answers.own is None else answers.own
     terms: dict[str, tuple[Array, Array]] = {}
     if config.head_bce:
         weights = batch["known"] * batch["weight"][:, None]
-        terms["head_bce"] = score_cross_entropy(answers.scores, batch["labels"], weights, groups)
+        terms["head_bce"] = score_cross_entropy(own, batch["labels"], weights, groups)
+        if answers.own is not None:
+            passed = jax.lax.stop_gradient(own) + answers.scores - own
+            value, count = terms["head_bce"]
+            terms["head_bce"] = value + score_cross_entropy(passed, batch["labels"], weights, groups)[0], count
     if config.head_logic:
         whole = real & batch["whole"][:, None] if "whole" in batch else real
         terms["head_logic"] = logic_loss(
-            score_log_probs(answers.scores, groups),
-            jnp.broadcast_to(whole, answers.scores.shape),
+            score_log_probs(own, groups),
+            jnp.broadcast_to(whole, own.shape),
             rules,
             Facts(batch["labels"], known & whole) if anchored else None,
             config.logic_form,

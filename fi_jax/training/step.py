@@ -75,10 +75,11 @@ def forward(
         seen = model.encode(batch["pixels"], batch["map_pixels"], train) if faces is None else faces
         alignment = model.align(seen, constants, _told(constants, batch, key))
         if stage == "align":
-            return Answers(alignment.scores)
+            return Answers(alignment.scores, alignment.own)
         sequence = model.sequence(seen, alignment, batch)
         options, tokens = model.answers(sequence, batch)
-        return Answers(alignment.scores, options, tokens if batch["lm_positions"].shape[1] else None)
+        tokens = tokens if batch["lm_positions"].shape[1] else None
+        return Answers(alignment.scores, alignment.own, options, tokens)
 
     return cast(Answers, model.apply({"params": params}, rngs=rngs, method=run))
 
@@ -206,6 +207,7 @@ def _counts(batch: Batch, inputs: StepInputs, config: Experiment, names: list[st
     align_only = config.train.stage == "align"
     answers = Answers(
         jnp.zeros((b, n)),
+        None,
         None if align_only else jnp.where(batch["option_tokens"] >= 0, 0.0, -1e9),
         None if align_only else jnp.zeros((b, batch["lm_positions"].shape[1], 1)),
     )

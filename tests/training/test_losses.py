@@ -43,7 +43,7 @@ def made(seed: int) -> tuple[Answers, dict[str, np.ndarray]]:
     }
     logits = np.where(option_tokens >= 0, rng.normal(size=(B, Q, K)) * 2, -1e9).astype(np.float32)
     scores, tokens = rng.normal(size=(B, N)) * 3, rng.normal(size=(B, M, V))
-    return Answers(jnp.asarray(scores, jnp.float32), jnp.asarray(logits), jnp.asarray(tokens, jnp.float32)), batch
+    return Answers(jnp.asarray(scores, jnp.float32), None, jnp.asarray(logits), jnp.asarray(tokens, jnp.float32)), batch
 
 
 # The rules of these tests are of one family, and every label is in scope.
@@ -97,7 +97,7 @@ def test_padding_faces_count_for_nothing():
     answers, batch = made(0)
     batch["weight"] = np.array([1, 0, 1], np.float32)
     kept = {key: value[[0, 2]] for key, value in batch.items()}
-    two = Answers(*(part[jnp.array([0, 2])] for part in answers))
+    two = jax.tree.map(lambda part: part[jnp.array([0, 2])], answers)
     for name, value in values(two, kept).items():
         np.testing.assert_allclose(values(answers, batch)[name], value, rtol=1e-5, err_msg=name)
 
@@ -176,7 +176,7 @@ def test_the_total_is_weighted_and_divided_by_the_counts_given():
 
 def test_extreme_logits_stay_finite():
     answers, batch = made(4)
-    wild = Answers(answers.scores * 1e4, answers.option_logits * 1e4, answers.answer_logits * 1e4)
+    wild = jax.tree.map(lambda part: part * 1e4, answers)
     loss = lambda a: sum(s for s, _ in terms_of(a, batch, LossConfig()).values())  # noqa: E731
     value, slopes = jax.value_and_grad(loss)(wild)
     assert np.isfinite(float(value)) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
@@ -191,3 +191,25 @@ def test_rules_say_nothing_about_a_blend():
         alone = {**batch, "weight": np.where(np.arange(B) == 0, batch["weight"], 0).astype(np.float32)}
         np.testing.assert_allclose(first, values(answers, alone, config)["head_logic"], rtol=1e-6)
         assert first != plain
+
+
+def test_scores_that_hear_each_other_learn_alone_and_the_graph_from_what_they_are():
+    answers, batch = made(0)
+    heard = answers.scores + 0.3 * jnp.roll(answers.scores, 1, axis=1)
+    alone, both = (
+        values(Answers(scores, own), batch)["head_bce"]
+        for scores, own in ((answers.scores, None), (heard, answers.scores))
+    )
+    passed = values(Answers(heard), batch)["head_bce"]
+    assert both == pytest.approx((alone[0] + passed[0], alone[1]), rel=1e-5)
+
+    def loss(own, message):
+        given = Answers(own + message, own)
+        return loss_terms(given, batch, TABLE, EVERYWHERE)["head_bce"][0]
+
+    by_own = jax.grad(loss)(answers.scores, heard - answers.scores)
+    np.testing.assert_allclose(
+        by_own,
+        jax.grad(lambda s: loss_terms(Answers(s), batch, TABLE, EVERYWHERE)["head_bce"][0])(answers.scores),
+        atol=1e-6,
+    )
