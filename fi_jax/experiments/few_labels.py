@@ -22,7 +22,7 @@ from fi_jax.data.records import encode_labels
 from fi_jax.errors import UserError
 from fi_jax.evaluation.metrics import average_precision, interval
 from fi_jax.experiments.descriptors import face_descriptors, main_directions
-from fi_jax.experiments.frozen import Features, label_scores, train_on_features
+from fi_jax.experiments.frozen import Features, fresh_constants, fresh_head, label_scores, train_on_features
 from fi_jax.experiments.points import apply
 from fi_jax.experiments.runners import groups
 from fi_jax.experiments.variants import Condition, Table
@@ -174,7 +174,9 @@ def _train(
     cell = group[0][0]
     features = labelled_faces(train, cell.condition, cell.seed)
     epoch = np.arange(len(features.labels))
-    trained = train_on_features([config for _, config in group], features, epoch, counts, prompts)
+    configs = [config for _, config in group]
+    constants = [fresh_constants(config, counts, prompts) for config in configs]
+    trained = train_on_features(configs, [fresh_head(config) for config in configs], constants, features, epoch)
     others = Features(judged.features, None, judged.labels, np.ones(judged.labels.shape, bool))
     return [label_scores(one, others) for one in trained]
 

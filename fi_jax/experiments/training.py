@@ -15,6 +15,7 @@ from fi_jax.errors import UserError
 from fi_jax.experiments.frozen import Trained, face_features, label_scores, train_on_features
 from fi_jax.experiments.validation import make_judge
 from fi_jax.files import cache_folder
+from fi_jax.models.face_insight import label_probs
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.checkpoints import check_same_config
 from fi_jax.training.loop import train, train_members
@@ -83,7 +84,7 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
     records = run.mixture.records
     features = face_features(base, records, cache_folder() / "features", config.data.mask_cache, run.vocabulary)
     start = jax.device_get(state.trained)
-    said = jax.nn.sigmoid(label_scores(Trained(fitting, start, run.constants[0], []), features))
+    said = label_probs(label_scores(Trained(fitting, start, run.constants[0], []), features), run.constants[0].groups)
     before = np.isin(run.vocabulary.names, base.info["labels"]) & ~features.known
     features = features._replace(
         labels=np.where(before, np.asarray(said), features.labels), known=features.known | before
@@ -92,6 +93,8 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
     (trained,) = train_on_features([fitting], [start], run.constants, features, run.mixture.epoch)
     leaves = base.leaves | {path: np.asarray(leaf, np.float32) for path, leaf in trained.leaves.items()}
     constants = run.constants[0]
-    model = TrainedModel(config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), run.info)
+    model = TrainedModel(
+        config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), run.info, constants.relations
+    )
     save_model(folder / "head", model)
     return model
