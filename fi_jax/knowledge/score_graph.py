@@ -59,7 +59,7 @@ def extended_relations(
 class ScoreGraph(nn.Module):
     """s' = s + (q − π) E, with q the facts where they are known and else what the scores say, π how often labels hold.
 
-    E_ij = strength · lift_ij + from(T_i) · to(T_j): edges start at the log-lift of the masked counts; the second part,
+    E_ij = strength · lift_ij + speak(T_i) · hear(T_j): edges start at the log-lift of the masked counts; the second part,
     zero at first, is learnt and reads the prompts, so that a label that was never counted has edges by what its words
     mean; it does not shape them. No label speaks to itself, nor options of one choice to each other. Trained with some of each face's labels
     revealed at random (`revealed`), so that stated facts mean something.
@@ -82,8 +82,8 @@ class ScoreGraph(nn.Module):
         if self.config.score_rank:
             x = jax.lax.stop_gradient(prompts.astype(jnp.float32))
             x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
-            speak = nn.Dense(self.config.score_rank, use_bias=False, name="from")(x)
-            hear = nn.Dense(self.config.score_rank, use_bias=False, kernel_init=nn.initializers.zeros, name="to")(x)
+            speak = nn.Dense(self.config.score_rank, use_bias=False, name="speak")(x)
+            hear = nn.Dense(self.config.score_rank, use_bias=False, kernel_init=nn.initializers.zeros, name="hear")(x)
             edges += speak @ hear.T
         evidence = jax.lax.stop_gradient(jnp.exp(score_log_probs(scores, groups).yes))
         evidence = with_facts(evidence, facts) - relations.prior

@@ -203,7 +203,7 @@ def head_leaves(model: ModelConfig, root: str) -> list[Leaf]:
     scalars = ["log_scale", "bias"]
     if model.knowledge.score_graph != "off":
         scalars.append("relations/strength")
-        ranks = ("from", "to") if model.knowledge.score_rank else ()
+        ranks = ("speak", "hear") if model.knowledge.score_rank else ()
         linear += [
             leaf
             for name in ranks

@@ -61,7 +61,7 @@ class ScoreGraph(nn.Module):
         super().__init__()
         self.strength = nn.Parameter(torch.zeros(()))
         self.has_rank = rank > 0
-        for name in ("from", "to") if rank else ():
+        for name in ("speak", "hear") if rank else ():
             self.add_module(name, nn.Linear(width, rank, bias=False))
 
     def forward(self, scores: Tensor, prompts: Tensor, lift: Tensor, prior: Tensor, groups: list[list[int]]) -> Tensor:

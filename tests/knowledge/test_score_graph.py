@@ -70,18 +70,18 @@ def test_one_step_is_the_formula():
     rng = np.random.default_rng(1)
     relations = count_relations(counts_of(faces(rng, 5000)), CONFIG)
     params = start(relations)
-    params["to"]["kernel"] = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
+    params["hear"]["kernel"] = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
     scores = rng.normal(size=(4, 5)).astype(np.float32)
     q = 1 / (1 + np.exp(-scores))
     q[:, 3:] = np.exp(scores[:, 3:]) / np.exp(scores[:, 3:]).sum(1, keepdims=True)
     known = rng.random((4, 5)) < 0.4
     labels = (rng.random((4, 5)) < 0.5).astype(np.float32)
-    edges = relations.lift + np.asarray(params["from"]["kernel"] @ params["to"]["kernel"].T)
+    edges = relations.lift + np.asarray(params["speak"]["kernel"] @ params["hear"]["kernel"].T)
     edges[np.eye(5, dtype=bool)] = edges[3, 4] = edges[4, 3] = 0
     want = scores + (np.where(known, labels, q) - relations.prior) @ edges
     np.testing.assert_allclose(apply(params, scores, relations, Facts(labels, known)), want, atol=1e-5)
     # Edges learnt from words start at zero.
-    assert (start(relations)["to"]["kernel"] == 0).all()
+    assert (start(relations)["hear"]["kernel"] == 0).all()
 
 
 def test_a_stated_fact_moves_what_goes_with_it_both_ways():
