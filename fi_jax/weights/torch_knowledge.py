@@ -69,7 +69,7 @@ class ScoreGraph(nn.Module):
         edges = self.strength * lift
         if self.has_rank:
             x = F.normalize(prompts, dim=-1, eps=1e-6)
-            edges = edges + getattr(self, "from")(x) @ self.to(x).T
+            edges = edges + self.speak(x) @ self.hear(x).T
         apart = ~torch.eye(len(lift), dtype=torch.bool, device=lift.device)
         for group in groups:
             held = torch.zeros(len(lift), dtype=torch.bool, device=lift.device)
