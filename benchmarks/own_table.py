@@ -1,5 +1,5 @@
-"""Own faces from start to end: draws a table with two labels that the bundled model does not know (`sticker`, yes or no,
-and `backdrop`, one of three), fine-tunes on it, predicts, evaluates and reports; says minutes, accuracy, and how far the
+"""Own faces from start to end: draws a table with two labels that the bundled model does not know (`cover`, over nose and
+mouth, and `backdrop`, one of three colours), fine-tunes on it, predicts, evaluates and reports; says minutes, accuracy, and how far the
 built-in answers moved.
 
     python benchmarks/own_table.py FOLDER --count 200
@@ -30,10 +30,11 @@ images: photos
 picture: file
 split: part
 labels:
-  sticker:
+  cover:
     type: yes/no
-    question: Does this person wear a sticker?
-    prompt: A face with a sticker on the forehead.
+    question: Does this person wear a face cover?
+    also: ["Is the mouth covered?"]
+    prompt: A face with a cover over nose and mouth.
   backdrop:
     type: one of
     question: Which colour is the backdrop?
@@ -48,18 +49,20 @@ def draw_table(folder: Path, count: int, seed: int = 0) -> Path:
     rows = []
     for index in range(count):
         face = draw_face(seed, index)
-        backdrop, sticker = list(BACKDROPS)[int(rng.integers(3))], int(rng.random() < 0.5)
+        backdrop, covered = list(BACKDROPS)[int(rng.integers(3))], int(rng.random() < 0.5)
         pixels = np.where((face.mask == 0)[..., None], np.array(BACKDROPS[backdrop], np.uint8), face.image)
         picture = Image.fromarray(pixels)
-        if sticker:
+        if covered:
+            # Over nose, mouth and chin: the lower half of the skin.
             ys, xs = np.nonzero(face.mask == 1)
-            x, y, size = float(np.median(xs)), float(np.quantile(ys, 0.15)), picture.width / 14
-            ImageDraw.Draw(picture).ellipse((x - size, y - size, x + size, y + size), fill=(250, 220, 30))
+            left, right = np.quantile(xs, (0.08, 0.92))
+            top, bottom = np.quantile(ys, 0.5), ys.max() + 1
+            ImageDraw.Draw(picture).rounded_rectangle((left, top, right, bottom), 8, fill=(225, 235, 245))
         name = f"{index:04d}.png"
         picture.save(folder / "photos" / name)
-        rows.append((name, sticker, backdrop, ("train", "train", "train", "val", "test")[index % 5]))
+        rows.append((name, covered, backdrop, ("train", "train", "train", "val", "test")[index % 5]))
     with (folder / "labels.csv").open("w", newline="") as opened:
-        csv.writer(opened).writerows([("file", "sticker", "backdrop", "part"), *rows])
+        csv.writer(opened).writerows([("file", "cover", "backdrop", "part"), *rows])
     (folder / "mine.yaml").write_text(SCHEMA)
     return folder / "mine.yaml"
 
@@ -98,7 +101,7 @@ def main() -> None:
     judged = fi_jax.evaluate(run.folder, {f"table:{schema}": ""}, args.folder / "out", head_only=args.head_only)
     photos = sorted((args.folder / "photos").iterdir())[4::5]
     before, after = fi_jax.load("nano"), fi_jax.load(run.folder)
-    row = next(after.predict(photos, questions=["sticker", "backdrop"], by=sources[-1], whole=True))[0].to_row()
+    row = next(after.predict(photos, questions=["cover", "backdrop"], by=sources[-1], whole=True))[0].to_row()
     summary = {
         "faces": args.count,
         "training": minutes,

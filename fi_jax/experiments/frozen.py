@@ -55,7 +55,8 @@ class Features(NamedTuple):
     # None where the model has no segmentation encoder.
     segmentation: Float[np.ndarray, "f dj"] | None
     labels: Float[np.ndarray, "f n"]
-    known: Bool[np.ndarray, "f n"]
+    # Whether each is known, or how much it weighs.
+    known: Bool[np.ndarray, "f n"] | Float[np.ndarray, "f n"]
 
     def faces(self, rows: np.ndarray | slice, use_segmentation: bool) -> Faces:
         """The faces at `rows` as the alignment head takes them; it reads no tokens."""

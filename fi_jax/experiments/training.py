@@ -85,9 +85,12 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
     features = face_features(base, records, cache_folder() / "features", config.data.mask_cache, run.vocabulary)
     start = jax.device_get(state.trained)
     said = label_probs(label_scores(Trained(fitting, start, run.constants[0], []), features), run.constants[0].groups)
-    before = np.isin(run.vocabulary.names, base.info["labels"]) & ~features.known
+    kept = np.isin(run.vocabulary.names, base.info["labels"]) & ~features.known
+    # What is stated weighs as much as all that is kept: a few new labels would drown among a hundred old ones.
+    weight = kept.sum(1, keepdims=True) / np.maximum(features.known.sum(1, keepdims=True), 1)
     features = features._replace(
-        labels=np.where(before, np.asarray(said), features.labels), known=features.known | before
+        labels=np.where(kept, np.asarray(said), features.labels),
+        known=np.where(features.known, np.maximum(weight, 1.0), kept).astype(np.float32),
     )
     log.info(f"fitting the head: {config.train.head_steps} steps on the features of {len(records)} faces")
     (trained,) = train_on_features([fitting], [start], run.constants, features, run.mixture.epoch)
