@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fi_jax.config import Experiment, LossConfig
@@ -84,7 +85,8 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
     records = run.mixture.records
     features = face_features(base, records, cache_folder() / "features", config.data.mask_cache, run.vocabulary)
     start = jax.device_get(state.trained)
-    said = label_probs(label_scores(Trained(fitting, start, run.constants[0], []), features), run.constants[0].groups)
+    scores = label_scores(Trained(fitting, start, run.constants[0], []), features)
+    said = label_probs(jnp.asarray(scores), run.constants[0].groups)
     kept = np.isin(run.vocabulary.names, base.info["labels"]) & ~features.known
     # What is stated weighs as much as all that is kept: a few new labels would drown among a hundred old ones.
     weight = kept.sum(1, keepdims=True) / np.maximum(features.known.sum(1, keepdims=True), 1)
