@@ -200,6 +200,10 @@ def extended_graph(
 
 
 def normalised(graph: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """`graph` with rows that sum to 1, which those of a model saved in half precision do not quite."""
+    """`graph` with rows that sum to 1, which those of a model saved in half precision do not quite.
+
+    Rows that do, to float32's rounding, stay as they are bit for bit.
+    """
     graph = np.asarray(graph, np.float32)
-    return graph / graph.sum(1, keepdims=True)
+    sums = graph.sum(1, keepdims=True)
+    return np.where(np.abs(sums - 1) < 1e-6, graph, graph / sums)
