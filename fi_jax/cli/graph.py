@@ -119,7 +119,7 @@ def _annotations(dataset, root: Path, args: argparse.Namespace, vocab):
         records = annotation_records(dataset.name, root)
     else:
         source = read_annotations(root) if dataset.name == "celeba" else dataset.open(root)
-        records = source.records(args.split)
+        records = tuple(source.records(args.split))
     blocks = list(label_blocks(records, vocab))
     if not any(known.any() for _, known in blocks):
         raise UserError(

@@ -40,7 +40,7 @@ def make_maps(faces: Sequence[FaceRecord], parser: str, workers: int) -> None:
         return
     chunks = [faces[i : i + _CHUNK] for i in range(0, len(faces), _CHUNK)]
     with progress_bar("parsing faces", len(faces)) as advance:
-        start = partial(_one_core_and_no_bar, jax.config.jax_compilation_cache_dir or "")
+        start = partial(_one_core_and_no_bar, getattr(jax.config, "jax_compilation_cache_dir", None) or "")
         for index in in_processes(_parse, [(chunk, parser) for chunk in chunks], workers, start):
             advance(len(chunks[index]))
 

@@ -140,9 +140,9 @@ def run_table(
             ]
             for group in _programs(left, table, base):
                 log.info(f"training {', '.join(cell.name for cell, _ in group)}")
-                for (cell, _), scores in zip(group, _train(group, train, judged, counts, t0), strict=True):
+                for (cell, _), of_cell in zip(group, _train(group, train, judged, counts, t0), strict=True):
                     with atomic_path(_file(out, keys[cell])) as temporary, temporary.open("wb") as opened:
-                        np.save(opened, scores.astype(np.float32))
+                        np.save(opened, of_cell.astype(np.float32))
     scores = {cell: np.load(_file(out, keys[cell])) for cell in cells}
     result = measure(table, scores, judged, seeds, vocabulary.names)
     result |= {"dataset": dataset, "trained_on": len(train.labels), "judged": len(judged.labels)}

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
@@ -103,7 +103,7 @@ class Answerer:
         labels, given = np.zeros((1, len(self.vocabulary)), np.float32), np.zeros((1, len(self.vocabulary)), bool)
         at = [self.vocabulary.index(name) for name in stated]
         labels[0, at], given[0, at] = list(stated.values()), True
-        return Facts(labels, given)
+        return Facts(cast(Array, labels), cast(Array, given))
 
     def faces(
         self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"], facts: Facts | None = None
@@ -184,7 +184,7 @@ class Answerer:
         probabilities = probabilities.copy()
         for row, question in enumerate(questions):
             at = [self.vocabulary.index(label) for label in question.labels if label]
-            known, labels = facts.known[0, at], facts.labels[0, at]
+            known, labels = np.asarray(facts.known)[0, at], np.asarray(facts.labels)[0, at]
             if question.is_binary:
                 known, labels = known.repeat(2), np.array([labels[0], 1 - labels[0]])
             if known.all() or labels[known].any():

@@ -5,7 +5,7 @@ code works on thresholded integers and so gives no gradient).
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -262,14 +262,14 @@ def _rule_inputs(
         )
         yes, no = (jnp.where(member_given, a[:, table.members], b) for a, b in zip(given, (yes, no), strict=True))
     members = LogProbs(jnp.where(member_in, yes, _NEVER), jnp.where(member_in, no, 0.0))
-    kind, parts = table.kind, members
+    kind, parts = cast(Array, table.kind), members
     if categorical:
         rest_in = said[:, table.rest] & table.rest_valid
         rest = _log_sum(jnp.where(rest_in, probs.yes[:, table.rest], _NEVER))
         whole = table.rest_valid.any(-1) & (rest_in == table.rest_valid).all(-1)
         whole &= ((member_in & ~member_given) == table.valid).all(-1)[..., None]
         alone = LogProbs(jnp.where(table.choice < 0, members.yes, _NEVER), jnp.where(table.choice < 0, members.no, 0.0))
-        choices = _choices(members, rest, whole, table)
+        choices = _choices(members, rest, cast(Array, whole), table)
         parts = LogProbs(*(jnp.concatenate(pair, -1) for pair in zip(alone, choices, strict=True)))
         # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
         mask &= ~(table.exclusive & (kind >= AT_MOST_ONE))

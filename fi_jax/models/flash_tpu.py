@@ -5,6 +5,7 @@ segments none is computed, and the kernel's own gradient is that of the joint so
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -88,7 +89,7 @@ def _kernel(sees: Sees, heads: int, tokens: int, block: int, interpret: bool = F
     mask = masks.NumpyMask(sees(np.arange(tokens)[:, None], np.arange(tokens)[None]))
     return splash.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(**dict.fromkeys(_SIZES, block)),
+        block_sizes=splash.BlockSizes(**cast(dict[str, Any], dict.fromkeys(_SIZES, block))),
         residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
@@ -111,7 +112,7 @@ def _on_each_device(run: Callable, batch: int) -> Callable:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return run
-    faces, heads = nn.logical_to_mesh_axes(("batch", "heads"))
+    faces, heads = cast(PartitionSpec, nn.logical_to_mesh_axes(("batch", "heads")))
     axes = (faces,) if isinstance(faces, str) else faces or ()
     if batch % np.prod([mesh.shape[axis] for axis in axes], dtype=int):
         faces = None

@@ -140,7 +140,7 @@ def _has_hole(data: bytes) -> bool:
         # A scan that refines coefficients has their single bits too, up to 937 of them in a row.
         refines = progressive and refines >> 4
         judged = first_coefficient > 0 and symbol is not None if progressive else symbol not in (None, 0)
-        judged = judged and not (refines and symbol & 15 == 0)
+        judged = judged and not (refines and (symbol or 0) & 15 == 0)
         if judged and data.find(_HOLE * (16 if refines else 1), begin, end) >= 0:
             return True
         if not after or data[end + 1] == 0xD9:

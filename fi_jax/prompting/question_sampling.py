@@ -41,7 +41,7 @@ def companion_questions(
 
     Data sets annotate few kinds of labels each, so without them no rule between sets is ever in scope.
     """
-    own = [[vocabulary.index(label) for label in q.labels if label in vocabulary] for q in questions]
+    own = [[vocabulary.index(label) for label in q.labels if label and label in vocabulary] for q in questions]
     unknown = np.array([bool(at) and not known[at].any() for at in own])
     return unknown & (tied_labels(tuple(questions), vocabulary) & known).any(1)
 
@@ -71,7 +71,9 @@ def training_sequences(
     for at, row in enumerate(batch["row"]):
         rng = np.random.default_rng((*seed, int(row)))
         limit = builder.num_segments - open_per_face
-        beside = companion_questions(builder.questions, vocabulary, batch["known"][at]) if companions else []
+        beside = np.zeros(len(builder.questions), bool)
+        if companions:
+            beside = companion_questions(builder.questions, vocabulary, batch["known"][at])
         # Whatever room there is, an answer comes first.
         few = min(companions, int(np.sum(beside)), max(limit - 1, 0))
         drawn_here = draw_questions(answerable[at], rng, limit - few)

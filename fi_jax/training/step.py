@@ -78,8 +78,8 @@ def forward(
             return Answers(alignment.scores, alignment.own)
         sequence = model.sequence(seen, alignment, batch)
         options, tokens = model.answers(sequence, batch)
-        tokens = tokens if batch["lm_positions"].shape[1] else None
-        return Answers(alignment.scores, alignment.own, options, tokens)
+        has_tokens = batch["lm_positions"].shape[1] > 0
+        return Answers(alignment.scores, alignment.own, options, tokens if has_tokens else None)
 
     return cast(Answers, model.apply({"params": params}, rngs=rngs, method=run))
 

@@ -57,6 +57,9 @@ class AlignmentHead(nn.Module):
 class ScoreGraph(nn.Module):
     """s + (q - prior) E: what the scores say of a face's labels moves the scores of the labels that go with them."""
 
+    speak: nn.Linear
+    hear: nn.Linear
+
     def __init__(self, width: int, rank: int):
         super().__init__()
         self.strength = nn.Parameter(torch.zeros(()))
