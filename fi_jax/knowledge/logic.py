@@ -168,9 +168,13 @@ def _choices(members: LogProbs, rest: Float[Array, "b r c"], whole: Bool[Array, 
     others = _log_sum(jnp.where(likeliest, _NEVER, yes))
     some = _at_most_0(_log_sum(yes))
     none = jnp.where(whole, rest, left + _log_complement(others - left))
-    # Each from whichever of the two is small, and so exact.
-    unlikely = some < -_LOG_2
-    return LogProbs(some, jnp.where(unlikely, _log_complement(jnp.where(unlikely, some, -1.0)), none))
+    return _each_from_the_small(some, none)
+
+
+def _each_from_the_small(yes: Float[Array, "*b m"], no: Float[Array, "*b m"]) -> LogProbs:
+    """What is unlikely is exact, its complement a sum of much else: that of a softmax is as exact as its largest part."""
+    unlikely = yes < -_LOG_2
+    return LogProbs(yes, jnp.where(unlikely, _log_complement(jnp.where(unlikely, yes, -1.0)), no))
 
 
 def _elsewhere(no: Float[Array, "b r m"]) -> tuple[Float[Array, "b r m"], Float[Array, "b r m"]]:
@@ -268,7 +272,7 @@ def _rule_inputs(
         rest = _log_sum(jnp.where(rest_in, probs.yes[:, table.rest], _NEVER))
         whole = table.rest_valid.any(-1) & (rest_in == table.rest_valid).all(-1)
         whole &= ((member_in & ~member_given) == table.valid).all(-1)[..., None]
-        alone = LogProbs(jnp.where(table.choice < 0, members.yes, _NEVER), jnp.where(table.choice < 0, members.no, 0.0))
+        alone = _each_from_the_small(jnp.where(table.choice < 0, members.yes, _NEVER), members.no)
         choices = _choices(members, rest, cast(Array, whole), table)
         parts = LogProbs(*(jnp.concatenate(pair, -1) for pair in zip(alone, choices, strict=True)))
         # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
