@@ -92,6 +92,9 @@ class AlignmentHead(nn.Module):
         log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), (), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(-1.5), (), jnp.float32)
         cosine = _unit(f) @ _unit(prompts.astype(jnp.float32)).T
+        if constants.groups is not None:
+            # It cancels in a softmax. The rounding that its gradient there would be, Adam makes as large as a step.
+            bias = jnp.where(jnp.asarray(constants.groups).any(0), jax.lax.stop_gradient(bias), bias)
         scores = jnp.exp(log_scale) * cosine + bias
         if constants.relations is None:
             return scores, None

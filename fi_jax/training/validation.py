@@ -8,7 +8,7 @@ from fi_jax.config import Experiment
 from fi_jax.errors import UserError, require_choice
 from fi_jax.training.callbacks import Line, Log, Progress
 from fi_jax.training.members import member
-from fi_jax.training.state import TrainState
+from fi_jax.training.state import TrainState, all_finite
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class Validate:
     def __call__(self, now: Progress) -> None:
         """Judges where it is due; asks to stop when nothing gets better."""
         if now.is_due(self._configs[0].train.evaluate_every):
+            # What is not finite has no answers.
+            self._measured.check(all_finite(now.state, int(len(self._configs) > 1)), now.step)
             self.judge_all(now.state)
             if self.has_ended:
                 now.stop = True
