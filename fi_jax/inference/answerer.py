@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
@@ -103,7 +103,7 @@ class Answerer:
         labels, given = np.zeros((1, len(self.vocabulary)), np.float32), np.zeros((1, len(self.vocabulary)), bool)
         at = [self.vocabulary.index(name) for name in stated]
         labels[0, at], given[0, at] = list(stated.values()), True
-        return Facts(cast(Array, labels), cast(Array, given))
+        return Facts(jnp.asarray(labels), jnp.asarray(given))
 
     def faces(
         self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"], facts: Facts | None = None

@@ -5,7 +5,7 @@ code works on thresholded integers and so gives no gradient).
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,9 @@ def _events(members: LogProbs) -> _Events:
     return _Events(none, _log_sum(yes + before + after), _log_complement(none), many)
 
 
-def _choices(members: LogProbs, rest: Float[Array, "b r c"], whole: Bool[Array, "b r c"], table: RuleTable) -> LogProbs:
+def _choices(
+    members: LogProbs, rest: Float[Array, "b r c"], whole: Bool[NumpyOrJax, "b r c"], table: RuleTable
+) -> LogProbs:
     """Whether any label of each choice holds: their probabilities add up, and `rest` is what is left (if `whole`)."""
     numbers = jnp.arange(table.rest.shape[1])[:, None]
     held = (table.choice[:, None] == numbers) & table.valid[:, None]
@@ -207,7 +209,7 @@ def _at_most_0(x: Float[Array, "..."]) -> Float[Array, "..."]:
 class _RuleInputs(NamedTuple):
     """What rules need of a batch."""
 
-    kind: Int[Array, "r"]
+    kind: Int[NumpyOrJax, "r"]
     premise: LogProbs
     members: LogProbs
     events: _Events
@@ -266,14 +268,14 @@ def _rule_inputs(
         )
         yes, no = (jnp.where(member_given, a[:, table.members], b) for a, b in zip(given, (yes, no), strict=True))
     members = LogProbs(jnp.where(member_in, yes, _NEVER), jnp.where(member_in, no, 0.0))
-    kind, parts = cast(Array, table.kind), members
+    kind, parts = table.kind, members
     if categorical:
         rest_in = said[:, table.rest] & table.rest_valid
         rest = _log_sum(jnp.where(rest_in, probs.yes[:, table.rest], _NEVER))
         whole = table.rest_valid.any(-1) & (rest_in == table.rest_valid).all(-1)
         whole &= ((member_in & ~member_given) == table.valid).all(-1)[..., None]
         alone = _each_from_the_small(jnp.where(table.choice < 0, members.yes, _NEVER), members.no)
-        choices = _choices(members, rest, cast(Array, whole), table)
+        choices = _choices(members, rest, whole, table)
         parts = LogProbs(*(jnp.concatenate(pair, -1) for pair in zip(alone, choices, strict=True)))
         # One choice among the labels of a group: exactly one holds by itself, there is nothing to learn.
         mask &= ~(table.exclusive & (kind >= AT_MOST_ONE))
