@@ -86,7 +86,7 @@ def compile_rules(rules: Sequence[Rule], vocabulary: Vocabulary) -> RuleTable:
             choice[row, [rule.labels.index(name) for name in names]] = number
     width = max(map(len, choices), default=1) or 1
     rest = [_rest(names, groups, vocabulary) for found in choices for names in (found + [[]] * width)[:width]]
-    rest_members, rest_valid = (part.reshape(len(rules), width, -1) for part in _padded(rest, vocabulary))
+    rest_members, rest_valid = (part.reshape(len(rules), width, part.shape[-1]) for part in _padded(rest, vocabulary))
     return RuleTable(
         kind=np.array([_KINDS.index(rule.kind) for rule in rules], np.int32),
         family=np.array([families.index(family) for family in families], np.int32),

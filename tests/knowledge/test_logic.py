@@ -174,6 +174,15 @@ def test_sums_and_counts_add_up_over_micro_batches():
     np.testing.assert_allclose(np.sum(sums, 0), logic_loss(p, scope, TABLE), rtol=1e-5)
 
 
+def test_without_rules_there_is_nothing_to_break():
+    """A table of yes/no labels alone has no rule."""
+    table, p = compile_rules((), VOCAB), np.full((3, N), 0.5, np.float32)
+    assert table.rest.shape == (0, 1, 1)
+    for categorical in (False, True):
+        total, count = logic_loss(p, np.ones(p.shape, bool), table, categorical=categorical)
+        assert total == 0 and count == 0
+
+
 def test_every_family_has_the_same_say():
     names = ("a", "b", *(f"years:{i}" for i in range(20)), "age:0")
     vocabulary_ = Vocabulary("aged", tuple(Label(name, name) for name in names))
