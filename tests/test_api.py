@@ -14,7 +14,7 @@ import fi_jax
 from fi_jax.cli.main import main
 from fi_jax.data.synthetic.face import draw_face
 from fi_jax.inference.prediction_files import PredictionFile
-from fi_jax.pictures.find import find_pictures
+from fi_jax.pictures.find import find_pictures, is_named_like_pictures
 
 SOME = ["Smiling", "gender", "age_years"]
 
@@ -148,6 +148,8 @@ def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
     everything = find_pictures([str(folder)])
     assert len(everything) == 6 and folder / "drawn" / "0.PNG" in everything
     assert len(find_pictures([str(folder / "drawn" / "*.PNG"), str(folder / "drawn")])) == 3
+    # A question may be longer than any name.
+    assert not is_named_like_pictures("Is she smiling? " * 60) and is_named_like_pictures(str(folder))
     (folder / "list.txt").write_text("drawn/0.PNG\n\nportrait.png\n")
     assert find_pictures([str(folder / "list.txt")]) == [
         folder / "drawn/0.PNG",

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         args.members = args.together
     if args.members < 1 or args.limit < 0 or args.train_limit < 0:
         raise UserError("--members must be at least 1, and --limit and --train-limit not negative")
-    config = load_config(args.config, [*args.overrides, "--data.limit", str(args.train_limit)])
+    limit = ["--data.limit", str(args.train_limit)] if args.train_limit else []
+    config = load_config(args.config, [*args.overrides, *limit])
     if args.data_root and not args.dataset or args.dataset and len(args.dataset) != len(args.data_root or []):
         raise UserError("--dataset and --data-root go together, one folder a data set, in the same order")
     if args.dataset:

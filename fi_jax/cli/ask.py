@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.pictures.find import find_pictures, is_named_like_pictures
     from fi_jax.prompting.refusals import checked_question
 
+    known = _known(args.known)
     first, *others = args.words
     pictures = find_pictures([first, *filter(is_named_like_pictures, others)])
     questions = [checked_question(word) for word in others if not is_named_like_pictures(word)]
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             face = _find(model, path, args)
             for question in asked:
-                _answer(model, face, question, args, several)
+                _answer(model, face, question, args, known, several)
         except UserError as error:
             if len(pictures) == 1:
                 raise
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"fi-jax: {failed} of {len(pictures)} pictures failed", file=sys.stderr)
     for question in _typed() if args.chat else ():
         try:
-            _answer(model, face, checked_question(question), args, several=args.json)
+            _answer(model, face, checked_question(question), args, known, several=args.json)
         except UserError as error:
             print(error, file=sys.stderr)
     return 2 if failed else 0
@@ -161,18 +162,19 @@ def _typed() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(model, face: _Face, question: str | None, args: argparse.Namespace, several: bool) -> None:
+def _answer(
+    model, face: _Face, question: str | None, args: argparse.Namespace, known: dict[str, str], several: bool
+) -> None:
     """Answers one question, or describes the face, and prints what was found."""
     from fi_jax.inference.answers import Request
 
-    everything = args.all or bool(args.figure)
     request = Request(
         question,
-        everything=everything,
+        everything=args.all or bool(args.figure),
         race=args.race,
         by_llm=not args.head,
         consistent=args.consistent,
-        known=_known(args.known),
+        known=known,
     )
     with _step("answering (a first run compiles programs, which are kept)"):
         response = model.respond(face.image, request, box=face.box)

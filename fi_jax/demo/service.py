@@ -143,7 +143,7 @@ class Service:
             variant.constants = variant.constants._replace(graph=np.eye(len(graph), dtype=graph.dtype))
         if not switches.segmentation:
             whole = variant.faces
-            variant.faces = lambda image, mask: whole(image, np.zeros_like(mask))
+            variant.faces = lambda image, mask, facts=None: whole(image, np.zeros_like(mask), facts)
         return variant
 
     def respond(self, crop: UInt8[Array, "y x 3"], question: str | None, switches: Switches) -> Response:

@@ -1,5 +1,6 @@
 """Pictures named on a command line: files, folders, globs, lists and tables of paths."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def find_pictures(paths: Sequence[str], column: str = "") -> list[Path]:
 def is_named_like_pictures(text: str) -> bool:
     """Whether a word of a command line names pictures, there or not, rather than saying something about them."""
     suffixes = (*PICTURE_SUFFIXES, *TABLE_SUFFIXES, ".txt")
-    return "*" in text or text.lower().endswith(suffixes) or Path(text).exists()
+    # Path.exists raises where a name is too long for one, as a question may be.
+    return "*" in text or text.lower().endswith(suffixes) or os.path.exists(text)  # noqa: PTH110
 
 
 def _named_by(text: str, column: str) -> list[Path]:
