@@ -22,28 +22,30 @@ def draw_questions(answerable: np.ndarray, rng: np.random.Generator, limit: int)
 
 
 @cache
-def tied_labels(questions: tuple[Question, ...], vocabulary: Vocabulary) -> Bool[np.ndarray, "questions n"]:
-    """The labels that some rule ties to each question, without those that it is about."""
-    tied = np.zeros((len(questions), len(vocabulary)), bool)
+def _own_and_tied(
+    questions: tuple[Question, ...], vocabulary: Vocabulary
+) -> tuple[Bool[np.ndarray, "questions n"], Bool[np.ndarray, "questions n"]]:
+    """The labels that each question is about, and those that some rule ties to them."""
+    own = np.zeros((len(questions), len(vocabulary)), bool)
+    for row, question in enumerate(questions):
+        own[row, [vocabulary.index(label) for label in question.labels if label and label in vocabulary]] = True
+    tied = np.zeros_like(own)
     for rule in rules_for(vocabulary):
-        named = {*rule.labels, *([rule.premise] if rule.premise else [])}
-        for row, question in enumerate(questions):
-            own = {label for label in question.labels if label}
-            if own & named:
-                tied[row, [vocabulary.index(name) for name in named - own]] = True
-    return tied
+        named = np.array([vocabulary.index(name) for name in (*rule.labels, rule.premise) if name], int)
+        tied[np.ix_(own[:, named].any(1), named)] = True
+    return own, tied & ~own
 
 
 def companion_questions(
-    questions: Sequence[Question], vocabulary: Vocabulary, known: Bool[np.ndarray, "n"]
-) -> Bool[np.ndarray, "questions"]:
+    questions: Sequence[Question], vocabulary: Vocabulary, known: Bool[np.ndarray, "*b n"]
+) -> Bool[np.ndarray, "*b questions"]:
     """Which questions are about labels that nobody annotated of a face, but that rules tie to some that are.
 
     Data sets annotate few kinds of labels each, so without them no rule between sets is ever in scope.
     """
-    own = [[vocabulary.index(label) for label in q.labels if label and label in vocabulary] for q in questions]
-    unknown = np.array([bool(at) and not known[at].any() for at in own])
-    return unknown & (tied_labels(tuple(questions), vocabulary) & known).any(1)
+    own, tied = _own_and_tied(tuple(questions), vocabulary)
+    known = known[..., None, :]
+    return own.any(1) & ~(own & known).any(-1) & (tied & known).any(-1)
 
 
 def training_sequences(
@@ -67,17 +69,17 @@ def training_sequences(
     """
     targets, answerable = builder.targets(batch["labels"], batch["known"])
     ages = stated_ages(batch["labels"], batch["known"], vocabulary)
+    beside = np.zeros_like(answerable)
+    if companions:
+        beside = companion_questions(builder.questions, vocabulary, batch["known"])
     chosen, open_questions = [], []
     for at, row in enumerate(batch["row"]):
         rng = np.random.default_rng((*seed, int(row)))
         limit = builder.num_segments - open_per_face
-        beside = np.zeros(len(builder.questions), bool)
-        if companions:
-            beside = companion_questions(builder.questions, vocabulary, batch["known"][at])
         # Whatever room there is, an answer comes first.
-        few = min(companions, int(np.sum(beside)), max(limit - 1, 0))
+        few = min(companions, int(beside[at].sum()), max(limit - 1, 0))
         drawn_here = draw_questions(answerable[at], rng, limit - few)
-        chosen.append(drawn_here + (draw_questions(beside, rng, few) if few else []))
+        chosen.append(drawn_here + (draw_questions(beside[at], rng, few) if few else []))
         known = np.flatnonzero(batch["known"][at])
         labels = {vocabulary.names[i]: bool(batch["labels"][at, i] >= 0.5) for i in known}
         pairs = open_examples(labels, ages[at], rng) if open_per_face else []
