@@ -38,14 +38,17 @@ def differences(first: Iterable[Prediction], second: Iterable[Prediction]) -> li
     Each draw takes people with replacement, all faces of a person and all questions about a face together, the same ones
     for both models: what is hard about a face counts for neither. Where a release numbers no people, a face is one.
     """
-    before = {(block.dataset, block.source): block for block in gather(first)}
+    before = {(block.dataset, block.source, block.seen): block for block in gather(first)}
     found = []
     for after in gather(second):
         place = (after.dataset, after.source)
-        if place not in before:
+        # One model may be fine-tuned on a set on which the other is training-free.
+        one = before.get((*place, after.seen)) or before.get((*place, not after.seen))
+        if one is None:
             continue
-        shared = [image for image in after.images if image in set(before[place].images)]
-        blocks = [_faces_of(block, shared) for block in (before[place], after)]
+        known = set(one.images)
+        shared = [image for image in after.images if image in known]
+        blocks = [_faces_of(block, shared) for block in (one, after)]
         people = np.unique(blocks[1].people, return_inverse=True)[1]
         for task, measured, stats in _paired(*blocks):
             for metric in measured:
@@ -68,7 +71,7 @@ def _faces_of(block: Block, images: list[str]) -> Block:
 
 
 def _statistics(block: Block) -> Iterator[tuple[str, tuple[Metric, ...], Float[np.ndarray, "f s"]]]:
-    yield from ((task, tuple(measured), stats) for task, measured, stats, _ in choice.statistics(block))
+    yield from ((task, tuple(measured), stats) for task, measured, stats in choice.statistics(block))
     yield from ((years.TASK, (years.ERROR,), stats) for stats in years.statistics(block))
     if (stats := rule_statistics(block)) is not None:
         yield "rules", (RATE,), stats

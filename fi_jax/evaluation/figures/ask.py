@@ -178,7 +178,7 @@ def ask_figure(
     filled = _fill_columns(found, min(4, int(np.ceil(_ROW * total / room)))) if found else []
     width = grid[1] * (_PICTURE + 0.2) + len(filled) * _COLUMN + 0.3
     # About so many letters an inch at these sizes.
-    lines = [*textwrap.wrap(title, int(10 * width)), ""][: 99 if title else 0]
+    lines = [*textwrap.wrap(title, int(10 * width)), ""] if title else []
     words = textwrap.wrap(text, int(12.5 * width))
     top = 0.22 * len(lines) + 0.18 * len(words) + 0.35
     rows = max([room / _ROW, *(sum(b.rows for b in column) for column in filled)])

@@ -94,11 +94,10 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
     }
 
 
-def statistics(block: Block) -> Iterator[tuple[str, Sequence[Metric], Float[Array, "f s"], Array]]:
-    """Yields each task of choices with its metrics, each face's statistics, and which faces count."""
+def statistics(block: Block) -> Iterator[tuple[str, Sequence[Metric], Float[Array, "f s"]]]:
+    """Yields each task of choices with its metrics and each face's statistics."""
     for task, measured, columns in _tasks(block):
-        judged = _Judged(columns, block, {}, Bootstrap(resamples=1))
-        yield task, measured, judged.stats, judged.counted
+        yield task, measured, _Judged(columns, block, {}, Bootstrap(resamples=1)).stats
 
 
 def _tasks(block: Block) -> Iterator[tuple[str, Sequence[Metric], list[Predictions]]]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Block, Predictions
 from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, scores
+from fi_jax.evaluation.protocols.years import error_stats
 from fi_jax.labels.bins import bin_centres, edges_of
 from fi_jax.labels.questions import OWN_NUMBER
 
@@ -23,13 +24,15 @@ def judge(block: Block, judged: Mapping[str, dict], bootstrap: Bootstrap) -> dic
     """
     found = {}
     for task, result in judged.items():
-        column = next((one for one in block.of_task(task) if task.startswith(OWN_NUMBER)), None)
-        counted = None if column is None else column.answered & ~np.isnan(column.years)
-        if column is None or counted is None or not counted.any():
+        if not task.startswith(OWN_NUMBER):
             continue
-        stats = _errors(said_number(column), column.years, counted)
+        column = block.of_task(task)[0]
+        counted = column.answered & ~np.isnan(column.years)
+        if not counted.any():
+            continue
+        stats = error_stats(said_number(column), column.years, counted)
         median = np.full(len(counted), np.median(column.years[counted]))
-        error = scores(stats[counted], (ERROR,), bootstrap, _errors(median, column.years, counted)[counted])
+        error = scores(stats[counted], (ERROR,), bootstrap, error_stats(median, column.years, counted)[counted])
         found[task] = result | {
             "headline": ERROR.name,
             "metrics": error | result["metrics"],
@@ -44,7 +47,3 @@ def said_number(column: Predictions) -> Float[Array, "f"]:
     chosen: Int[Array, f] = column.answer
     of_bin = np.where(chosen >= 0, centres[chosen], centres.mean())
     return np.where(np.isnan(column.probs).any(-1), of_bin, column.probs @ centres)
-
-
-def _errors(said: Float[Array, "f"], truth: Float[Array, "f"], counted: Array) -> Float[Array, "f 2"]:
-    return np.stack([np.where(counted, np.abs(said - truth), 0), counted], -1)

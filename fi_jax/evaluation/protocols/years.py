@@ -23,7 +23,8 @@ ESTIMATORS: Mapping[Estimator, Callable[[Array], Array]] = {"expected": expected
 ERROR = Metric("mae_years", metrics.mean_error, higher_is_better=False)
 
 
-def _error_stats(years: Float[Array, "f"], truth: Float[Array, "f"], counted: Bool[Array, "f"]) -> Float[Array, "f 2"]:
+def error_stats(years: Float[Array, "f"], truth: Float[Array, "f"], counted: Bool[Array, "f"]) -> Float[Array, "f 2"]:
+    """Each face's absolute error, 0 where it does not count, and whether it counts."""
     return np.stack([np.where(counted, np.abs(years - truth), 0), counted], -1)
 
 
@@ -32,7 +33,7 @@ def statistics(block: Block) -> Iterator[Float[np.ndarray, "f 2"]]:
     for column in block.of_task(TASK):
         counted = ~np.isnan(column.years) & ~np.isnan(column.predicted_years)
         if counted.any():
-            yield _error_stats(column.predicted_years, column.years, counted)
+            yield error_stats(column.predicted_years, column.years, counted)
 
 
 def judge(
@@ -49,7 +50,7 @@ def judge(
             continue
         median = baselines.get(column.question)
         baseline = float(np.median(truth[counted])) if median is None else float(median)
-        constant = _error_stats(np.full(len(counted), baseline), truth, counted)
+        constant = error_stats(np.full(len(counted), baseline), truth, counted)
         # Free-form answers have no distribution, only a number in words.
         read: dict[str, Array] = {"answer": column.predicted_years}
         has_probs = counted & ~np.isnan(column.probs).any(-1)
@@ -59,7 +60,7 @@ def judge(
             }
         headline = estimator if has_probs.any() else "answer"
         stats = {
-            name: _error_stats(np.where(np.isnan(years), baseline, years), truth, counted)
+            name: error_stats(np.where(np.isnan(years), baseline, years), truth, counted)
             for name, years in read.items()
         }
         measured = {ERROR.name: headline} | {f"{ERROR.name}_{name}": name for name in ESTIMATORS if name in stats}
