@@ -63,6 +63,12 @@ def refused(status: int, said: str, words: str) -> str:
     return "" if good else f"status {status}: {said[-500:]}"
 
 
+def resumed(data: Path, runs: Path, whole: Path) -> list[str]:
+    """Goes on with a run; says what differs from the undisturbed one."""
+    status, said = here(command(data, runs))
+    return [said[-500:]] if status else compare(whole / "run", runs / "run", 0.0)
+
+
 def changed_data(work: Path, whole: Path, half: Path, data: Path) -> list[str]:
     """Changes the faces under a run that was stopped, in six ways."""
     files = sorted((data / "UTKFace").iterdir())
@@ -84,8 +90,7 @@ def changed_data(work: Path, whole: Path, half: Path, data: Path) -> list[str]:
         wrong += [problem] if problem else []
     shutil.copytree(half, runs / "moved")
     shutil.copytree(data, work / "moved")
-    status, said = here(command(work / "moved", runs / "moved"))
-    differs = [said[-500:]] if status else compare(whole / "run", runs / "moved" / "run", 0.0)
+    differs = resumed(work / "moved", runs / "moved", whole)
     print(f"the same faces in another folder: {differs or 'resumed, bit for bit'}", flush=True)
     return wrong + differs
 
@@ -107,8 +112,7 @@ def damaged_checkpoint(work: Path, whole: Path, half: Path, data: Path, times: i
         path.write_bytes(content[: len(content) // 2] if kind == "cut" else b"" if kind == "emptied" else content)
         if kind == "gone":
             path.unlink()
-        status, said = here(command(data, runs))
-        differs = [said[-500:]] if status else compare(whole / "run", runs / "run", 0.0)
+        differs = resumed(data, runs, whole)
         seen["fell back" if (runs / "run" / "damaged").exists() else "its own numbers"] += 1
         wrong += [f"{kind} in {files[i % len(files)]}: {text}" for text in differs]
         shutil.rmtree(runs)
@@ -136,8 +140,7 @@ def full_disk(work: Path, whole: Path, half: Path, data: Path, times: int, rng: 
             problem = refused(done.returncode, done.stderr, "cannot write") if done.returncode else ""
             print(f"{left} bytes left: status {done.returncode} after {taken:.1f} s {problem}", flush=True)
             (disk / "ballast").unlink()
-            status, said = here(command(data, runs))
-            differs = [said[-500:]] if status else compare(whole / "run", runs / "run", 0.0)
+            differs = resumed(data, runs, whole)
             wrong += [text for text in (problem, *differs) if text]
             shutil.rmtree(runs)
     finally:
