@@ -190,13 +190,18 @@ def extended_graph(
     The labels `kept` keep their rows, so that what their prompts learn from is unchanged; edges to labels that are gone
     are left out and the row sums to 1 again. The others have the rows of `counted`.
     """
-    places = {name: at for at, name in enumerate(labels)}
-    shared = [at for at, name in enumerate(new_labels) if name in places]
+    shared, old = shared_places(labels, new_labels)
     rows = np.zeros((len(new_labels), len(new_labels)), np.float32)
-    old = [places[new_labels[at]] for at in shared]
     rows[np.ix_(shared, shared)] = graph[np.ix_(old, old)]
     keeps = np.isin(new_labels, list(kept))
     return normalised(np.where(keeps[:, None], rows, counted))
+
+
+def shared_places(labels: Sequence[str], new_labels: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Where the labels that both lists have stand: in `new_labels`, and in `labels`."""
+    places = {name: at for at, name in enumerate(labels)}
+    shared = [at for at, name in enumerate(new_labels) if name in places]
+    return shared, [places[new_labels[at]] for at in shared]
 
 
 def normalised(graph: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from fi_jax.config import KnowledgeConfig
 from fi_jax.knowledge.choices import Groups, score_log_probs
-from fi_jax.knowledge.correlation import Counts, log_lift, prior, shuffled_lift
+from fi_jax.knowledge.correlation import Counts, log_lift, prior, shared_places, shuffled_lift
 from fi_jax.knowledge.logic import Facts
 
 
@@ -47,9 +47,7 @@ def extended_relations(
     seen: Bool[np.ndarray, "n n"],
 ) -> Relations:
     """`counted` over the pairs of labels that were `seen` together; of the others, what `before` says of `labels`."""
-    places = {name: at for at, name in enumerate(labels)}
-    shared = [at for at, name in enumerate(new_labels) if name in places]
-    old = [places[new_labels[at]] for at in shared]
+    shared, old = shared_places(labels, new_labels)
     lift, priors = np.zeros_like(counted.lift), np.array(counted.prior)
     lift[np.ix_(shared, shared)] = before.lift[np.ix_(old, old)]
     priors[shared] = before.prior[old]

@@ -68,9 +68,9 @@ class RMSNorm(nn.Module):
         return (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * scale).astype(self.dtype)
 
 
-def make_norm(c: LlmConfig, dtype: Any, **options) -> RMSNorm:
+def make_norm(c: LlmConfig, dtype: Any) -> RMSNorm:
     """An RMSNorm as the model's are."""
-    return RMSNorm(c.rms_norm_eps, dtype, 1.0 if c.unit_offset_norms else 0.0, **options)
+    return RMSNorm(c.rms_norm_eps, dtype, 1.0 if c.unit_offset_norms else 0.0)
 
 
 class Attention(nn.Module):

@@ -16,16 +16,13 @@ NO_LORA = LoraConfig()
 
 # The side of each adapted layer that is cut over devices (logical axes of `parallel.rules`): of some their input.
 _ROW_CUT = {"o_proj": "heads", "out_proj": "heads", "down_proj": "mlp", "fc2": "mlp"}
-_CUT = {
-    **{
-        "q_proj": "heads",
-        "k_proj": "kv_heads",
-        "v_proj": "kv_heads",
-        "gate_proj": "mlp",
-        "up_proj": "mlp",
-        "fc1": "mlp",
-    },
-    **_ROW_CUT,
+_CUT = _ROW_CUT | {
+    "q_proj": "heads",
+    "k_proj": "kv_heads",
+    "v_proj": "kv_heads",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "fc1": "mlp",
 }
 
 
