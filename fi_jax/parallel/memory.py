@@ -219,7 +219,8 @@ def _llm_bytes(model: ModelConfig, shapes: Shapes, size: int, tensor: int) -> fl
     pairs = shapes.prefix**2 + shapes.segments * shapes.segment_length * (shapes.prefix + shapes.segment_length)
     weights = attended = 0.0
     # What "flash" has no kernel for it leaves to plain products.
-    plain = c.attention_softcap > 0 or 0 < c.sliding_window < shapes.prefix + shapes.segment_length
+    windowed = 0 < c.sliding_window < shapes.prefix + shapes.segment_length
+    plain = c.bidirectional_prefix or c.attention_softcap > 0 or windowed
     if plain or model.attention == "xla":
         weights = 2 * 4 * shapes.faces * pairs * c.num_heads / (tensor if c.num_heads % tensor == 0 else 1)
     if model.attention != "xla":

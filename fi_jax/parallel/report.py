@@ -65,8 +65,17 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
     def memory(config: Experiment, sizes: Mapping[str, int]) -> MemoryPlan:
         return plan_memory(config, sizes, facts.trained, facts.frozen, shapes_on(config, sizes))
 
+    def cache_bytes(config: Experiment, sizes: Mapping[str, int]) -> float:
+        return kv_cache_bytes(config, shapes_on(config, sizes), request.faces, sizes["tensor"])
+
+    def inference_bytes(config: Experiment, sizes: Mapping[str, int]) -> float:
+        plan = memory(config, sizes)
+        return (plan.frozen + plan.trained + cache_bytes(config, sizes)) * (1 + MARGIN)
+
+    def needed(config: Experiment, sizes: Mapping[str, int]) -> float:
+        return memory(config, sizes).training if request.work == "train" else inference_bytes(config, sizes)
+
     plan, shapes = memory(config, sizes), shapes_on(config, sizes)
-    cache = kv_cache_bytes(config, shapes, request.faces, sizes["tensor"])
     made: dict[str, Any] = {
         "config": config.name,
         "work": request.work,
@@ -75,15 +84,15 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
         "per_device_bytes": asdict(plan),
         "margin": MARGIN,
         "training_bytes": plan.training,
-        "inference_bytes": (plan.frozen + plan.trained + cache) * (1 + MARGIN),
-        "kv_cache_bytes": cache,
+        "inference_bytes": inference_bytes(config, sizes),
+        "kv_cache_bytes": cache_bytes(config, sizes),
         "tokens_per_face": shapes.tokens,
         "memory_gib": request.memory_gib or None,
         "fits": None,
         "advice": [],
         "collectives": None if facts.hlo is None else [asdict(one) for one in collectives(facts.hlo, sizes)],
         "compile_s": facts.compile_s,
-        "chip": facts.chip,
+        "chip": facts.chip and dict(facts.chip),
     }
     if facts.chip and facts.chip["roofline"]:
         tokens = config.data.batch_size * shapes.tokens / math.prod(sizes.values())
@@ -92,10 +101,9 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
         limit = request.memory_gib * GIB
         # What the compiler says of a TPU counts, not the model.
         said = (facts.chip or {}).get("memory", {}).get("all")
-        model = plan.training if request.work == "train" else made["inference_bytes"]
-        made["fits"] = (said or model) <= limit
+        made["fits"] = (said or needed(config, sizes)) <= limit
         if not made["fits"]:
-            made["advice"] = advise(config, sizes, lambda c, m: memory(c, m).training <= limit)
+            made["advice"] = advise(config, sizes, lambda c, m: needed(c, m) <= limit)
     return made
 
 
