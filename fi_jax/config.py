@@ -116,11 +116,12 @@ class DataConfig:
 
     def __post_init__(self):
         check_words(self, "data.")
-        for name in ("questions_per_face", "open_per_face", "workers", "short_segment", "limit"):
+        for name in ("questions_per_face", "open_per_face", "companions_per_face", "workers", "short_segment", "limit"):
             check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
         check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
-        check(0 <= self.mixup <= 1, f"data.mixup is {self.mixup}; it is a share in [0, 1]")
+        for name in ("mixup", "withheld"):
+            check(0 <= getattr(self, name) <= 1, f"data.{name} is {getattr(self, name)}; it is a share in [0, 1]")
         check(0 <= self.max_unreadable <= 1, f"data.max_unreadable is {self.max_unreadable}; it is a share in [0, 1]")
 
 

@@ -42,7 +42,16 @@ def render(source: str, messages: list[dict[str, Any]], special: Mapping[str, st
     source = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", source)
     try:
         return environment.from_string(source).render(messages=messages, add_generation_prompt=prompt, **special)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    # A template is somebody's program: whatever it does wrong.
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(f"the checkpoint's chat template cannot be used ({error}); set data.template") from None
 
 

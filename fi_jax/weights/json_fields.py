@@ -51,7 +51,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a finite number above zero."""
         value = self._required(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
+        if not _is_number(value) or not value > 0:
             raise self._wrong(name, "must be a positive number")
         return float(value)
 
@@ -95,7 +95,7 @@ class Fields:
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         """Returns a list of `count` numbers."""
         value = self._required(name, None)
-        if not isinstance(value, list) or len(value) != count or not all(isinstance(x, int | float) for x in value):
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_number, value)):
             raise self._wrong(name, f"must be {count} numbers")
         return tuple(map(float, value))
 
@@ -119,6 +119,11 @@ class Fields:
     def _wrong(self, name: str, expected: str) -> UserError:
         shown = repr(self.values.get(name))
         return UserError(f"{self.where}: {name} is {shown[:60]}{'…' * (len(shown) > 60)}; it {expected}")
+
+
+def _is_number(value: Any) -> bool:
+    # False of NaN.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
 
 
 def _is_integer(value: Any) -> bool:

@@ -61,7 +61,9 @@ def read_own_template(folder: Path, tokenizer: Tokenizer) -> Template:
     special = {name: _content(token) for name, token in described.items() if name.endswith("_token") and token}
     if config.get("model_type") == "paligemma":
         # It has no chat template: its processor spells prompts.
-        return Template("", "\n", "", special["bos_token"], "\n", special["eos_token"], anchor=image_token)
+        return Template(
+            "", "\n", "", special.get("bos_token", ""), "\n", special.get("eos_token", ""), anchor=image_token
+        )
     source = _chat_template(folder, described)
     if source is None and config.get("model_type") == "llava":
         source = _LLAVA.replace("<image>", image_token)
@@ -84,7 +86,7 @@ def _chat_template(folder: Path, described: dict) -> str | None:
     found = described.get("chat_template")
     # Several, by name.
     if isinstance(found, list):
-        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}.get("default")
     return found if isinstance(found, str) else None
 
 
