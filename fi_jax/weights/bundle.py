@@ -79,7 +79,7 @@ def is_checkpoint(name_or_folder: str | Path) -> bool:
 def _untrained(folder: Path) -> TrainedModel:
     """A checkpoint as it is: no map, no knowledge tokens, its own words around a question. Its head knows nothing."""
     read, small = hf_config.read_llava_config(folder), 8
-    stored = Fields(read_object(folder / CONFIG), str(folder / CONFIG))
+    stored = hf_config.read_config(folder)
     dtype: Dtype = "float32" if "float32" in (stored.get("dtype"), stored.get("torch_dtype")) else "bfloat16"
     model = ModelConfig(
         read.image_encoder,

@@ -16,8 +16,6 @@ from fi_jax.weights.llm_families import read_llm
 _NAMES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "tie_embeddings": "tie_word_embeddings",
     "drop_path": "drop_path_rate",
     "registers": "num_register_tokens",
 }

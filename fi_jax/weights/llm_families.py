@@ -16,6 +16,7 @@ from fi_jax.weights.json_fields import Fields
 _NAMES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
     "tie_embeddings": "tie_word_embeddings",
     "attention_softcap": "attn_logit_softcapping",
     "logit_softcap": "final_logit_softcapping",
@@ -320,7 +321,7 @@ def write_llm(config: LlmConfig) -> dict[str, Any]:
     written: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family}
     for name in (*_plain_fields(family), "num_kv_heads", "head_dim"):
         value = getattr(config, name)
-        theirs = {"num_kv_heads": "num_key_value_heads"}.get(name, _NAMES.get(name, name))
+        theirs = _NAMES.get(name, name)
         written[theirs] = None if name.endswith("softcap") and value == 0 else value
         if name == "query_pre_attn_scalar":
             written[theirs] = int(value or config.head_dim)

@@ -146,15 +146,16 @@ def _read(tensor: Tensor, key: str, leaf: Leaf, sharding: Sharding) -> jax.Array
     cache: dict[str, np.ndarray] = {}
 
     def read(index) -> np.ndarray:
+        name = str(index)
         # Replicas ask for the same slice once a device.
-        if str(index) not in cache:
+        if name not in cache:
             if leaf.part is not None:
                 rows = range(*leaf.own_rows.indices(leaf.part[1]))[index[0]]
                 index = (slice(rows.start, rows.stop), *index[1:])
             # Opened for one read: a mapping that stays open counts every page it touched as ours.
             with _open(tensor.file) as opened:
-                cache[str(index)] = np.asarray(opened.get_slice(key)[index]) if index else opened.get_tensor(key)
-        return cache[str(index)]
+                cache[name] = np.asarray(opened.get_slice(key)[index]) if index else opened.get_tensor(key)
+        return cache[name]
 
     return jax.make_array_from_callback(leaf.own_shape, _source_sharding(leaf, sharding), read)
 
