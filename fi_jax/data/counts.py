@@ -33,7 +33,8 @@ def training_counts(
 
     Of a release that is counted by its files, the faces trained on are among them and count once.
     """
-    names = {source.name for source in counted}
+    # A table's records carry the name of its schema.
+    names = {find_dataset(source.name).name for source in counted}
     counts = count_records((record for record in records if record.dataset not in names), vocabulary)
     for source in counted:
         annotated = annotation_records(source.name, source.root)

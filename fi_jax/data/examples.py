@@ -121,5 +121,6 @@ def fingerprint(records: Sequence[FaceRecord], times: bool = False) -> str:
     digest = hashlib.sha256()
     for record in records:
         labels = sorted(record.labels.items())
-        digest.update(f"{stamp(record, times)}\t{record.split}\t{labels}\t{record.age}\t{record.identity}\n".encode())
+        known = f"{record.split}\t{labels}\t{record.age}\t{record.identity}{sorted(record.numbers.items()) or ''}"
+        digest.update(f"{stamp(record, times)}\t{known}\n".encode())
     return digest.hexdigest()

@@ -26,7 +26,7 @@ from fi_jax.experiments.frozen import Features, fresh_constants, fresh_head, lab
 from fi_jax.experiments.points import apply
 from fi_jax.experiments.runners import groups
 from fi_jax.experiments.variants import Condition, Table
-from fi_jax.files import atomic_path, write_text
+from fi_jax.files import atomic_path, sha256, write_text
 from fi_jax.knowledge.correlation import Counts
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,11 @@ def run_table(
     counts = count_records(annotation_records(dataset, root), vocabulary)
     base = base_config(dataset, t0.shape[1])
     cells = [Cell(c, v.name, s) for c in table.conditions for v in table.variants for s in seeds]
-    keys = {cell: f"{cell.name}-{_key(cell, table, base)}" for cell in cells}
+    # Scores belong to what they were made of: another model's prompts, or a corrected release, make them anew.
+    digest = hashlib.sha256()
+    for part in (*train, *judged, *counts, t0):
+        digest.update(part.tobytes())
+    keys = {cell: f"{cell.name}-{_key(cell, table, base, digest.hexdigest())}" for cell in cells}
     for condition in table.conditions:
         for seed in seeds:
             left = [
@@ -154,9 +158,8 @@ def _file(out: Path, key: str) -> Path:
     return out / "scores" / f"{key}.npy"
 
 
-def _key(cell: Cell, table: Table, base: Experiment) -> str:
-    config = _config(cell, table, base)
-    return hashlib.sha256(repr((config, cell.condition)).encode()).hexdigest()[:10]
+def _key(cell: Cell, table: Table, base: Experiment, given: str) -> str:
+    return sha256(repr((_config(cell, table, base), cell.condition, given)))[:10]
 
 
 def _config(cell: Cell, table: Table, base: Experiment) -> Experiment:
