@@ -20,6 +20,7 @@ from fi_jax.models.face_insight import label_probs
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.checkpoints import check_same_config
 from fi_jax.training.loop import train, train_members
+from fi_jax.training.run_folder import check_unlocked
 from fi_jax.training.setup import setup
 from fi_jax.weights.bundle import WEIGHTS, TrainedModel, load_model, save_model
 
@@ -54,6 +55,7 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
     """
     if hosts.count > 1:
         raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
+    check_unlocked(folder)
     if (folder / "head" / WEIGHTS).is_file():
         found = load_model(folder / "head")
         # Of another config, it is fitted anew.

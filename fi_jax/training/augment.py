@@ -175,11 +175,7 @@ def _sample(top_left, top_right, bottom_left, bottom_right, wy, wx) -> tuple[Flo
 
 def _coarsened(planes: Float[Array, "3 Y X"]) -> Float[Array, "3 Y X"]:
     """Scales planes down to 3/7 and up again (bilinear, antialiased), as one matrix a side."""
-    down, up = (
-        (_resizing(n, n * 3 // 7) for n in planes.shape[1:]),
-        (_resizing(n * 3 // 7, n) for n in planes.shape[1:]),
-    )
-    rows, columns = (b @ a for a, b in zip(down, up, strict=True))
+    rows, columns = (_resizing(n * 3 // 7, n) @ _resizing(n, n * 3 // 7) for n in planes.shape[1:])
     return jnp.einsum("ij,cjk,lk->cil", rows, planes, columns)
 
 

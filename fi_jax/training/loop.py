@@ -138,9 +138,10 @@ def _train(
         for run_log in logs:
             stack_of.enter_context(closing(run_log))
         measured = Log(configs, [one.write for one in logs], run.kinds)
+        saved = [one.about(start) for one in checkpoints] if start else []
         if start:
             log.info(f"resumed at step {start}")
-            measured.restore([one.about(start).get("log", {}) for one in checkpoints])
+            measured.restore([about.get("log", {}) for about in saved])
         validate = None
         if config.train.evaluate_every:
             if make_judge is None:
@@ -154,7 +155,7 @@ def _train(
 
             validate = Validate(configs, make_judge(run), [one.write for one in logs], keep_best, measured)
             if start:
-                validate.restore([one.about(start).get("best", {}) for one in checkpoints])
+                validate.restore([about.get("best", {}) for about in saved])
         state = stack(states)
         state = place(state, state_shardings(state, run.mesh))
         del states

@@ -327,6 +327,9 @@ def _relations(
     """Returns what gives a config's relations between labels: counted, or the earlier model's of pairs never seen here."""
 
     def relations(config: Experiment) -> Relations | None:
+        # Counting reads every record.
+        if config.model.knowledge.score_graph == "off":
+            return None
         bridged = with_bridges(counts(), vocabulary)
         counted = count_relations(bridged, config.model.knowledge, config.train.seed)
         if counted is None or initial is None or initial.relations is None:
