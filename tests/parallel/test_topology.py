@@ -142,8 +142,8 @@ def test_answers_are_traced_without_gradients():
     config = load_config("tiny", ["--data.vocabulary", "expw", "--data.segment-length", "8"])
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
     answers = trace_answers(config, mesh)
-    scores, options, _ = answers.out_info
-    assert scores.shape[0] == options.shape[0] == config.data.batch_size
+    made = answers.out_info
+    assert made.scores.shape[0] == made.options.shape[0] == config.data.batch_size
     assert 0 < count_flops(answers.jaxpr) < count_flops(trace_step(config, mesh).jaxpr) / 1.8
 
 

@@ -23,7 +23,7 @@ def run(values, config=CONFIG, start=0, before=None):
     validate = Validate(
         (config,), judge, [lambda step, line: lines.append((step, line))], lambda i, s: kept.append(int(s.step)), log
     )
-    state = TrainState(jnp.asarray(start, jnp.int32), {}, (), {})
+    state = TrainState(jnp.asarray(start, jnp.int32), {"bias": jnp.zeros(1)}, (), {})
     if before is None:
         validate.judge_all(state)
     else:
