@@ -143,7 +143,7 @@ def test_answers_are_traced_without_gradients():
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
     answers = trace_answers(config, mesh)
     made = answers.out_info
-    assert made.scores.shape[0] == made.options.shape[0] == config.data.batch_size
+    assert made.scores.shape[0] == made.option_logits.shape[0] == config.data.batch_size
     assert 0 < count_flops(answers.jaxpr) < count_flops(trace_step(config, mesh).jaxpr) / 1.8
 
 
