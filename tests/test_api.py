@@ -1,6 +1,7 @@
 """The Python door and `fi-jax predict`, on the bundled model: every kind of picture, batches, files that resume."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import fi_jax
 from fi_jax.cli.main import main
 from fi_jax.data.synthetic.face import draw_face
 from fi_jax.inference.prediction_files import PredictionFile
+from fi_jax.pictures.decode import decode
 from fi_jax.pictures.find import find_pictures, is_named_like_pictures
 
 SOME = ["Smiling", "gender", "age_years"]
@@ -164,8 +166,27 @@ def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
     assert [p.name for p in find_pictures([str(tmp_path / "semi.csv")])] == ["a.png"]
     with pytest.raises(fi_jax.UserError, match="did you mean 'Path'"):
         find_pictures([str(tmp_path / "t.csv")], "Pth")
-    with pytest.raises(fi_jax.UserError, match="neither a file nor a folder"):
-        find_pictures([str(tmp_path / "nothing*")])
+    (tmp_path / "empty.txt").write_text("\n")
+    for nothing, message in (
+        (str(tmp_path / "nothing*"), "neither a file nor a folder"),
+        (str(tmp_path / "a**"), "not a pattern"),
+        (str(tmp_path / "empty.txt"), "names no picture"),
+        ("", "is empty"),
+    ):
+        with pytest.raises(fi_jax.UserError, match=message):
+            find_pictures([nothing])
+
+
+def test_only_files_are_read_as_pictures(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    # Links that lead nowhere are among the pictures, so that somebody says so; nothing waits for a pipe.
+    found = find_pictures([str(tmp_path)])
+    assert [path.name for path in found] == ["loop.png", "pipe.png"]
+    for path in (*found, tmp_path / "folder.png", Path("/dev/zero")):
+        with pytest.raises(fi_jax.UserError, match="not a file|symbolic links"):
+            decode(path)
 
 
 def test_a_response_turns_into_plain_values(model, portrait):

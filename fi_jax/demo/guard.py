@@ -2,10 +2,10 @@
 
 import asyncio
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import h11
 import uvicorn
@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Message = MutableMapping[str, Any]
+# A name or an address, and perhaps a port.
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::\d+)?", re.ASCII)
 # Open connections of one address; more are closed at once. A proxy in front counts as one address.
 MOST_CONNECTIONS = 128
 # Seconds that the head of a request may take, from the first byte (or the connection) on.
@@ -31,7 +33,7 @@ class Guard:
         Other names are refused, since a foreign page could point a name of its own here (DNS rebinding). That cannot
         be done with an address.
         """
-        self.app, self.hosts, self.any_address = app, set(hosts), any_address
+        self.app, self.hosts, self.any_address = app, {name.lower() for name in hosts}, any_address
 
     async def __call__(self, scope: Message, receive: Callable, send: Callable[[Message], Awaitable[None]]) -> None:
         """Checks a request, and adds headers to its answer."""
@@ -61,10 +63,11 @@ class Guard:
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if not self._is_own(urlsplit(f"//{host}").hostname or ""):
+        named = _HOST.fullmatch(host.lower())
+        if named is None or not self._is_own(named[1].strip("[]")):
             return 400, "This name is not known here; start the server with --allow-host NAME."
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        foreign = (origin is not None and urlsplit(origin).netloc != host) or site not in ("same-origin", "none")
+        foreign = origin not in (None, f"http://{host}", f"https://{host}") or site not in ("same-origin", "none")
         return (403, "Another page must not send pictures here.") if method == "POST" and foreign else None
 
     def _is_own(self, name: str) -> bool:

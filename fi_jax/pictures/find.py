@@ -19,7 +19,7 @@ def find_pictures(paths: Sequence[str], column: str = "") -> list[Path]:
     either start at its own folder.
 
     Raises:
-      UserError: a path that names nothing, or a table without such a column.
+      UserError: a path that names no picture, or a table without such a column.
     """
     return list(dict.fromkeys(path for text in paths for path in _named_by(text, column)))
 
@@ -32,19 +32,29 @@ def is_named_like_pictures(text: str) -> bool:
 
 
 def _named_by(text: str, column: str) -> list[Path]:
+    if not text.strip():
+        raise UserError("the name of a picture is empty")
     path = Path(text)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+        files = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir()
+        )
         if not files:
             raise UserError(f"folder '{path}' holds no picture ({', '.join(PICTURE_SUFFIXES)})")
         return files
     if path.is_file():
         suffix = path.suffix.lower()
-        if suffix == ".txt":
-            return [path.parent / line.strip() for line in read_text(path).split("\n") if line.strip()]
-        return [path.parent / name for name in _column(path, column)] if suffix in TABLE_SUFFIXES else [path]
-    matches = Path().glob(text) if not path.is_absolute() else Path("/").glob(text.lstrip("/"))
-    files = sorted(match for match in matches if match.is_file())
+        if suffix != ".txt" and suffix not in TABLE_SUFFIXES:
+            return [path]
+        names = [line.strip() for line in read_text(path).split("\n")] if suffix == ".txt" else _column(path, column)
+        if not any(names):
+            raise UserError(f"'{path}' names no picture")
+        return [path.parent / name for name in names if name]
+    try:
+        matches = Path().glob(text) if not path.is_absolute() else Path("/").glob(text.lstrip("/"))
+        files = sorted(match for match in matches if match.is_file())
+    except ValueError as error:  # A pattern such as "a**".
+        raise UserError(f"'{text}' is not a pattern of names ({error})") from None
     if not files:
         raise UserError(f"'{text}' is neither a file nor a folder, and no file matches it")
     return files
@@ -60,4 +70,4 @@ def _column(path: Path, column: str) -> list[str]:
         raise UserError(
             f"table '{path}' has none of the columns {', '.join(PICTURE_COLUMNS)}; name the pictures' with --column"
         )
-    return [row[chosen] for row in table.rows if row[chosen]]
+    return [row[chosen] for row in table.rows]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -101,16 +102,20 @@ def read_bytes(source: Readable | bytes, name: str = "") -> bytes:
 
 def _read_file(path: Path) -> bytes:
     # Half the system calls of `Path.read_bytes`. Each of them hands Python's lock to another decoding thread.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    # Opening a pipe would wait for its writer, and a device may have no end.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"'{path}' is a folder, a pipe or a device, not a file")
+        size = status.st_size
         if size > MAX_BYTES:
             raise UserError(f"'{path}' has {size / 1e9:.1f} GB, too much for a picture")
         data = os.read(descriptor, size)
     finally:
         os.close(descriptor)
-    # A pipe has no size, and a signal or a network may cut a read short.
-    return data if size and len(data) == size else path.read_bytes()
+    # A signal or a network may cut a read short.
+    return data if len(data) == size else path.read_bytes()
 
 
 def name_of(source: Readable | bytes) -> str:

@@ -251,7 +251,7 @@ def _years(phrase: str) -> tuple[int, int]:
     ]
     for pattern, low, high in grammar.ranges:
         if pattern.fullmatch(phrase):
-            return 0 if low is None else numbers[0] + low, 999 if high is None else numbers[-1] + high
+            return 0 if low is None else min(numbers) + low, 999 if high is None else max(numbers) + high
     *_, decade = re.findall(r"[a-z]+ies|\d0", phrase)
     start = grammar.numbers.get(re.sub("ies$", "y", decade)) or int(decade)
     parts = {"early": (0, 4), "mid": (3, 7), "middle": (3, 7), "late": (6, 10)}

@@ -224,6 +224,7 @@ def test_pages_of_others_must_not_send_pictures(server):
     for headers in (
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": f"http://127.0.0.1:{server.port + 1}"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -249,6 +250,11 @@ def test_every_answer_forbids_guessing_and_referrers(server):
         (("localhost",), True, "[fe80::1]:7860", True),
         (("localhost",), True, "evil.example", False),
         (("localhost",), True, "", False),
+        (("MyBox",), False, "mybox:7860", True),
+        # What no browser sends.
+        (("localhost",), True, "[::1", False),
+        (("localhost",), False, "evil.example@localhost", False),
+        (("localhost",), False, "localhost/evil.example", False),
     ],
 )
 def test_with_every_address_open_names_are_still_checked(hosts, everywhere, name, known):
