@@ -24,10 +24,12 @@ declare -A opt=(
   [python]="python"
 )
 parse "$@"
-require "--${action/run/job}" "${target:-${opt[job]}}" "$plain_name" "letters, digits, '.', '_' and '-' (--list shows the jobs)"
+case $action in logs | delete) opt[job]=$target ;; esac
+require "--${action/run/job}" "${opt[job]}" "$plain_name" "letters, digits, '.', '_' and '-' (--list shows the jobs)"
+require --state-dir "${opt[state-dir]}" '.+' "a folder"
 
-# The folder of one job: `pid` (the supervisor; its process group is the job) and `log`.
-job_dir=${opt[state-dir]}/${target:-${opt[job]}}
+# The folder of one job: `command`, `pid` (the supervisor; its process group is the job) and `log`.
+job_dir=${opt[state-dir]}/${opt[job]}
 
 # The number may belong to another program by now.
 alive() {
@@ -37,19 +39,20 @@ alive() {
 case $action in
   list)
     shopt -s nullglob
-    for dir in "${opt[state-dir]}"/*/; do
+    for file in "${opt[state-dir]}"/*/command; do
+      dir=${file%/command}
       if alive "$dir"; then state=running; else state="ended ($(cat "$dir/status" 2>/dev/null || echo killed))"; fi
-      printf '%-24s %-14s %s\n' "$(basename "$dir")" "$state" "$(cat "$dir/command")"
+      printf '%-24s %-14s %s\n' "$(basename "$dir")" "$state" "$(cat "$file")"
     done
     exit
     ;;
   logs)
-    [ -d "$job_dir" ] || die "no job '$target' in '${opt[state-dir]}' (--list)"
+    [ -f "$job_dir/command" ] || die "no job '$target' in '${opt[state-dir]}' (--list)"
     show_log "$job_dir/log"
     exit
     ;;
   delete)
-    [ -d "$job_dir" ] || die "no job '$target' in '${opt[state-dir]}' (--list)"
+    [ -f "$job_dir/command" ] || die "no job '$target' in '${opt[state-dir]}' (--list)"
     if alive "$job_dir"; then
       # SIGTERM first: training saves and stops; then what is left.
       run kill -TERM -- "-$(cat "$job_dir/pid")"
@@ -65,9 +68,9 @@ case $action in
 esac
 
 [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax's arguments after '--', as in: $0 --processes 2 -- train tiny"
-require --processes "${opt[processes]}" '[1-9][0-9]*' "a positive number"
+require --processes "${opt[processes]}" '[1-9][0-9]?' "1 to 99"
 for name in restarts heartbeat background; do require "--$name" "${opt[$name]}" "$whole_number" "a whole number"; done
-[ -z "${opt[devices]}" ] || require --devices "${opt[devices]}" '[1-9][0-9]*' "a positive number"
+[ -z "${opt[devices]}" ] || require --devices "${opt[devices]}" '[1-9][0-9]{0,3}' "1 to 9999"
 
 if [ "${opt[background]}" != 0 ] && [ -z "${FI_JAX_LOCAL_CHILD-}" ]; then
   if [ -n "$dry_run" ]; then
@@ -145,11 +148,15 @@ once() {
   port=$(free_port)
   pids=()
   for ((i = 0; i < opt[processes]; i++)); do
+    [ -z "$stopping" ] || break
     # shellcheck disable=SC2046
     env $(variables "$port" "$i") PYTHONUNBUFFERED=1 "${opt[python]}" -m fi_jax "${words[@]}" \
       > >(trap '' TERM INT && exec sed -u "s/^/[$i] /") 2>&1 &
     pids+=($!)
   done
+  # A signal that came meanwhile has reached those alone that were known then, or nobody.
+  [ -z "$stopping" ] || signal TERM
+  [ ${#pids[@]} -gt 0 ] || worst=143
   while [ ${#pids[@]} -gt 0 ]; do
     status=0 pid=
     wait -n -p pid "${pids[@]}" || status=$?

@@ -199,6 +199,8 @@ def test_local_runs_and_passes_the_status_on():
         ("tpu_vm/train.sh", ["--zone", "z", "--max-restarts", "1); rm x"], "whole number"),
         ("local.sh", ["--job", "../victim"], "--job is '../victim'"),
         ("local.sh", ["--processes", "2", "--heartbeat", "1 X=2"], "whole number"),
+        ("local.sh", ["--processes", "9" * 20], "1 to 99"),
+        ("local.sh", ["--state-dir", ""], "--state-dir is ''"),
     ],
 )
 def test_values_cannot_mean_something_else(launcher, arguments, says):
@@ -210,6 +212,7 @@ def test_values_cannot_mean_something_else(launcher, arguments, says):
     [
         ("local.sh", "../victim"),
         ("local.sh", "."),
+        ("local.sh", ""),
         ("slurm/train.sh", "*"),
         ("gke/train.sh", "x,y"),
         ("tpu_vm/train.sh", "-x"),
@@ -225,6 +228,13 @@ def test_names_of_jobs_are_names(tmp_path, launcher, name, action):
     options += ["--zone", "z"] if launcher == "tpu_vm/train.sh" else []
     assert f"{action} is '{name}'" in launch(launcher, *options, f"{action}={name}", status=2)
     assert (victim / "log").read_text() == (state / "log").read_text() == "precious"
+
+
+def test_only_jobs_are_deleted(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    assert "no job 'photos'" in launch("local.sh", "--state-dir", str(tmp_path), "--delete", "photos", status=2)
+    assert folder.is_dir() and launch("local.sh", "--state-dir", str(tmp_path), "--list") == ""
 
 
 def test_nothing_is_submitted_when_an_option_is_wrong(tmp_path):
@@ -324,3 +334,13 @@ def test_local_waits_for_processes_that_save(tmp_path, first, second, status):
     out, error = job.communicate(timeout=60)
     assert "[1] saved" in out and "unbound" not in error, (out, error)
     assert job.returncode == status
+
+
+def test_local_starts_nothing_after_a_signal(tmp_path):
+    """SIGTERM while the port is looked for: no process is started, and the status asks for another start."""
+    program = tmp_path / "program"
+    program.write_text('#!/bin/bash\n[ $1 = -c ] || exec sleep 60\nkill $(ps -o pgid= -p $$)\nexec python3 "$@"\n')
+    program.chmod(0o755)
+    command = [LAUNCH / "local.sh", "--processes", "2", "--python", str(program), "--", "train", "tiny"]
+    job = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, start_new_session=True, timeout=30)
+    assert (job.returncode, job.stdout, job.stderr) == (75, "", "")
