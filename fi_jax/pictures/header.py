@@ -107,7 +107,7 @@ def _read_file(path: Path) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"'{path}' is a folder, a pipe or a device, not a file")
+            raise ValueError("it is a folder, a pipe or a device, not a file")
         size = status.st_size
         if size > MAX_BYTES:
             raise UserError(f"'{path}' has {size / 1e9:.1f} GB, too much for a picture")
