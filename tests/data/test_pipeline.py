@@ -1,5 +1,6 @@
 import itertools
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -260,7 +261,7 @@ if __name__ == "__main__":
 
 def test_workers_end_with_their_parent(releases, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
-    prefix = f"/psm_{os.getpid() % 1000:03}"  # Names have 14 letters at most.
+    prefix = f"/psm_{secrets.token_hex(2)}"  # Names have 14 letters at most.
     command = [sys.executable, str(tmp_path / "killed.py"), str(releases.celeba(count=20)), prefix]
     environment = os.environ | {"PYTHONPATH": str(Path(pipeline.__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -287,7 +287,7 @@ def test_slow_uploads_keep_nobody_waiting_and_are_ended(server, monkeypatch):
 def test_half_sent_heads_are_closed_and_one_address_is_bounded(server, monkeypatch):
     from fi_jax.demo import guard
 
-    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 1.5)
     links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
     for link in links:
         link.sendall(b"POST /api/faces HTTP/1.1\r\nHost: 127")
@@ -315,6 +315,7 @@ def test_answers_that_nobody_waits_for_are_dropped(server, service, crop, monkey
         return {}
 
     monkeypatch.setattr(service, "answers", slow)
+    monkeypatch.setattr(app_module, "LOOK_SECONDS", 0.05)
     links = []
     for _ in range(4):
         link = socket.create_connection(("127.0.0.1", server.port))
@@ -327,7 +328,7 @@ def test_answers_that_nobody_waits_for_are_dropped(server, service, crop, monkey
         time.sleep(0.05)
     for link in links:
         link.close()
-    time.sleep(3 * app_module.LOOK_SECONDS)
+    time.sleep(30 * app_module.LOOK_SECONDS)
     free.set()
     monkeypatch.undo()
     assert server.call("/")[0] == 200 and server.json("/api/answers", crop)[0] == 200
@@ -339,7 +340,10 @@ def test_it_stops_within_seconds_with_an_open_upload(service):
 
     running = Server(service)
     link = _slow_upload(running)
-    time.sleep(0.3)
+    deadline = time.monotonic() + 20
+    while not any(one.cycle for one in running.server.server_state.connections):
+        assert time.monotonic() < deadline, "the upload does not begin"
+        time.sleep(0.02)
     start = time.monotonic()
     running.stop()
     assert not running.thread.is_alive() and time.monotonic() - start < 5

@@ -51,9 +51,9 @@ def test_a_fifty_megapixel_picture_is_searched_small():
     big = np.zeros((7000, 7200, 3), np.uint8)
     big[1000:6120, 1000:6120] = np.asarray(Image.fromarray(pictures.astronaut()).resize((5120, 5120)))
     finder.find_faces(pictures.astronaut())  # loads the cascade
-    start = time.perf_counter()
+    start = time.process_time()
     faces = finder.find_faces(big)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert any(overlap(face, (2750, 1650, 3750, 2650)) > 0.5 for face in faces)
 
 

@@ -7,15 +7,21 @@
 # Needs the packages slurm-wlm and munge. Two partitions: "low" jobs are requeued when a "high" job wants the node.
 set -euo pipefail
 
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+free_ports() {
+  python3 -c '
+import socket
+both = [socket.socket(), socket.socket()]
+for one in both:
+    one.bind(("", 0))
+print(*(one.getsockname()[1] for one in both))'
 }
 
 start() {
-  local dir=$1 node user cpus
+  local dir=$1 node user cpus controller daemon
   mkdir -p "$dir" && dir=$(cd "$dir" && pwd)
   node=$(hostname -s)
   user=$(id -un)
+  read -r controller daemon <<<"$(free_ports)"
   cpus=5 # more than the machine may have: tests run small things
   mkdir -p "$dir/state" "$dir/spool" "$dir/munge"
   chmod 700 "$dir/munge"
@@ -28,8 +34,8 @@ start() {
   cat >"$dir/slurm.conf" <<EOF
 ClusterName=test
 SlurmctldHost=$node(127.0.0.1)
-SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
+SlurmctldPort=$controller
+SlurmdPort=$daemon
 AuthType=auth/munge
 AuthInfo=socket=$dir/munge.sock
 CredType=cred/munge

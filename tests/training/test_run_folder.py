@@ -143,7 +143,7 @@ def test_another_process_with_the_number_of_a_dead_owner_is_no_owner(tmp_path):
 
 @pytest.mark.parametrize("lives", [True, False])
 def test_an_owner_elsewhere_is_watched_for_signs_of_life(tmp_path, monkeypatch, lives):
-    monkeypatch.setattr(run_folder, "_SILENCE", 3.0)
+    monkeypatch.setattr(run_folder, "_SILENCE", 60.0 if lives else 1.0)
     lock = tmp_path / LOCK
     lock.write_text(json.dumps({"host": "elsewhere", "space": "", "pid": 7, "start": "1"}))
     check_unlocked(tmp_path)
@@ -151,7 +151,7 @@ def test_an_owner_elsewhere_is_watched_for_signs_of_life(tmp_path, monkeypatch, 
         with locked([tmp_path]):
             assert json.loads(lock.read_text())["pid"] == os.getpid()
         return
-    timer = threading.Timer(1.0, os.utime, [lock])
+    timer = threading.Timer(0.2, os.utime, [lock])
     timer.start()
     with pytest.raises(UserError, match=f"process 7 on elsewhere trains in .*delete {lock}"), locked([tmp_path]):
         pass
