@@ -206,7 +206,7 @@ def test_examples_and_the_camera(page):
         assert len(bars(page)) > 40 and page.locator("#error").inner_text() == ""
     page.get_by_role("button", name="Use the camera").click()
     expect(page.locator("#video")).to_be_visible()
-    page.wait_for_function("document.querySelector('#video').readyState >= HTMLMediaElement.HAVE_CURRENT_DATA")
+    expect(page.locator("#video")).to_have_js_property("readyState", 4)  # It has pictures to show.
     page.get_by_role("button", name="Take the picture").click()
     # Chromium's test picture holds no face; the page says so and offers the whole of it.
     expect(page.get_by_role("alert")).to_contain_text("No face was found")
