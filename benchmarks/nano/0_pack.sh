@@ -9,6 +9,6 @@ if [ "$1" = unpack ]; then
   cat "$2"/nano.tar.gz.* | tar -xz -C "$DATA"
 else
   mkdir -p "$1"
-  tar -cz -C "$DATA" utkface celeba expw fer2013 celebamask_hq | split -b "$PART" -d - "$1/nano.tar.gz."
+  tar -chz -C "$DATA" utkface celeba expw fer2013 celebamask_hq | split -b "$PART" -d - "$1/nano.tar.gz."
   (cd "$1" && sha256sum nano.tar.gz.* > SHA256SUMS && du -h nano.tar.gz.*)
 fi

@@ -3,8 +3,8 @@
 Every variant is trained with every seed and judged by the protocols. Variants that differ in numbers (τ, ω, the graph,
 a loss weight of 0, the seed) train together in one program. With --frozen, the encoders of a trained model stay as they
 are: their features are computed once, and only alignment head and graph network are trained, which takes minutes.
---table asks one question of docs/ablation.md: few_labels and noisy_labels train heads over features that no label has
-shaped (the config is not used, the prompts are those of --frozen or nano); missing and llm are whole trainings.
+--table asks one question of docs/ablation.md: few_labels, noisy_labels, strength and left_out train heads over features
+that no label has shaped (the config is not used, the prompts are those of --frozen or nano); missing and llm are whole trainings.
 
   fi-jax ablate tiny --seeds 0 1 --only no_ccm no_lcm
   fi-jax ablate nano --table few_labels --dataset celeba --data-root data/celeba --seeds 0 1 2 3 4
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 TAKES_OVERRIDES = True
-_TABLES = ("few_labels", "noisy_labels", "missing", "llm")
+_TABLES = ("few_labels", "noisy_labels", "strength", "left_out", "missing", "llm")
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +120,7 @@ def _few_labels(args: argparse.Namespace) -> int:
     out, table = Path(args.out or Path("out", "ablation", args.table)), TABLES[args.table]
     model = load_model(args.frozen or "nano")
     prompts = dict(zip(model.info["labels"], model.prompts, strict=True))
-    result = run_table(table, args.dataset[0], Path(args.data_root[0]), out, prompts, args.seeds)
+    result = run_table(table, args.dataset[0], Path(args.data_root[0]), out, prompts, args.seeds, args.split)
     lines = as_table(result, table)
     write_text(out / "few_labels.md", "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -1,7 +1,7 @@
-"""Does knowledge help where labels are few, or wrong? Heads over features that no label has shaped, judged label by label.
+"""Does knowledge help where labels are few, wrong, or not there? Heads over features that no label has shaped, judged label by label.
 
-A cell is a condition (how many faces are labelled, what share of their labels is flipped), a variant and a seed. The seed
-draws the labelled faces too. Every cell's scores of the judged faces are written before anything is measured.
+A cell is a condition (how many faces are labelled, what share of their labels is flipped, which labels no face has), a variant
+and a seed. The seed draws the labelled faces too. Every cell's scores of the judged faces are written before anything is measured.
 """
 
 import hashlib
@@ -59,14 +59,14 @@ class Cell:
         return f"{self.variant}-{self.condition.name}-seed{self.seed}"
 
 
-def read_faces(dataset: str, root: Path, cache: Path) -> tuple[Faces, Faces]:
-    """Returns the faces to train on and those to judge by (splits val and test: nothing is selected here).
+def read_faces(dataset: str, root: Path, cache: Path, split: str) -> tuple[Faces, Faces]:
+    """Returns the faces to train on and those of `split`, to judge by.
 
     Raises:
       UserError: the release is not there, or does not tell its people apart.
     """
     source, vocabulary = find_dataset(dataset).open(root), find_dataset(dataset).vocabulary
-    parts = [source.records("train"), [*source.records("val"), *source.records("test")]]
+    parts = [source.records("train"), source.records(split)]
     described = [face_descriptors(records, cache) for records in parts]
     directions = main_directions(described[0], FEATURES)
     made = []
@@ -118,15 +118,30 @@ def labelled_faces(faces: Faces, condition: Condition, seed: int) -> Features:
     return Features(faces.features[rows], None, labels, np.ones(labels.shape, bool))
 
 
+def left_out(condition: Condition, labels: int, seed: int) -> list[Bool[np.ndarray, "n"]]:
+    """Which labels no face has, in each training of a cell: a fold of them in turn; none, once, where none is left out."""
+    if not condition.folds:
+        return [np.zeros(labels, bool)]
+    fold = np.random.default_rng(seed).permutation(labels) % condition.folds
+    return [fold == i for i in range(condition.folds)]
+
+
 def run_table(
-    table: Table, dataset: str, root: Path, out: Path, prompts: Mapping[str, np.ndarray], seeds: Sequence[int]
+    table: Table,
+    dataset: str,
+    root: Path,
+    out: Path,
+    prompts: Mapping[str, np.ndarray],
+    seeds: Sequence[int],
+    split: str = "test",
 ) -> dict[str, Any]:
     """Trains what is missing, writes every cell's scores under `out/scores`, and returns the table.
 
     Args:
       prompts: T_p^0 by label, of any text encoder.
+      split: faces to judge by.
     """
-    train, judged = read_faces(dataset, root, out / "features")
+    train, judged = read_faces(dataset, root, out / "features", split)
     vocabulary = find_dataset(dataset).vocabulary
     t0 = np.stack([prompts[name] for name in vocabulary.names])
     counts = count_records(annotation_records(dataset, root), vocabulary)
@@ -149,7 +164,7 @@ def run_table(
                         np.save(opened, of_cell.astype(np.float32))
     scores = {cell: np.load(_file(out, keys[cell])) for cell in cells}
     result = measure(table, scores, judged, seeds, vocabulary.names)
-    result |= {"dataset": dataset, "trained_on": len(train.labels), "judged": len(judged.labels)}
+    result |= {"dataset": dataset, "split": split, "trained_on": len(train.labels), "judged": len(judged.labels)}
     write_text(out / "few_labels.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -175,13 +190,20 @@ def _train(
     group: Sequence[tuple[Cell, Experiment]], train: Faces, judged: Faces, counts: Counts, prompts: np.ndarray
 ) -> list[Float[np.ndarray, "f n"]]:
     cell = group[0][0]
-    features = labelled_faces(train, cell.condition, cell.seed)
-    epoch = np.arange(len(features.labels))
+    labelled = labelled_faces(train, cell.condition, cell.seed)
+    epoch = np.arange(len(labelled.labels))
     configs = [config for _, config in group]
     constants = [fresh_constants(config, counts, prompts) for config in configs]
-    trained = train_on_features(configs, [fresh_head(config) for config in configs], constants, features, epoch)
     others = Features(judged.features, None, judged.labels, np.ones(judged.labels.shape, bool))
-    return [label_scores(one, others) for one in trained]
+    scores = [np.zeros(judged.labels.shape, np.float32) for _ in group]
+    for unknown in left_out(cell.condition, labelled.labels.shape[1], cell.seed):
+        features = labelled._replace(known=labelled.known & ~unknown)
+        trained = train_on_features(configs, [fresh_head(config) for config in configs], constants, features, epoch)
+        # A label is judged by the head that never saw it.
+        columns = unknown if unknown.any() else slice(None)
+        for of_member, one in zip(scores, trained, strict=True):
+            of_member[:, columns] = label_scores(one, others)[:, columns]
+    return scores
 
 
 def measure(

@@ -28,15 +28,20 @@ _NO_MAP = {"model.use_segmentation": False}
 
 @dataclass(frozen=True)
 class Condition:
-    """What a table makes hard: few labelled faces (0: all of them), a share of wrong labels."""
+    """What a table makes hard: few labelled faces (0: all of them), a share of wrong labels, labels that no face has.
+
+    With `folds`, that share of the labels is left out in turn, and each is judged where it was.
+    """
 
     labelled: int = 0
     flipped: float = 0.0
+    folds: int = 0
 
     @property
     def name(self) -> str:
         """Names files and rows."""
-        return f"{self.labelled or 'all'}{f'-flip{self.flipped:g}' if self.flipped else ''}"
+        folds = f"-fold{self.folds}" if self.folds else ""
+        return f"{self.labelled or 'all'}{f'-flip{self.flipped:g}' if self.flipped else ''}{folds}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,34 @@ NOISY_LABELS = Table(
     ),
     tuple(Condition(1000, flipped) for flipped in (0.0, 0.2, 0.4)),
 )
+# How strong the counted graph is to be, asked of faces that judge nothing else (--split val).
+STRENGTH = Table(
+    "strength of the score-level graph",
+    (
+        _NOTHING,
+        *(
+            Variant(
+                f"strength_{s:g}",
+                f"strength {s:g}",
+                _NO_CCM | _SCORES | _COUNTED | {"model.knowledge.score_strength": s},
+            )
+            for s in (0.1, 0.2, 0.4, 0.8, 1.6)
+        ),
+    ),
+    (Condition(300),),
+)
+# Labels that no face has, known by the words of their prompt: and by how others go with them, or by what the words say of that.
+_FIXED = {"train.learning_rate_scales": [["head/relations/strength", 0.0]]}
+LEFT_OUT = Table(
+    "labels left out",
+    (
+        Variant("none", "its words alone", _NO_CCM),
+        Variant("words", "edges by words", _NO_CCM | _SCORES | _FIXED | {"model.knowledge.score_strength": 0.0}),
+        Variant("counted", "counted edges", _NO_CCM | _SCORES | _FIXED | {"model.knowledge.score_rank": 0}),
+        Variant("both", "both", _NO_CCM | _SCORES | _FIXED),
+    ),
+    (Condition(folds=5),),
+)
 # Whole trainings:
 MISSING = Table(
     "missing annotations",
@@ -121,7 +154,14 @@ LLM = Table(
         Variant("llm_all", "all", _ANCHORED | _SCORES),
     ),
 )
-TABLES: dict[str, Table] = {"few_labels": FEW_LABELS, "noisy_labels": NOISY_LABELS, "missing": MISSING, "llm": LLM}
+TABLES: dict[str, Table] = {
+    "few_labels": FEW_LABELS,
+    "noisy_labels": NOISY_LABELS,
+    "strength": STRENGTH,
+    "left_out": LEFT_OUT,
+    "missing": MISSING,
+    "llm": LLM,
+}
 
 
 def of_table(base: Experiment, table: Table) -> list[tuple[Variant, Experiment]]:

@@ -89,6 +89,28 @@ def test_every_cell_is_written_before_it_is_measured_and_made_once(tmp_path, mon
     assert few_labels.run_table(table, "celeba", tmp_path, tmp_path, prompts, [0]) == result
 
 
+def test_a_label_that_no_face_has_is_judged_by_a_head_that_never_saw_it(monkeypatch):
+    """Every label is left out once; the seed says with which others."""
+    rng = np.random.default_rng(4)
+    faces = Faces(rng.normal(size=(30, 5)), (rng.random((30, 10)) < 0.5).astype(np.float32), np.arange(30))
+    condition, trained = Condition(folds=3), []
+    folds = few_labels.left_out(condition, 10, 1)
+    assert len(folds) == 3 and (np.sum(folds, 0) == 1).all()
+    assert any((a != b).any() for a, b in zip(folds, few_labels.left_out(condition, 10, 2), strict=True))
+
+    def train(configs, starts, constants, features, epoch):
+        trained.append(features.known)
+        return [len(trained)]
+
+    monkeypatch.setattr(few_labels, "train_on_features", train)
+    monkeypatch.setattr(few_labels, "label_scores", lambda number, judged: np.full(judged.labels.shape, number))
+    monkeypatch.setattr(few_labels, "fresh_constants", lambda *_: None)
+    monkeypatch.setattr(few_labels, "fresh_head", lambda *_: None)
+    (scores,) = few_labels._train([(Cell(condition, "none", 1), None)], faces, faces, None, None)
+    for number, (fold, known) in enumerate(zip(folds, trained, strict=True), 1):
+        assert not known[:, fold].any() and known[:, ~fold].all() and (scores[:, fold] == number).all()
+
+
 def test_tables_are_variants_of_a_config():
     for table in TABLES.values():
         assert len({variant.name for variant in table.variants}) == len(table.variants)
