@@ -12,7 +12,7 @@ import numpy as np
 from PIL.Image import Image
 
 from fi_jax.errors import UserError, require_choice
-from fi_jax.faces.face_detector import choose_face, crop_for_model
+from fi_jax.faces.face_detector import locate
 from fi_jax.faces.map_cache import parser_of
 from fi_jax.faces.picture_map import faces_in
 from fi_jax.files import sha256
@@ -168,8 +168,7 @@ class Model:
     def respond(self, image: PictureLike, request: Request, face: int = 0, box: Box | None = None) -> Response:
         """What `ask`, `describe` and `answers` build on: answers a request about one face of a picture."""
         pixels = _pixels(image)
-        if box is None:
-            box = crop_for_model(choose_face(self.faces(pixels), face, _picture(image, 0).name))
+        box = locate(pixels, self.faces, box, face, _picture(image, 0).name).box
         with self._turn:
             return respond(self._answerer, pixels, box, request)
 

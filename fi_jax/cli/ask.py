@@ -74,6 +74,7 @@ def _step(words: str) -> Iterator[None]:
 def run(args: argparse.Namespace) -> int:
     """Loads the model once, and answers every question about every picture; what cannot be read is said, and passed."""
     from fi_jax.errors import UserError
+    from fi_jax.evaluation.figures import mark_of
     from fi_jax.files import refuse_overwrite
     from fi_jax.pictures.decode import decode
     from fi_jax.pictures.find import find_pictures, is_named_like_pictures
@@ -86,9 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.figure or args.chat) and (len(pictures) > 1 or len(questions) > 1):
         raise UserError(f"--{'figure' if args.figure else 'chat'} is about one picture and at most one question")
     if args.figure:
-        # Figures of ours are matplotlib's; a photograph of the same name stays.
-        mark = b"atplotlib" if args.figure.lower().endswith((".png", ".svg")) else b""
-        refuse_overwrite([Path(args.figure)], pictures, mark)
+        refuse_overwrite([Path(args.figure)], pictures, mark_of(args.figure))
     if len(pictures) == 1:
         decode(pictures[0])  # A mistake is said before the model is loaded.
     with _step("loading the model"):
@@ -130,15 +129,12 @@ class _Face(NamedTuple):
 
 def _find(model, path: Path, args: argparse.Namespace) -> _Face:
     """Reads a picture and finds its face."""
-    from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
+    from fi_jax.faces.face_detector import list_faces, locate
     from fi_jax.pictures.decode import decode
 
     image = decode(path)
-    if args.box:
-        return _Face(path, image, parse_box(args.box, *image.shape[:2]), 0)
     with _step("finding faces"):
-        faces = model.faces(image)
-    box = crop_for_model(choose_face(faces, args.face, str(path)))
+        box, faces = locate(image, model.faces, args.box, args.face, str(path))
     if len(faces) > 1 and not args.face and not args.json:
         print(f"{len(faces)} faces; answering about the largest (choose with --face N: {list_faces(faces)})")
     return _Face(path, image, box, len(faces))

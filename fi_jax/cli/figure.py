@@ -42,15 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws one figure and writes it."""
     from fi_jax.errors import require_choice
-    from fi_jax.evaluation.figures import style
+    from fi_jax.evaluation.figures import mark_of, style
     from fi_jax.files import refuse_overwrite, require_writable
 
     if args.kind in _RENAMED:
         print(f"fi-jax: figure '{args.kind}' is now called '{_RENAMED[args.kind]}'", file=sys.stderr)
         args.kind = _RENAMED[args.kind]
     require_choice("figure format", args.out.suffix.lstrip(".").lower(), style.FORMATS)
-    mark = b"atplotlib" if args.out.suffix.lower() in (".png", ".svg") else b""
-    refuse_overwrite([args.out], [path for path in (*args.inputs, args.picture, args.mask) if path], mark)
+    read = [path for path in (*args.inputs, args.picture, args.mask) if path]
+    refuse_overwrite([args.out], read, mark_of(args.out))
     require_writable(args.out.parent)
     draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph, "attribution": _attribution}
     print(style.save(draw.get(args.kind, _of_summary)(args), args.out))
@@ -180,8 +180,11 @@ def _graph(args):
 
 
 def _attribution(args):
+    from fi_jax.cli.runtime import start
     from fi_jax.errors import UserError, require_choice
     from fi_jax.faces.face_detector import locate
+    from fi_jax.faces.map_cache import parser_of
+    from fi_jax.faces.picture_map import faces_in
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.schema import find_vocabulary
     from fi_jax.prompting.question_matching import match_question
@@ -190,8 +193,10 @@ def _attribution(args):
     if args.picture is None or not args.question:
         raise UserError("figure attribution needs --picture, a file with a face, and --question")
     image = _picture(args)
+    start()
     model = load_model(args.inputs[0])
-    box = locate(image, args.box, args.face, str(args.picture))
+    parser = model.config.weights.parser
+    box = locate(image, lambda one: faces_in(parser_of(parser), one), args.box, args.face, str(args.picture)).box
     own = None if args.mask is None else _mask_like(args.mask, image)
     match = match_question(
         args.question, questions_for(find_vocabulary(model.config.data.vocabulary, model.config.data.schemas))
@@ -202,15 +207,12 @@ def _attribution(args):
     if args.answer is not None:
         require_choice("answer", args.answer, question.options)
     option = None if args.answer is None else question.options.index(args.answer)
-    from fi_jax.cli.runtime import start
-
-    start()
     from fi_jax.evaluation.figures.attribution import attribution_figure
     from fi_jax.faces.framing import frame_face
     from fi_jax.inference.answerer import load_answerer
     from fi_jax.inference.attribution import attribute
 
-    crop, mask, _ = frame_face(image, box, model.config.data, model.config.weights.parser, own)
+    crop, mask, _ = frame_face(image, box, model.config.data, parser, own)
     print(
         "loading the model, compiling, then one gradient for each point of the path: a minute or two on a CPU",
         file=sys.stderr,

@@ -9,6 +9,7 @@ Only the square around the face is parsed; all else is 0. Files that the command
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 # Written into every file, so that a later run knows its own and replaces no other.
@@ -73,7 +74,7 @@ def _segment(parser, path: Path, args: argparse.Namespace) -> str:
     import numpy as np
     from PIL import Image
 
-    from fi_jax.faces.face_detector import choose_face, crop_for_model, list_faces, parse_box
+    from fi_jax.faces.face_detector import list_faces, locate
     from fi_jax.faces.masks import colourise, png_note, write_mask
     from fi_jax.faces.picture_map import faces_in, map_of_picture
     from fi_jax.files import atomic_path
@@ -81,14 +82,10 @@ def _segment(parser, path: Path, args: argparse.Namespace) -> str:
     from fi_jax.pictures.decode import decode
 
     image = decode(path)
+    box, faces = locate(image, partial(faces_in, parser), args.box, args.face, str(path))
     note = ""
-    if args.box:
-        box = parse_box(args.box, *image.shape[:2])
-    else:
-        faces = faces_in(parser, image)
-        box = crop_for_model(choose_face(faces, args.face, str(path)))
-        if len(faces) > 1 and not args.face:
-            note = f" (the largest of {len(faces)} faces; choose with --face: {list_faces(faces)})"
+    if len(faces) > 1 and not args.face:
+        note = f" (the largest of {len(faces)} faces; choose with --face: {list_faces(faces)})"
     mask = map_of_picture(parser, image, box)
     target, *colour = _outputs(path, Path(args.out), args.colour)
     write_mask(target, mask, MARK)

@@ -4,7 +4,9 @@ The detector is the LBP cascade that scikit-image bundles (Zhang et al. 2007 fea
 training): frontal faces of any size, no download, tens of milliseconds a picture.
 """
 
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -157,12 +159,28 @@ def parse_box(text: str, height: int, width: int) -> Box:
     return (left, top, right, bottom)
 
 
-def locate(image: UInt8[np.ndarray, "y x 3"], box: str = "", face: int = 0, name: str = "the picture") -> Box:
-    """Returns the square-ish box to crop for the model: the user's `box` as it is, else a face that is found.
+class Located(NamedTuple):
+    """The box to crop for the model, and the faces that it was chosen from: none where a box was given."""
+
+    box: Box
+    faces: list[Box]
+
+
+def locate(
+    image: UInt8[np.ndarray, "y x 3"],
+    find: Callable[[UInt8[np.ndarray, "y x 3"]], list[Box]],
+    box: Box | str | None = None,
+    face: int = 0,
+    name: str = "the picture",
+) -> Located:
+    """Returns the face that is meant: the given `box` (a text is read by `parse_box`), else face `face` of those found.
+
+    `find` returns a picture's faces, largest first.
 
     Raises:
       UserError: see `parse_box` and `choose_face`.
     """
     if box:
-        return parse_box(box, *image.shape[:2])
-    return crop_for_model(choose_face(find_faces(image), face, name))
+        return Located(parse_box(box, *image.shape[:2]) if isinstance(box, str) else box, [])
+    faces = find(image)
+    return Located(crop_for_model(choose_face(faces, face, name)), faces)

@@ -1,4 +1,5 @@
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,13 @@ def test_the_crop_is_a_square_around_the_face(x, y, side):
 
 def test_box_option():
     image = np.zeros((100, 200, 3), np.uint8)
-    assert finder.locate(image, "full") == (0, 0, 200, 100)
-    assert finder.locate(image, " 10, 20,60.5,80") == (10, 20, 60.5, 80)
+    located = partial(finder.locate, image, finder.find_faces)
+    assert located("full") == ((0, 0, 200, 100), []) and located((1, 2, 3, 4)).box == (1, 2, 3, 4)
+    assert located(" 10, 20,60.5,80").box == (10, 20, 60.5, 80)
     # An edge far outside is set to the picture's; a little outside is let be, for the edge is repeated there.
-    assert finder.locate(image, "0,0,1e9,1e9") == (0, 0, 200, 100)
-    assert finder.locate(image, "-1e308,-inf,50,50") == (0, 0, 50, 50)
-    assert finder.locate(image, "-20,-5,230,90") == (-20, -5, 230, 90)
+    assert located("0,0,1e9,1e9").box == (0, 0, 200, 100)
+    assert located("-1e308,-inf,50,50").box == (0, 0, 50, 50)
+    assert located("-20,-5,230,90").box == (-20, -5, 230, 90)
     for text, message in [
         ("nan,0,10,10", "is empty"),
         ("1e8,0,1e9,50", "lies outside the 200x100 picture"),
@@ -103,7 +105,7 @@ def test_box_option():
         ("300,10,400,60", "lies outside the 200x100 picture"),
     ]:
         with pytest.raises(UserError, match=message):
-            finder.locate(image, text)
+            located(text)
 
 
 @pytest.mark.real_data

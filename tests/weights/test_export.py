@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.config import KnowledgeConfig, LoraConfig, VitConfig, WeightsConfig
-from fi_jax.faces.face_detector import locate
+from fi_jax.faces.face_detector import find_faces, locate
 from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
 from fi_jax.inference.answerer import Answerer, load_answerer
 from fi_jax.inference.generation import generate
@@ -559,7 +559,7 @@ def _answers_as_ask_does(run, out, picture, box, capsys):
     ours = {answer["question"]: answer for answer in json.loads(capsys.readouterr().out)["answers"]}
     image = decode(picture)
     model = _in_torch(out)
-    where = locate(image, box, 0, str(picture))
+    where = locate(image, find_faces, box, 0, str(picture)).box
     crop, mask = model.frame(image, where)
     if model.settings.get("frame") != "aligned":
         # Two libraries scale pictures and round apart by 1 of 255 (`pictures.resize`); the answers are compared on one's.
