@@ -18,7 +18,8 @@ import numpy as np
 from fi_jax.cli.configs import load_config
 from fi_jax.demo.app import make_app
 from fi_jax.demo.guard import HEAD_SECONDS, make_server
-from fi_jax.demo.service import Service, encoded
+from fi_jax.demo.service import Service, encoded_face
+from fi_jax.faces.framing import FramedFace
 from fi_jax.inference.answerer import load_answerer
 from fi_jax.labels.registry import vocabulary
 from fi_jax.weights.bundle import TrainedModel, load_model
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="tiny")
     service = Service(load_answerer(make_model(parser.parse_args().checkpoint)))
     service.warm_up()
-    crop = encoded(np.random.default_rng(0).integers(0, 256, (service.size, service.size, 3), dtype=np.uint8))
+    side = service.size
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    crop = encoded_face(FramedFace(noise, np.zeros((side, side), np.uint8), "box"))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port, server = listener.getsockname()[1], make_server(make_app(service))

@@ -1,6 +1,6 @@
 """What the demo does with a picture, without any HTTP: finds faces, answers, streams text, draws the card.
 
-It keeps nothing: each call gets the picture (or the small face crop cut from it) and returns plain values.
+It keeps nothing: each call gets the picture (or the small face, with its map, that was cut from it) and returns plain values.
 """
 
 import base64
@@ -10,21 +10,26 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fi_jax.errors import UserError, require_choice
 from fi_jax.evaluation.figures import style
 from fi_jax.evaluation.figures.ask import PARTS, ask_figure, blocks, part_map
 from fi_jax.faces.face_detector import crop_for_model
+from fi_jax.faces.framing import FramedFace, frame_face
+from fi_jax.faces.map_cache import parser_of
+from fi_jax.faces.masks import encode_mask, read_mask
+from fi_jax.faces.picture_map import faces_in
 from fi_jax.inference.answers import Request, Response
+from fi_jax.inference.conversation import replies
 from fi_jax.labels.question_bank import questions_for
-from fi_jax.pictures.crop import Box, crop_square
+from fi_jax.pictures.crop import Box
 from fi_jax.pictures.decode import decode
-from fi_jax.prompting.question_matching import match_question
-from fi_jax.prompting.refusals import checked_question, refusal
 
 Array = np.ndarray
 MOST_FACES = 8
@@ -46,7 +51,7 @@ class Switches:
     consistent: bool = False
     # False: the model is shown an empty segmentation map.
     segmentation: bool = True
-    # False: the label graph is the identity, so that no prompt learns from another.
+    # False: the label graph is the identity, so that no prompt learns from another, and no score speaks to another.
     correlation: bool = True
     # Also what annotators would call the person's race.
     race: bool = False
@@ -60,9 +65,33 @@ def encoded(image: Array, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(image: Array, kind: str = "PNG") -> str:
-    """An RGB picture as an address that holds it."""
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded(image, kind)).decode()}"
+def data_uri(data: bytes, kind: str = "PNG") -> str:
+    """A picture's file as an address that holds it."""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def encoded_face(face: FramedFace) -> bytes:
+    """A face as a PNG that holds its map and frame too, so that it comes back as it was cut from the photo."""
+    buffer, notes = io.BytesIO(), PngInfo()
+    notes.add_text("frame", face.frame)
+    notes.add_text("map", base64.b64encode(encode_mask(face.mask)).decode())
+    Image.fromarray(face.image).save(buffer, "PNG", pnginfo=notes)
+    return buffer.getvalue()
+
+
+def decoded_face(data: bytes, size: int) -> FramedFace:
+    """Reads what `encoded_face` wrote. Raises `UserError` for any other file, or a face of another size."""
+    crop = decode(data, "the face crop")
+    with Image.open(io.BytesIO(data)) as opened:
+        notes = getattr(opened, "text", {})
+    try:
+        mask = read_mask(base64.b64decode(notes["map"]), "the face's map")
+        frame = notes["frame"]
+    except (KeyError, ValueError):
+        mask, frame = None, ""
+    if mask is None or crop.shape != (size, size, 3) or mask.shape != (size, size) or frame not in ("box", "aligned"):
+        raise UserError(f"this is no face of {size}x{size} that was cut here; load the picture again")
+    return FramedFace(crop, mask, frame)
 
 
 @cache
@@ -85,17 +114,17 @@ class Service:
 
     def __init__(self, answerer):
         """`answerer`: an `inference.answerer.Answerer`."""
-        from fi_jax.faces.parser import load_parser
-
         self.answerer = answerer
         self.size = answerer.config.data.image_size
-        self.parser = load_parser(answerer.config.weights.parser)
+
+    def _framed(self, image: UInt8[Array, "y x 3"], box: Box) -> FramedFace:
+        return frame_face(image, box, self.answerer.config.data, self.answerer.config.weights.parser)
 
     def warm_up(self) -> None:
         """Compiles what the first visitor would wait for; also shares the programs between all switches."""
-        grey = np.full((self.size, self.size, 3), 127, np.uint8)
-        for race in (False, True):
-            self.respond(grey, None, Switches(race=race))
+        grey = self._framed(np.full((self.size, self.size, 3), 127, np.uint8), (0.0, 0.0, self.size, self.size))
+        for switches in (Switches(), Switches(race=True), Switches(correlation=False)):
+            self._respond(grey, switches)
 
     def faces(self, data: bytes, whole: bool = False) -> dict:
         """Finds the faces of a picture and cuts them as the model's training crops were cut.
@@ -106,8 +135,6 @@ class Service:
         Raises:
           UserError: not an image, damaged, too large, or without a face (unless `whole`).
         """
-        from fi_jax.faces.picture_map import faces_in
-
         image = decode(data, "the picture")
         height, width = image.shape[:2]
         found: list[Box]
@@ -117,21 +144,14 @@ class Service:
                 raise UserError(f"a picture of {width}x{height} is too long to be one face; crop it first")
             found = [(0.0, 0.0, float(width), float(height))]
         else:
-            found = [crop_for_model(box) for box in faces_in(self.parser, image)][:MOST_FACES]
+            parser = parser_of(self.answerer.config.weights.parser)
+            found = [crop_for_model(box) for box in faces_in(parser, image)][:MOST_FACES]
         if not found:
             raise UserError(NO_FACE)
         faces = [
-            {"box": [round(v) for v in box], "crop": data_uri(crop_square(image, box, self.size))} for box in found
+            {"box": [round(v) for v in box], "crop": data_uri(encoded_face(self._framed(image, box)))} for box in found
         ]
-        return {"width": width, "height": height, "photo": data_uri(image, "JPEG"), "faces": faces}
-
-    def _crop(self, data: bytes) -> UInt8[Array, "y x 3"]:
-        crop = decode(data, "the face crop")
-        if crop.shape != (self.size, self.size, 3):
-            raise UserError(
-                f"the face crop is {crop.shape[1]}x{crop.shape[0]}, not {self.size}x{self.size}; load the picture again"
-            )
-        return crop
+        return {"width": width, "height": height, "photo": data_uri(encoded(image, "JPEG"), "JPEG"), "faces": faces}
 
     def _switched(self, switches: Switches):
         """The answerer with some parts off; it shares weights and compiled programs with the whole one."""
@@ -140,16 +160,14 @@ class Service:
         variant = copy.copy(self.answerer)
         if not switches.correlation:
             graph = variant.constants.graph
-            variant.constants = variant.constants._replace(graph=np.eye(len(graph), dtype=graph.dtype))
+            identity = np.eye(len(graph), dtype=graph.dtype)
+            variant.constants = variant.constants._replace(graph=identity, relations=None)
         if not switches.segmentation:
             whole = variant.faces
             variant.faces = lambda image, mask, facts=None: whole(image, np.zeros_like(mask), facts)
         return variant
 
-    def respond(self, crop: UInt8[Array, "y x 3"], question: str | None, switches: Switches) -> Response:
-        """Answers every closed question, or the one given, about a face crop."""
-        from fi_jax.inference.conversation import respond
-
+    def _replies(self, face: FramedFace, question: str | None, switches: Switches) -> Iterator[str | Response]:
         request = Request(
             question,
             everything=question is None,
@@ -157,11 +175,15 @@ class Service:
             by_llm=switches.llm,
             consistent=switches.consistent,
         )
-        return respond(self._switched(switches), crop, (0.0, 0.0, float(self.size), float(self.size)), request)
+        return replies(self._switched(switches), face, (0.0, 0.0, float(self.size), float(self.size)), request)
+
+    def _respond(self, face: FramedFace, switches: Switches) -> Response:
+        (response,) = self._replies(face, None, switches)
+        return cast(Response, response)
 
     def answers(self, data: bytes, switches: Switches) -> dict:
-        """Returns every answer about a face crop, grouped, with the map, as plain values."""
-        response = self.respond(self._crop(data), None, switches)
+        """Returns every answer about a face, grouped, with the map, as plain values; `data` is an `encoded_face`."""
+        response = self._respond(decoded_face(data, self.size), switches)
         coloured, parts = part_map(response.mask)
         colour = {name: c for name, c, _ in PARTS}
         return {
@@ -173,7 +195,7 @@ class Service:
                 }
                 for b in blocks(response.answers)
             ],
-            "map": data_uri(coloured),
+            "map": data_uri(encoded(coloured)),
             "parts": [{"name": name, "colour": colour[name]} for name in parts],
             "changed": list(response.changed),
             "record": {k: v for k, v in response.to_json("upload").items() if k != "box"},
@@ -185,39 +207,28 @@ class Service:
         Items have `text`; the last has a `note` too: which closed question was answered, or that it is free text. The
         name of a closed question that can be asked "why" is `closed`.
         """
-        from fi_jax.faces.framing import frame_face
-        from fi_jax.inference.conversation import checked_text
-        from fi_jax.inference.generation import stream
-
-        question, crop, answerer = checked_question(question), self._crop(data), self._switched(switches)
-        by_llm = switches.llm and answerer.is_instruction_tuned
-        if not by_llm or match_question(question, questions_for(answerer.vocabulary)) or refusal(question):
-            response = self.respond(crop, question, switches)
-            closed = response.answer.question.name if response.answer else None
-            yield {"text": response.text, "note": response.note, "closed": closed, "done": True}
-            return
-        text, (crop, mask, _) = "", frame_face(crop, None, answerer.config.data, answerer.config.weights.parser)
-        for text in stream(answerer, crop, mask, question, max_new_tokens=64):
-            yield {"text": text}
-        text, note = checked_text(answerer, crop, mask, question, text)
-        yield {"text": text, "note": note, "done": True}
+        for reply in self._replies(decoded_face(data, self.size), question, switches):
+            if isinstance(reply, str):
+                yield {"text": reply}
+            else:
+                closed = reply.answer.question.name if reply.answer else None
+                yield {"text": reply.text, "note": reply.note, "closed": closed, "done": True}
 
     def why(self, data: bytes, switches: Switches, name: str) -> bytes:
         """Which parts of the photo and of the map moved the answer to the closed question `name`, drawn, as PNG."""
         from fi_jax.evaluation.figures.attribution import attribution_figure
-        from fi_jax.faces.framing import frame_face
         from fi_jax.inference.attribution import attribute
 
         answerer = self._switched(switches)
         bank = {question.name: question for question in questions_for(answerer.vocabulary)}
         require_choice("question", name, bank)
-        crop, mask, _ = frame_face(self._crop(data), None, answerer.config.data, answerer.config.weights.parser)
+        crop, mask, _ = decoded_face(data, self.size)
         seen = mask if switches.segmentation else np.zeros_like(mask)
         found = attribute(answerer, crop, seen, bank[name], by_llm=switches.llm, steps=WHY_STEPS)
         return style.to_bytes(attribution_figure(crop, seen, found), "png")
 
     def card(self, data: bytes, switches: Switches) -> bytes:
         """The answer card of a face crop, as PNG."""
-        response = self.respond(self._crop(data), None, switches)
+        response = self._respond(decoded_face(data, self.size), switches)
         drawn = ask_figure(response.image, response.mask, response.answers, "", response.text)
         return style.to_bytes(drawn, "png")

@@ -1,17 +1,18 @@
 """One picture, one question in a person's words -> an answer with its probability, or a sentence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from fi_jax.errors import UserError
-from fi_jax.faces.framing import frame_face
+from fi_jax.faces.framing import FramedFace, frame_face
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.answers import Answer, Request, Response
-from fi_jax.inference.generation import generate
+from fi_jax.inference.generation import generate, stream
 from fi_jax.knowledge.consistency import decode_consistent
 from fi_jax.knowledge.logic import Facts, compile_rules
 from fi_jax.labels.question_bank import questions_for
@@ -30,7 +31,23 @@ FROM_CLOSED = "put together from the closed answers"
 
 
 def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, request: Request) -> Response:
-    """Crops, parses and answers. Race is answered when asked for, never volunteered.
+    """Crops, parses and answers: the last of `replies`, with its errors."""
+    face = frame_face(image, box, answerer.config.data, answerer.config.weights.parser)
+    *_, response = replies(answerer, face, box, request, _at_once)
+    return cast(Response, response)
+
+
+def _at_once(*arguments) -> Iterable[str]:
+    return [generate(*arguments)]
+
+
+def replies(
+    answerer: Answerer, face: FramedFace, box: Box, request: Request, write: Callable[..., Iterable[str]] = stream
+) -> Iterator[str | Response]:
+    """Answers a request: what the LLM has written so far, each time that `write` adds to it, and the response at last.
+
+    Closed questions are answered by probabilities; what no face shows is declined; the rest is written by the LLM, and
+    told if its closed answers agree. Race is answered when asked for, never volunteered.
 
     Raises:
       UserError: a question that is empty or too long, or an open one where no LLM answers: a model of stage 1, whose
@@ -38,7 +55,7 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
     """
     text = DESCRIBE_QUESTIONS[0] if request.text is None else checked_question(request.text)
     by_llm = request.by_llm and answerer.is_instruction_tuned
-    crop, mask, frame = frame_face(image, box, answerer.config.data, answerer.config.weights.parser)
+    crop, mask, frame = face
     response = Response(crop, mask, box, text, source="llm" if by_llm else "head", frame=frame)
     bank, facts = questions_for(answerer.vocabulary), answerer.facts(request.known)
     if request.everything:
@@ -46,29 +63,33 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
         answers, changed = closed_answers(answerer, crop, mask, questions, by_llm, request.consistent, facts)
         response = replace(response, answers=answers, changed=changed)
         if request.text is None:
-            return response
+            yield response
+            return
     own = plain_words(text) in map(plain_words, answerer.vocabulary.open_questions)
     match = None if own else match_question(text, bank)
     if match is not None:
         answers, changed = closed_answers(answerer, crop, mask, [match.question], by_llm, request.consistent, facts)
         answer = replace(answers[0], claim=match.claim, weights=match.weights)
         response = replace(response, text=answer.reply(), note=answer.note(), answer=answer)
-        return response if response.answers else replace(response, answers=(answer,), changed=changed)
+        yield response if response.answers else replace(response, answers=(answer,), changed=changed)
+        return
     # A table of one's own may teach anything but who somebody is.
     if (declined := refusal(text)) is not None and (not own or declined == IDENTITY_REFUSAL):
-        return replace(response, text=declined)
-    if own and by_llm:
-        # No closed answer that it could be held against.
-        generated = generate(answerer, crop, mask, text, request.max_new_tokens, facts)
-        withheld = is_withheld(generated)
-        return replace(response, text=UNSURE if withheld else generated, note="" if withheld else FREE_TEXT)
+        yield replace(response, text=declined)
+        return
     if by_llm:
-        generated = generate(answerer, crop, mask, text, request.max_new_tokens, facts)
-        answered, note = checked_text(answerer, crop, mask, text, generated, facts)
-        return replace(response, text=answered, note=note)
+        written = ""
+        for written in write(answerer, crop, mask, text, request.max_new_tokens, facts):
+            yield written
+        # Of an open question of one's own, there is no closed answer that the text could be held against.
+        closed = None if own else _all_but_race(answerer, crop, mask, True, facts)
+        answered, note = _checked(text, written, closed)
+        yield replace(response, text=answered, note=note)
+        return
     # The alignment head's closed answers make a description; other open questions need the LLM.
     if (sentence := _from_closed(text, _all_but_race(answerer, crop, mask, by_llm, facts))) is not None:
-        return replace(response, text=sentence, note=FROM_CLOSED)
+        yield replace(response, text=sentence, note=FROM_CLOSED)
+        return
     if answerer.is_instruction_tuned:
         raise UserError(f"the alignment head has no answer to '{text}'; let the language model answer (without --head)")
     raise UserError(
@@ -77,20 +98,14 @@ def respond(answerer: Answerer, image: UInt8[np.ndarray, "y x 3"], box: Box, req
     )
 
 
-def checked_text(
-    answerer: Answerer,
-    image: UInt8[np.ndarray, "y x 3"],
-    mask: UInt8[np.ndarray, "y x"],
-    question: str,
-    text: str,
-    facts: Facts | None = None,
-) -> tuple[str, str]:
-    """The LLM's `text` and a note that it is free text, unless its closed answers contradict it or it says too much.
+def _checked(question: str, text: str, closed: Mapping[str, Sequence[float]] | None) -> tuple[str, str]:
+    """The LLM's `text` and a note that it is free text, unless its `closed` answers contradict it or it says too much.
 
     A text that states nothing that could be held against them is no answer either. A description, and an answer
     about the hair or what is worn, is then put together from the closed answers; other questions are declined.
     """
-    closed = _all_but_race(answerer, image, mask, True, facts)
+    if closed is None:
+        return (UNSURE, "") if is_withheld(text) else (text, FREE_TEXT)
     if (statements(text) or is_refusal(text)) and agrees(text, closed) and not is_withheld(text):
         return text, FREE_TEXT
     sentence = _from_closed(question, closed)

@@ -81,9 +81,10 @@ def stream(
     mask: UInt8[np.ndarray, "y x"],
     question: str,
     max_new_tokens: int,
+    facts: Facts | None = None,
 ) -> Iterator[str]:
     """Yields the answer as it grows, whole so far each time."""
-    arguments, ends = _inputs(answerer, image[None], mask[None], [question])
+    arguments, ends = _inputs(answerer, image[None], mask[None], [question], facts)
     ids: list[int] = []
     for token in decode.stream(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends):
         if int(token[0, 0]) in ends:

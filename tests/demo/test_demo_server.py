@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what needs the extra is imported after it was looked for)
 
 import base64
+import copy
 import io
 import json
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,10 +26,20 @@ from running import file_of
 
 from fi_jax.cli.main import main
 from fi_jax.demo import app as app_module
-from fi_jax.demo.service import Switches, encoded
+from fi_jax.demo.service import Service, Switches, decoded_face, encoded, encoded_face
 from fi_jax.errors import UserError
+from fi_jax.faces.face_detector import locate
+from fi_jax.faces.framing import FramedFace, frame_face
+from fi_jax.faces.map_cache import parser_of
+from fi_jax.faces.picture_map import faces_in
+from fi_jax.knowledge.score_graph import Relations
 
 ASTRONAUT = skimage.data.astronaut()
+
+
+def grey_face(service, size: int = 0) -> bytes:
+    grey = np.full((size or service.size,) * 2, 127, np.uint8)
+    return encoded_face(FramedFace(np.stack([grey] * 3, -1), np.zeros_like(grey), "box"))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +150,28 @@ def test_each_part_can_be_switched_off_and_makes_a_difference(server, crop):
     np.testing.assert_array_equal(values(""), whole)
 
 
+def test_an_aligned_face_is_cut_from_the_photo_as_ask_cuts_it(service):
+    """And comes back from the page with its own map: nothing is parsed or aligned a second time."""
+    answerer = copy.copy(service.answerer)
+    answerer.config = replace(answerer.config, data=replace(answerer.config.data, frame="aligned"))
+    found = Service(answerer).faces(file_of(ASTRONAUT))["faces"][0]
+    shown = decoded_face(base64.b64decode(found["crop"].split(",")[1]), service.size)
+    parser = answerer.config.weights.parser
+    box = locate(ASTRONAUT, partial(faces_in, parser_of(parser))).box
+    asked = frame_face(ASTRONAUT, box, answerer.config.data, parser)
+    assert shown.frame == asked.frame == "aligned"
+    np.testing.assert_array_equal(shown.image, asked.image)
+    np.testing.assert_array_equal(shown.mask, asked.mask)
+
+
+def test_without_correlation_no_score_speaks_to_another(service):
+    answerer = copy.copy(service.answerer)
+    n = len(answerer.vocabulary)
+    answerer.constants = answerer.constants._replace(relations=Relations(np.ones((n, n)), np.ones(n)))
+    off = Service(answerer)._switched(Switches(correlation=False)).constants
+    assert off.relations is None and (off.graph == np.eye(n)).all()
+
+
 def test_questions_in_words_stream_or_answer_at_once(server, crop):
     def lines(question: str):
         status, text, _ = server.call(f"/api/ask?question={question.replace(' ', '%20')}", crop)
@@ -181,9 +215,11 @@ def test_a_crowd_of_100_is_served(server, crop):
 
 
 def test_the_service_checks_questions(service):
-    crop = file_of(np.zeros((service.size, service.size, 3), np.uint8))
     with pytest.raises(UserError, match="write a question"):
-        list(service.ask(crop, "  ", Switches()))
+        list(service.ask(grey_face(service), "  ", Switches()))
+    for other in (encoded(np.zeros((service.size, service.size, 3), np.uint8)), grey_face(service, 3 * service.size)):
+        with pytest.raises(UserError, match="load the picture again"):
+            service.answers(other, Switches())
 
 
 def test_the_command_names_its_mistakes(capsys):
@@ -198,16 +234,13 @@ def test_the_command_names_its_mistakes(capsys):
 
 
 def test_a_model_of_stage_1_answers_by_its_head_and_says_so(service):
-    import copy
-
     from fi_jax.demo.app import page
-    from fi_jax.demo.service import Service
 
     answerer = copy.copy(service.answerer)
     config = answerer.config
     answerer.config = replace(config, train=replace(config.train, stage="align"))
     first = Service(answerer)
-    crop = encoded(np.full((first.size, first.size, 3), 127, np.uint8))
+    crop = grey_face(first)
     (said,) = first.ask(crop, "Describe this face.", Switches())
     assert said["done"] and said["text"]
     with pytest.raises(UserError, match="stage 2"):

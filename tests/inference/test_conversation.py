@@ -1,5 +1,6 @@
 """A question in a person's words, about one picture: what is matched, what is said, and what is kept to oneself."""
 
+import copy
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import pytest
 from small_model import small_config
 
 from fi_jax.errors import UserError
+from fi_jax.faces.framing import FramedFace
 from fi_jax.inference import conversation
 from fi_jax.inference.answerer import Answerer, check_base
 from fi_jax.inference.answers import Answer, Request, Response
-from fi_jax.inference.conversation import consistent_options, respond
+from fi_jax.inference.conversation import consistent_options, replies, respond
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary as find_vocabulary
 from fi_jax.models.face_insight import Constants
@@ -190,6 +192,22 @@ def test_free_text_is_marked_and_withheld_where_closed_answers_contradict_it(ans
         reply = respond(answerer, PICTURE, BOX, Request("What is the hair like?"))
         assert (reply.text == text) == kept and ("not calibrated" in reply.note) == kept
     assert respond(answerer, PICTURE, BOX, ask).text != "Asian hair."
+
+
+def test_a_text_is_told_as_it_grows_and_checked_when_it_is_whole(answerer):
+    face = FramedFace(PICTURE[:16, :16], PICTURE[:16, :16, 0] % 19, "box")
+    own = replace(answerer.vocabulary, open_questions=("What is written on the card?",))
+    taught = copy.copy(answerer)
+    taught.vocabulary = own
+    for asked, words, end in (
+        ("What is the hair like?", ["It", "It is sunny."], ""),
+        (own.open_questions[0], ["It", "It is a B."], "It is a B."),
+        (own.open_questions[0], ["An", "An Asian card."], ""),
+    ):
+        *grown, last = replies(taught, face, BOX, Request(asked), lambda *_, words=words: words)
+        assert grown == words and (last.text == words[-1]) == bool(end) and bool(last.note) == bool(last.text == end)
+    (closed,) = replies(taught, face, BOX, Request("gender"), lambda *_: pytest.fail("the LLM writes nothing"))
+    assert closed.answer.question.name == "gender"
 
 
 def test_the_head_says_what_it_cannot_answer(answerer):
