@@ -6,7 +6,7 @@ are summed over the pixels of each token.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from fi_jax.inference.answerer import Answerer
 from fi_jax.knowledge.choices import yes_no_logits
 from fi_jax.labels.questions import Question
 from fi_jax.models.face_insight import FaceInsight
-from fi_jax.models.pixels import map_to_pixels, to_pixels
+from fi_jax.models.pixels import encoder_pixels
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def attribute(
     if not 0 <= option < len(question.options):
         raise UserError(f"'{question.name}' has {len(question.options)} options; there is no option {option}")
     config = answerer.config.model
-    # A numpy picture does as well, and is normalised by numpy.
-    pixels = to_pixels(cast(Array, image[None]), config.image_encoder)
-    maps = map_to_pixels(jnp.asarray(mask[None]), config.segmentation_encoder)
-    empty = map_to_pixels(jnp.asarray(np.zeros_like(mask)[None]), config.segmentation_encoder)
-    ends = (baseline_pixels(pixels), pixels), (empty, maps)
+    pixels, maps = encoder_pixels(jnp.asarray(image[None]), jnp.asarray(mask[None]), config)
+    _, empty = encoder_pixels(jnp.asarray(image[None]), jnp.zeros(mask[None].shape, jnp.uint8), config)
+    # A second encoder that sees the picture (`model.segmentation_input`) has the picture's baseline.
+    without = baseline_pixels(maps) if config.segmentation_input == "picture" else empty
+    ends = (baseline_pixels(pixels), pixels), (without, maps)
     batch = {k: jnp.asarray(v) for k, v in answerer.builder((question,)).build([range(1)]).items()} if by_llm else {}
     labels = jnp.array([-1 if label is None else answerer.vocabulary.index(label) for label in question.labels])
     arguments = (answerer.params, answerer.constants, *ends, batch, labels, jnp.int32(option))

@@ -63,6 +63,18 @@ def test_evidence_adds_up_to_the_answer_given(answerer, by_llm):
     np.testing.assert_allclose(other.image, -found.image, atol=1e-5)
 
 
+def test_a_second_encoder_that_sees_the_picture_is_attributed_the_picture(answerer):
+    """As in the ablation without maps: the sum is that of the answers that this model gives."""
+    config = replace(answerer.config, model=replace(answerer.config.model, segmentation_input="picture"))
+    other = make_answerer(config, noise=0.15)
+    image, mask = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8), np.zeros((16, 16), np.uint8)
+    found = attribute(other, image, mask, question("Smiling"), by_llm=False)
+    said = other.answer(image[None], mask[None], [question("Smiling")], by_llm=False).head[0, 0]
+    assert found.log_odds == pytest.approx(float(np.log(said.max() / said.min())), abs=1e-4)
+    assert found.total == pytest.approx(found.log_odds - found.baseline_log_odds, abs=2e-3)
+    assert np.abs(found.segmentation).max() > 0
+
+
 def test_what_cannot_be_explained_is_said(answerer):
     image, mask = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
     with pytest.raises(UserError, match="knows no answer to 'expression'"):
