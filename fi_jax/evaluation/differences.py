@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Block, gather
 from fi_jax.evaluation.predictions import Prediction
-from fi_jax.evaluation.protocols import choice, years
+from fi_jax.evaluation.protocols import choice, numbers, years
 from fi_jax.evaluation.protocols.scoring import Metric
 from fi_jax.evaluation.rules import RATE, rule_statistics
 
@@ -73,6 +73,7 @@ def _faces_of(block: Block, images: list[str]) -> Block:
 def _statistics(block: Block) -> Iterator[tuple[str, tuple[Metric, ...], Float[np.ndarray, "f s"]]]:
     yield from ((task, tuple(measured), stats) for task, measured, stats in choice.statistics(block))
     yield from ((years.TASK, (years.ERROR,), stats) for stats in years.statistics(block))
+    yield from ((task, (numbers.ERROR,), stats) for task, stats in numbers.statistics(block))
     if (stats := rule_statistics(block)) is not None:
         yield "rules", (RATE,), stats
 
@@ -80,13 +81,14 @@ def _statistics(block: Block) -> Iterator[tuple[str, tuple[Metric, ...], Float[n
 def _paired(first: Block, second: Block) -> Iterator[tuple[str, tuple[Metric, ...], list[Float[np.ndarray, "f s"]]]]:
     """Statistics of both about the questions that both were asked."""
     asked = first.predictions.keys() & second.predictions.keys()
+    # A number has its error beside the metrics of its bins.
     both = [
-        {task: (measured, stats) for task, measured, stats in _statistics(_asked(block, asked))}
+        {(task, measured): stats for task, measured, stats in _statistics(_asked(block, asked))}
         for block in (first, second)
     ]
-    for task, (measured, stats) in both[0].items():
-        if task in both[1]:
-            yield task, measured, [stats, both[1][task][1]]
+    for (task, measured), stats in both[0].items():
+        if (task, measured) in both[1]:
+            yield task, measured, [stats, both[1][task, measured]]
 
 
 def _asked(block: Block, questions: set[str]) -> Block:

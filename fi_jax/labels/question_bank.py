@@ -1,12 +1,10 @@
 """Every closed question there is, and which of them a vocabulary asks."""
 
-from dataclasses import replace
 from functools import cache
 
 from fi_jax.errors import require_choice
 from fi_jax.labels import celeba, maad_face, tasks
-from fi_jax.labels.bins import bin_centres, edges_of
-from fi_jax.labels.questions import OWN_NUMBER, Question, single_choice, yes_no
+from fi_jax.labels.questions import Question, single_choice, yes_no
 from fi_jax.labels.vocabulary import Vocabulary
 
 _ATTRIBUTES: dict[str, Question] = {
@@ -80,9 +78,6 @@ def answered_question(name: str, family: str, options: tuple[str, ...]) -> Quest
         return question(name)
     if family == "attribute":
         return yes_no(name, name)
-    if family.startswith(OWN_NUMBER):
-        labels = tuple(f"{name}:{option}" for option in options)
-        return replace(single_choice(name, family, name, options, labels), numbers=bin_centres(edges_of(options)))
     return single_choice(name, family, name, options, tuple(f"{name}:{option}" for option in options))
 
 

@@ -1,6 +1,5 @@
 """Questions about a face, each with a closed answer that one token of the LLM gives."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 # What a question is about; of one's own table, a choice is of the family "choice:NAME", a number "number:NAME".
@@ -32,15 +31,8 @@ class Question:
     labels: tuple[str | None, ...]
     # Other wordings of a question of one's own.
     also: tuple[str, ...] = ()
-    # The number that each option stands for, where a number of one's own is asked.
-    numbers: tuple[float, ...] = ()
     # Whether it came with a table of one's own.
     is_own: bool = False
-
-    def expected_number(self, probabilities: Sequence[float]) -> float | None:
-        """The mean of the options' numbers; None where no number is asked."""
-        pairs = zip(self.numbers, probabilities, strict=True)
-        return sum(number * float(p) for number, p in pairs) if self.numbers else None
 
     @property
     def is_binary(self) -> bool:

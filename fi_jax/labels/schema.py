@@ -13,7 +13,7 @@ import yaml
 
 from fi_jax.errors import UserError, did_you_mean, require_choice
 from fi_jax.labels import question_bank, tasks
-from fi_jax.labels.bins import bin_centres, bin_names
+from fi_jax.labels.bins import bin_names
 from fi_jax.labels.questions import OWN_CHOICE, OWN_NUMBER, Question, single_choice, yes_no
 from fi_jax.labels.registry import VOCABULARY_NAMES, vocabulary
 from fi_jax.labels.rules import Rule, excludes, implies
@@ -192,7 +192,7 @@ def _label(key: str, given: Any, where: str) -> _Part:
     group = Group(key, tuple(label.name for label in labels), "exactly_one")
     family = f"{OWN_NUMBER if edges else OWN_CHOICE}{key}"
     question = single_choice(key, family, text, tuple(names), group.labels)
-    question = replace(question, also=also, is_own=True, numbers=bin_centres(edges) if edges else ())
+    question = replace(question, also=also, is_own=True)
     return _Part(Column(key, column, question, values, edges), labels, group)
 
 

@@ -52,6 +52,20 @@ def test_faces_and_questions_that_only_one_answered_take_no_part():
     assert differences(first, [replace(p, dataset="celebamask_hq") for p in second]) == []
 
 
+def test_a_number_of_ones_own_is_compared_by_its_error_beside_its_bins():
+    bins = ("below 10", "10 to 20", "20 or more")
+
+    def lines(said: tuple[float, float, float]) -> list[Prediction]:
+        probabilities, answer = dict(zip(bins, said, strict=True)), bins[int(np.argmax(said))]
+        common = {"task": "number:height", "question": "height", "label": "10 to 20", "number": 12.0}
+        return [Prediction(f"{i}", "own", answer=answer, probabilities=probabilities, **common) for i in range(20)]
+
+    found = differences(lines((0.0, 1.0, 0.0)), lines((0.4, 0.6, 0.0)))
+    error, accuracy = of(found, "mae"), of(found, "accuracy")
+    # The middles are 5, 15 and 25.
+    assert (error.first, error.second) == pytest.approx((3, 1)) and (accuracy.first, accuracy.second) == (1, 1)
+
+
 def test_years_and_rules_are_compared_and_the_table_says_the_interval():
     def lines(years: float, bald: str) -> list[Prediction]:
         common = {"dataset": "utkface", "source": "head"}

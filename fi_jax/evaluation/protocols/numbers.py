@@ -1,6 +1,6 @@
 """A number of one's own table: answered in bins, read as the expected value, judged by absolute error beside the bins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,22 +23,31 @@ def judge(block: Block, judged: Mapping[str, dict], bootstrap: Bootstrap) -> dic
     The baseline answers the median of the evaluated faces.
     """
     found = {}
-    for task, result in judged.items():
-        if not task.startswith(OWN_NUMBER):
+    for column, stats in _errors(block):
+        if column.task not in judged:
             continue
-        column = block.of_task(task)[0]
-        counted = column.answered & ~np.isnan(column.years)
-        if not counted.any():
-            continue
-        stats = error_stats(said_number(column), column.years, counted)
+        counted = stats[:, 1] > 0
         median = np.full(len(counted), np.median(column.years[counted]))
         error = scores(stats[counted], (ERROR,), bootstrap, error_stats(median, column.years, counted)[counted])
-        found[task] = result | {
+        result = judged[column.task]
+        found[column.task] = result | {
             "headline": ERROR.name,
             "metrics": error | result["metrics"],
             "groups": breakdown(stats, counted, block.groups, ERROR, bootstrap),
         }
     return found
+
+
+def statistics(block: Block) -> Iterator[tuple[str, Float[Array, "f 2"]]]:
+    """Yields each number's task, and each face's error and whether it counts."""
+    return ((column.task, stats) for column, stats in _errors(block))
+
+
+def _errors(block: Block) -> Iterator[tuple[Predictions, Float[Array, "f 2"]]]:
+    for column in block.predictions.values():
+        counted = column.answered & ~np.isnan(column.years)
+        if column.task.startswith(OWN_NUMBER) and counted.any():
+            yield column, error_stats(said_number(column), column.years, counted)
 
 
 def said_number(column: Predictions) -> Float[Array, "f"]:
