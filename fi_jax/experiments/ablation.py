@@ -18,7 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from fi_jax.config import Experiment
-from fi_jax.data.counts import count_records
+from fi_jax.data.counts import training_counts
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import load_mixture
 from fi_jax.data.splits import limited
@@ -232,7 +232,7 @@ class _Frozen:
         log.info(f"encoding {len(mixture.records)} faces to train on")
         self.train_features = face_features(self.base, mixture.records, cache, study.options.mask_cache)
         self.epoch = mixture.epoch
-        self.counts = count_records(mixture.records, vocabulary)
+        self.counts = training_counts(mixture.records, config.data.counted, vocabulary)
         self.judged: list[tuple[str, list, Features, list]] = []
         self.baselines = {}
         for name, root in study.sets:

@@ -24,7 +24,7 @@ from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
 from fi_jax.files import atomic_path, is_intact, seal
 from fi_jax.knowledge.choices import head_groups
-from fi_jax.knowledge.correlation import Counts, build_graph
+from fi_jax.knowledge.correlation import Counts, build_graph, with_bridges
 from fi_jax.knowledge.score_graph import count_relations
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
@@ -177,10 +177,11 @@ class Trained(NamedTuple):
 
 
 def fresh_constants(config: Experiment, counts: Counts, prompts: np.ndarray) -> Constants:
-    """T_p^0 (`n d0`), and what a config makes of the training faces' co-occurrence: Ĉ, and relations between labels."""
+    """T_p^0 (`n d0`), and what a config makes of `data.counts.training_counts`: Ĉ, and relations, bridges included."""
     knowledge, seed = config.model.knowledge, config.train.seed
-    groups = head_groups(knowledge, find_vocabulary(config.data.vocabulary, config.data.schemas))
-    graph, relations = build_graph(counts, knowledge, seed), count_relations(counts, knowledge, seed)
+    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
+    relations = count_relations(with_bridges(counts, vocabulary), knowledge, seed)
+    graph, groups = build_graph(counts, knowledge, seed), head_groups(knowledge, vocabulary)
     return Constants(np.asarray(prompts, np.float32), graph, groups, relations)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fi_jax.cli.configs import load_config
-from fi_jax.config import Experiment
+from fi_jax.config import Experiment, KnowledgeConfig
 from fi_jax.data.counts import count_records
 from fi_jax.data.pipeline import load_mixture
 from fi_jax.experiments.frozen import face_features, fresh_constants, fresh_head, frozen_config, train_on_features
+from fi_jax.knowledge.correlation import empty, update
 from fi_jax.labels.registry import vocabulary
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.loop import train
@@ -59,6 +60,18 @@ def test_kept_features_train_what_training_trains(base, tmp_path):
     for path, leaf in ours.leaves.items():
         np.testing.assert_allclose(leaf, trained.leaves[path], rtol=1e-5, atol=1e-5, err_msg=path)
     np.testing.assert_array_equal(ours.constants.graph, trained.graph)
+
+
+def test_relations_between_sets_come_from_bridges_and_from_what_is_counted():
+    faces = vocabulary("faces")
+    happy, smiling = faces.index("expression:happy"), faces.index("Smiling")
+    known = np.zeros((200, len(faces)), bool)
+    known[:100, happy] = known[100:, smiling] = True
+    counts = update(empty(len(faces)), known & (np.arange(200) % 2 == 0)[:, None], known)
+    config = coarse()
+    config = replace(config, model=replace(config.model, knowledge=KnowledgeConfig(score_graph="lift")))
+    relations = fresh_constants(config, counts, np.zeros((len(faces), 4))).relations
+    assert relations.lift[happy, smiling] > 0.5
 
 
 def test_features_are_computed_once(base, tmp_path, monkeypatch):
