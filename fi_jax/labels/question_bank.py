@@ -4,7 +4,8 @@ from functools import cache
 
 from fi_jax.errors import require_choice
 from fi_jax.labels import celeba, maad_face, tasks
-from fi_jax.labels.questions import Question, single_choice, yes_no
+from fi_jax.labels.bins import edges_of
+from fi_jax.labels.questions import OWN_NUMBER, Question, single_choice, yes_no
 from fi_jax.labels.vocabulary import Vocabulary
 
 _ATTRIBUTES: dict[str, Question] = {
@@ -78,6 +79,8 @@ def answered_question(name: str, family: str, options: tuple[str, ...]) -> Quest
         return question(name)
     if family == "attribute":
         return yes_no(name, name)
+    if family.startswith(OWN_NUMBER):
+        edges_of(options)  # Its error is raised here: other options than bins are a damaged file.
     return single_choice(name, family, name, options, tuple(f"{name}:{option}" for option in options))
 
 
