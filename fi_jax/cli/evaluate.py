@@ -91,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
         refuse_overwrite([out / name], mark=mark)
     hosts = start()
     from fi_jax.data.datasets import find_dataset
-    from fi_jax.evaluation.cells import SETTINGS
     from fi_jax.evaluation.parts import EvaluationOptions
     from fi_jax.evaluation.results import cells_of
     from fi_jax.evaluation.results_tables import notes_below, results_table
+    from fi_jax.evaluation.titles import SETTINGS
     from fi_jax.experiments.judging import fill_cells, write_results
 
     models = _models(args, config)

@@ -6,13 +6,10 @@ that no model may fill stays blank. Ours: the paper names the settings and leave
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
-
-Setting = Literal["training-free", "fine-tuned"]
-SETTINGS: tuple[Setting, ...] = ("training-free", "fine-tuned")
+from fi_jax.evaluation.titles import SETTINGS, Setting
 
 
 @dataclass(frozen=True)

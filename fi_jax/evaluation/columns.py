@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from fi_jax.errors import UserError
 from fi_jax.evaluation.predictions import GROUPS, Answer, Prediction
+from fi_jax.evaluation.titles import Setting, setting_of
 from fi_jax.labels.question_bank import answered_question, question
 from fi_jax.labels.questions import Question
 from fi_jax.labels.vocabulary import Vocabulary
@@ -60,9 +61,9 @@ class Block:
     people: tuple[str, ...] = ()
 
     @property
-    def setting(self) -> str:
+    def setting(self) -> Setting:
         """The paper's name: "fine-tuned" on this data set's train split, or "training-free"."""
-        return "fine-tuned" if self.seen else "training-free"
+        return setting_of(self.seen)
 
     def question(self, name: str) -> Question:
         """The question of this name: the table's own, else the bank's."""

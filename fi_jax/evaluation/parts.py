@@ -12,7 +12,7 @@ from fi_jax.data.datasets import find_dataset
 from fi_jax.data.examples import examine
 from fi_jax.data.examples import fingerprint as face_fingerprint
 from fi_jax.data.pipeline import open_dataset
-from fi_jax.data.records import FaceRecord
+from fi_jax.data.records import FaceRecord, Source
 from fi_jax.data.splits import limited
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import predict
@@ -26,6 +26,7 @@ from fi_jax.files import file_sha256, sha256, write_json
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.generation import generate_many
 from fi_jax.labels.question_bank import questions_for
+from fi_jax.labels.questions import Question
 from fi_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,20 @@ class Part:
     unreadable: dict[str, str]
 
 
+def judged_faces(dataset: str, root: str, options: EvaluationOptions) -> tuple[Source, list[FaceRecord]]:
+    """Opens a data set; also returns those of its faces that are asked about. Raises `UserError` where there are none."""
+    source = find_dataset(dataset).open(root)
+    records = limited(source.records(options.split), options.limit)
+    if not records:
+        raise UserError(f"{dataset} at '{root}' has no faces in split '{options.split}'")
+    return source, records
+
+
+def majorities(source: Source, questions: Sequence[Question]) -> dict[str, Answer]:
+    """The train split's majority answer of each question."""
+    return train_baseline({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
+
+
 def fill_part(
     out: Path,
     assignment: Assignment,
@@ -77,10 +92,7 @@ def fill_part(
     """
     dataset = find_dataset(assignment.dataset)
     name = dataset.name
-    source = dataset.open(root)
-    records = limited(source.records(options.split), options.limit)
-    if not records:
-        raise UserError(f"{name} at '{root}' has no faces in split '{options.split}'")
+    source, records = judged_faces(name, root, options)
     asked = (options.head_only, options.free_form, options.all_questions)
     depends = (fingerprint, *asked, face_fingerprint(records, times=True))
     stem = f"{name}-{assignment.setting}-{options.split}-{sha256(repr(depends))[:12]}"
@@ -104,8 +116,8 @@ def fill_part(
             f"the model's vocabulary '{model.vocabulary.name}' knows no answer to any question about {name}"
         )
     _answer(path, assignment, readable, questions, options, model)
-    truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
-    found = {"baseline": train_baseline(truths), "unreadable": {r.key: r.reason for r in rejected}}
+    baseline = majorities(source, questions)
+    found = {"baseline": baseline, "unreadable": {r.key: r.reason for r in rejected}}
     write_json(beside, found | {"sha256": file_sha256(path)})
     return Part(path, **found)
 

@@ -1,9 +1,12 @@
 """Words and numbers as people read them: names of tasks, metrics and sources, percent and years."""
 
+from typing import Literal, get_args
+
 from fi_jax.evaluation.table import BLANK
 from fi_jax.labels.questions import OWN_CHOICE, OWN_NUMBER
 
-SETTINGS = ("training-free", "fine-tuned")
+Setting = Literal["training-free", "fine-tuned"]
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
 SOURCE_TITLES = {"head": "alignment head", "llm": "LLM", "free": "LLM, free-form"}
 TASK_TITLES = {
     "attribute": "attributes",
@@ -37,7 +40,7 @@ def metric_title(name: str) -> str:
     return _METRIC_TITLES.get(name, name.replace("_", " "))
 
 
-def setting_of(seen: bool) -> str:
+def setting_of(seen: bool) -> Setting:
     """The paper's name of a setting: "fine-tuned" where the model saw the data set's train split."""
     return SETTINGS[seen]
 

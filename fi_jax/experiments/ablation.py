@@ -21,13 +21,13 @@ from fi_jax.config import Experiment
 from fi_jax.data.counts import training_counts
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.pipeline import load_mixture
-from fi_jax.data.splits import limited
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import closed_lines
 from fi_jax.evaluation.cells import Assignment
-from fi_jax.evaluation.parts import EvaluationOptions, fill_part
-from fi_jax.evaluation.predictions import Prediction, read_predictions, true_answer
-from fi_jax.evaluation.summarise import summarise, train_baseline
+from fi_jax.evaluation.parts import EvaluationOptions, fill_part, judged_faces, majorities
+from fi_jax.evaluation.predictions import Prediction, read_predictions
+from fi_jax.evaluation.results import results_of
+from fi_jax.evaluation.summarise import summarise
 from fi_jax.experiments.candidates import our_candidate
 from fi_jax.experiments.frozen import (
     Features,
@@ -44,6 +44,7 @@ from fi_jax.experiments.store import Store, status_of
 from fi_jax.experiments.training import train_run, train_runs
 from fi_jax.experiments.variants import Variant
 from fi_jax.inference.answerer import head_probabilities
+from fi_jax.labels.question_bank import answerable
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.parallel.hosts import Hosts, from_first
 from fi_jax.weights.bundle import TrainedModel
@@ -236,21 +237,14 @@ class _Frozen:
         self.judged: list[tuple[str, list, Features, list]] = []
         self.baselines = {}
         for name, root in study.sets:
-            dataset = find_dataset(name)
-            source = dataset.open(root)
-            records = limited(source.records(study.options.split), study.options.limit)
-            if not records:
-                raise UserError(f"{name} at '{root}' has no faces in split '{study.options.split}'")
-            questions = [
-                q for q in dataset.questions if all(label is None or label in vocabulary for label in q.labels)
-            ]
+            source, records = judged_faces(name, root, study.options)
+            questions = answerable(find_dataset(name).questions, vocabulary)
             if not questions:
                 raise UserError(f"vocabulary '{vocabulary.name}' knows no answer to any question about {name}")
             log.info(f"encoding {len(records)} faces of {name} to judge by")
             features = face_features(self.base, records, cache, study.options.mask_cache)
             self.judged.append((name, records, features, questions))
-            truths = ({q.name: true_answer(q, r.labels, r.age) for q in questions} for r in source.records("train"))
-            self.baselines[name] = train_baseline(truths)
+            self.baselines[name] = majorities(source, questions)
 
     def run(self, chunk: Sequence[Point]) -> list[dict]:
         """Trains a program's members and judges each by its alignment head."""
@@ -275,12 +269,10 @@ def scores_of(lines: Iterable[Prediction], baselines: Mapping) -> dict:
     """Returns each task's headline and the violation rate, by source and data set, of all predictions of one model."""
     summary = summarise(lines, baselines, resamples=1, consistent=False)
     found: dict[str, dict] = {}
-    for entry in summary["entries"]:
-        results = entry["tasks"] | ({"rules": entry["rules"]} if entry["rules"] else {})
-        found.setdefault(entry["source"], {})[entry["dataset"]] = {
-            task: {"metric": result["headline"], "value": result["metrics"][result["headline"]]["value"]}
-            for task, result in results.items()
-        }
+    for result in results_of(summary):
+        metric = result.values["headline"]
+        score = {"metric": metric, "value": result.values["metrics"][metric]["value"]}
+        found.setdefault(result.source, {}).setdefault(result.dataset, {})[result.task] = score
     return found
 
 

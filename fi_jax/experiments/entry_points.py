@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fi_jax.config import Experiment
-from fi_jax.evaluation.cells import SETTINGS
 from fi_jax.evaluation.parts import EvaluationOptions
 from fi_jax.evaluation.results import cells_of
+from fi_jax.evaluation.titles import SETTINGS
 from fi_jax.experiments.candidates import our_candidate
 from fi_jax.experiments.judging import fill_cells, write_results
 from fi_jax.experiments.run import last_metrics

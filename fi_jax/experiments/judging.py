@@ -7,12 +7,13 @@ from typing import Any
 
 from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
-from fi_jax.evaluation.cells import Assignment, Setting, plan_cells
+from fi_jax.evaluation.cells import Assignment, plan_cells
 from fi_jax.evaluation.parts import EvaluationOptions, Part, fill_part
 from fi_jax.evaluation.predictions import read_predictions, write_predictions
 from fi_jax.evaluation.results import cells_of, write_summary
 from fi_jax.evaluation.results_tables import flat_table, notes_below, results_table
 from fi_jax.evaluation.summarise import summarise
+from fi_jax.evaluation.titles import Setting
 from fi_jax.experiments.candidates import Candidate
 from fi_jax.files import write_text
 

@@ -10,6 +10,7 @@ from fi_jax.data.pipeline import open_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation.answering import predict
 from fi_jax.evaluation.predictions import Prediction
+from fi_jax.evaluation.results import results_of
 from fi_jax.evaluation.summarise import summarise
 from fi_jax.inference.answerer import Answerer
 from fi_jax.parallel.mesh import run_on
@@ -73,13 +74,12 @@ def metrics_of(predictions: Iterable[Prediction], tables: Iterable[str] = ()) ->
     summary = summarise(predictions, resamples=1, consistent=False, tables=tables)
     line: Line = {}
     accuracies: dict[str, list[float]] = {}
-    for entry in summary["entries"]:
-        results = entry["tasks"] | ({"rules": entry["rules"]} if entry["rules"] else {})
-        for task, result in results.items():
-            found = {name: score["value"] for name, score in result["metrics"].items() if score["value"] is not None}
-            line |= {f"val/{entry['source']}/{entry['dataset']}/{task}/{name}": value for name, value in found.items()}
-            if result["headline"] in _ACCURACIES and result["headline"] in found:
-                accuracies.setdefault(entry["source"], []).append(found[result["headline"]])
+    for result in results_of(summary):
+        scores, headline = result.values["metrics"], result.values["headline"]
+        found = {name: score["value"] for name, score in scores.items() if score["value"] is not None}
+        line |= {f"val/{result.source}/{result.dataset}/{result.task}/{name}": value for name, value in found.items()}
+        if headline in _ACCURACIES and headline in found:
+            accuracies.setdefault(result.source, []).append(found[headline])
     if accuracies:
         line["val/accuracy"] = float(np.mean(accuracies.get("llm") or accuracies["head"]))
     return line

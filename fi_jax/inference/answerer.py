@@ -19,6 +19,7 @@ from fi_jax.knowledge.choices import Groups, head_groups, yes_no_logits
 from fi_jax.knowledge.logic import Facts
 from fi_jax.knowledge.score_graph import with_facts
 from fi_jax.labels.facts import Statement, stated_labels
+from fi_jax.labels.question_bank import answerable
 from fi_jax.labels.questions import Question
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
@@ -248,7 +249,7 @@ class Answerer:
 
     def answerable(self, questions: Sequence[Question]) -> list[Question]:
         """Those of the questions whose labels the model's vocabulary has."""
-        return [q for q in questions if all(label is None or label in self.vocabulary for label in q.labels)]
+        return answerable(questions, self.vocabulary)
 
 
 def head_probabilities(

@@ -1,5 +1,6 @@
 """Every closed question there is, and which of them a vocabulary asks."""
 
+from collections.abc import Iterable
 from functools import cache
 
 from fi_jax.errors import require_choice
@@ -82,6 +83,11 @@ def answered_question(name: str, family: str, options: tuple[str, ...]) -> Quest
     if family.startswith(OWN_NUMBER):
         edges_of(options)  # Its error is raised here: other options than bins are a damaged file.
     return single_choice(name, family, name, options, tuple(f"{name}:{option}" for option in options))
+
+
+def answerable(questions: Iterable[Question], vocab: Vocabulary) -> list[Question]:
+    """Those of the questions whose labels `vocab` has."""
+    return [q for q in questions if all(label is None or label in vocab for label in q.labels)]
 
 
 @cache
