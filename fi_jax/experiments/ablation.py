@@ -33,7 +33,6 @@ from fi_jax.experiments.frozen import (
     Features,
     Trained,
     face_features,
-    fresh_constants,
     fresh_head,
     label_scores,
     train_on_features,
@@ -47,6 +46,7 @@ from fi_jax.inference.answerer import head_probabilities
 from fi_jax.labels.question_bank import answerable
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.parallel.hosts import Hosts, from_first
+from fi_jax.training.constants import make_constants
 from fi_jax.weights.bundle import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class _Frozen:
         assert self.base is not None
         configs = [point.config for point in chunk]
         starts = [fresh_head(config) for config in configs]
-        constants = [fresh_constants(config, self.counts, self.base.prompts) for config in configs]
+        constants = [make_constants(config, self.base.prompts, lambda: self.counts) for config in configs]
         trained = train_on_features(configs, starts, constants, self.train_features, self.epoch)
         return [scores_of(self._answers(one), self.baselines) for one in trained]
 

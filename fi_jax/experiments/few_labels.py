@@ -22,12 +22,13 @@ from fi_jax.data.records import encode_labels
 from fi_jax.errors import UserError
 from fi_jax.evaluation.metrics import average_precision, interval
 from fi_jax.experiments.descriptors import face_descriptors, main_directions
-from fi_jax.experiments.frozen import Features, fresh_constants, fresh_head, label_scores, train_on_features
+from fi_jax.experiments.frozen import Features, fresh_head, label_scores, train_on_features
 from fi_jax.experiments.points import apply
 from fi_jax.experiments.runners import groups
 from fi_jax.experiments.variants import Condition, Table
 from fi_jax.files import atomic_path, sha256, write_text
 from fi_jax.knowledge.correlation import Counts
+from fi_jax.training.constants import make_constants
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _train(
     labelled = labelled_faces(train, cell.condition, cell.seed)
     epoch = np.arange(len(labelled.labels))
     configs = [config for _, config in group]
-    constants = [fresh_constants(config, counts, prompts) for config in configs]
+    constants = [make_constants(config, prompts, lambda: counts) for config in configs]
     others = Features(judged.features, None, judged.labels, np.ones(judged.labels.shape, bool))
     scores = [np.zeros(judged.labels.shape, np.float32) for _ in group]
     for unknown in left_out(cell.condition, labelled.labels.shape[1], cell.seed):

@@ -23,9 +23,6 @@ from fi_jax.data.records import FaceRecord, encode_labels
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
 from fi_jax.files import atomic_path, is_intact, seal
-from fi_jax.knowledge.choices import head_groups
-from fi_jax.knowledge.correlation import Counts, build_graph, with_bridges
-from fi_jax.knowledge.score_graph import count_relations
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
@@ -174,15 +171,6 @@ class Trained(NamedTuple):
     constants: Constants
     # What was logged: a line a `train.log_every` steps, as a run's `metrics.jsonl` has them.
     log: list[dict[str, float]]
-
-
-def fresh_constants(config: Experiment, counts: Counts, prompts: np.ndarray) -> Constants:
-    """T_p^0 (`n d0`), and what a config makes of `data.counts.training_counts`: Ĉ, and relations, bridges included."""
-    knowledge, seed = config.model.knowledge, config.train.seed
-    vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
-    relations = count_relations(with_bridges(counts, vocabulary), knowledge, seed)
-    graph, groups = build_graph(counts, knowledge, seed), head_groups(knowledge, vocabulary)
-    return Constants(np.asarray(prompts, np.float32), graph, groups, relations)
 
 
 def fresh_head(config: Experiment) -> Leaves:

@@ -26,10 +26,7 @@ from fi_jax.data.pipeline import (
 )
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import maps_as_read, with_maps
-from fi_jax.knowledge.choices import head_groups
-from fi_jax.knowledge.correlation import Counts, build_graph, extended_graph, normalised, with_bridges
 from fi_jax.knowledge.logic import compile_rules
-from fi_jax.knowledge.score_graph import Relations, count_relations, extended_relations
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.labels.rule_tables import rules_for
@@ -44,6 +41,7 @@ from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, st
 from fi_jax.prompting.builders import training_builders
 from fi_jax.prompting.question_sampling import training_sequences
 from fi_jax.training.abstract import split_shapes
+from fi_jax.training.constants import learnt_from, make_constants
 from fi_jax.training.fingerprint import fingerprint
 from fi_jax.training.members import shares_encoders
 from fi_jax.training.numbers import stacked_numbers
@@ -155,10 +153,8 @@ def setup(
     log.info(f"{counted}; {jax.device_count()} device(s)")
 
     counts = cache(lambda: training_counts(mixture.records, config.data.counted, vocabulary))
-    graph, relations = _graphs(initial, counts, vocabulary), _relations(initial, counts, vocabulary)
     prompts = _prompts(config, initial, leaves, vocabulary, tokenizer)
-    groups = head_groups(config.model.knowledge, vocabulary)
-    constants = [Constants(prompts, graph(one), groups, relations(one)) for one in configs]
+    constants = [make_constants(one, prompts, counts, initial) for one in configs]
     words = config.weights.knowledge_connector == "words" and not (initial and _CONNECTOR in initial.leaves)
     if words:
         started = word_connector(config, leaves, constants[0], vocabulary, tokenizer)
@@ -180,7 +176,7 @@ def setup(
     frozen = prepare_frozen(frozen, run_on(config, mesh).model)
 
     states = [_first_state(one, start, mesh) for one, start in zip(configs, starts)]
-    info = {"labels": list(vocabulary.names), "base": base_info, "sources": _learnt_from(config, initial)}
+    info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
     info["init_from"] = config.train.init_from
     if make_maps and data.workers:
         with_maps([*mixture.records, *mixture.validation], config.data, config.weights.parser)
@@ -289,54 +285,6 @@ def _prompts(
         kept = np.array(known) >= 0
         prompts[kept] = np.asarray(initial.prompts, np.float32)[np.array(known)[kept]]
     return prompts
-
-
-def _learnt_from(config: Experiment, initial: TrainedModel | None) -> list[str]:
-    """Data sets that a model has learnt from: this stage's, and those of every stage before it."""
-    before = initial.info.get("sources", []) if initial else []
-    return list(dict.fromkeys([*before, *(find_dataset(source.name).name for source in config.data.sources)]))
-
-
-def _graphs(
-    initial: TrainedModel | None, counts: Callable[[], Counts], vocabulary: Vocabulary
-) -> Callable[[Experiment], np.ndarray]:
-    """Returns what gives a config's Ĉ: from the training split's labels alone, every face once, counted once.
-
-    A stage over the sets of the stage before it has that one's graph. Over other sets, labels that they do not annotate
-    keep their rows, and all others are counted anew.
-    """
-
-    def graph(config: Experiment) -> np.ndarray:
-        if initial is None or initial.config.model.knowledge != config.model.knowledge:
-            return build_graph(counts(), config.model.knowledge, seed=config.train.seed)
-        names, before = vocabulary.names, initial.info["labels"]
-        same_sets = set(_learnt_from(config, initial)) == set(initial.info.get("sources", ()))
-        if same_sets and before == list(names):
-            return normalised(initial.graph)
-        counted = build_graph(counts(), config.model.knowledge, seed=config.train.seed)
-        annotated = counts().k.diagonal() > 0
-        kept = [name for name, seen in zip(names, annotated, strict=True) if name in before and (same_sets or not seen)]
-        return extended_graph(initial.graph, before, counted, names, kept)
-
-    return graph
-
-
-def _relations(
-    initial: TrainedModel | None, counts: Callable[[], Counts], vocabulary: Vocabulary
-) -> Callable[[Experiment], Relations | None]:
-    """Returns what gives a config's relations between labels: counted, or the earlier model's of pairs never seen here."""
-
-    def relations(config: Experiment) -> Relations | None:
-        # Counting reads every record.
-        if config.model.knowledge.score_graph == "off":
-            return None
-        bridged = with_bridges(counts(), vocabulary)
-        counted = count_relations(bridged, config.model.knowledge, config.train.seed)
-        if counted is None or initial is None or initial.relations is None:
-            return counted
-        return extended_relations(initial.relations, initial.info["labels"], counted, vocabulary.names, bridged.k > 0)
-
-    return relations
 
 
 def _given(config: Experiment, initial: TrainedModel | None, paths: set[str]) -> set[str]:

@@ -11,10 +11,11 @@ from fi_jax.cli.configs import load_config
 from fi_jax.config import Experiment, KnowledgeConfig
 from fi_jax.data.counts import count_records
 from fi_jax.data.pipeline import load_mixture
-from fi_jax.experiments.frozen import face_features, fresh_constants, fresh_head, frozen_config, train_on_features
+from fi_jax.experiments.frozen import face_features, fresh_head, frozen_config, train_on_features
 from fi_jax.knowledge.correlation import empty, update
 from fi_jax.labels.registry import vocabulary
 from fi_jax.parallel.hosts import Hosts
+from fi_jax.training.constants import make_constants
 from fi_jax.training.loop import train
 from fi_jax.weights.bundle import TrainedModel, load_model
 
@@ -47,7 +48,7 @@ def test_kept_features_train_what_training_trains(base, tmp_path):
     mixture = load_mixture(config.data)
     features = face_features(model, mixture.records, tmp_path / "features")
     counts = count_records(mixture.records, vocabulary(config.data.vocabulary))
-    constants = fresh_constants(config, counts, model.prompts)
+    constants = make_constants(config, model.prompts, lambda: counts)
     (ours,) = train_on_features([config], [fresh_head(config)], [constants], features, mixture.epoch)
 
     alone = replace(config, train=replace(config.train, init_from=str(folder)))
@@ -70,7 +71,7 @@ def test_relations_between_sets_come_from_bridges_and_from_what_is_counted():
     counts = update(empty(len(faces)), known & (np.arange(200) % 2 == 0)[:, None], known)
     config = coarse()
     config = replace(config, model=replace(config.model, knowledge=KnowledgeConfig(score_graph="lift")))
-    relations = fresh_constants(config, counts, np.zeros((len(faces), 4))).relations
+    relations = make_constants(config, np.zeros((len(faces), 4)), lambda: counts).relations
     assert relations.lift[happy, smiling] > 0.5
 
 
