@@ -121,9 +121,9 @@ def _few_labels(args: argparse.Namespace) -> int:
     model = load_model(args.frozen or "nano")
     prompts = dict(zip(model.info["labels"], model.prompts, strict=True))
     result = run_table(table, args.dataset[0], Path(args.data_root[0]), out, prompts, args.seeds, args.split)
-    lines = as_table(result, table)
-    write_text(out / "few_labels.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    shown = as_table(result, table)
+    write_text(out / "few_labels.md", shown.to_markdown())
+    shown.show()
     log.info(f"few_labels.json, few_labels.md and every face's scores are in {out}")
     return 0
 

@@ -21,6 +21,7 @@ from fi_jax.data.datasets import find_dataset
 from fi_jax.data.records import encode_labels
 from fi_jax.errors import UserError
 from fi_jax.evaluation.metrics import average_precision, interval
+from fi_jax.evaluation.table import Table as ResultsTable
 from fi_jax.experiments.descriptors import face_descriptors, main_directions
 from fi_jax.experiments.frozen import Features, fresh_head, label_scores, train_on_features
 from fi_jax.experiments.points import apply
@@ -158,7 +159,7 @@ def run_table(
             left = [
                 c for c in cells if c.condition == condition and c.seed == seed and not _file(out, keys[c]).is_file()
             ]
-            for group in _programs(left, table, base):
+            for group in groups([(cell, _config(cell, table, base)) for cell in left]):
                 log.info(f"training {', '.join(cell.name for cell, _ in group)}")
                 for (cell, _), of_cell in zip(group, _train(group, train, judged, counts, t0), strict=True):
                     with atomic_path(_file(out, keys[cell])) as temporary, temporary.open("wb") as opened:
@@ -181,10 +182,6 @@ def _key(cell: Cell, table: Table, base: Experiment, given: str) -> str:
 def _config(cell: Cell, table: Table, base: Experiment) -> Experiment:
     fields = next(dict(variant.fields) for variant in table.variants if variant.name == cell.variant)
     return apply(base, {**fields, "train.seed": cell.seed, "data.seed": cell.seed})
-
-
-def _programs(cells: Sequence[Cell], table: Table, base: Experiment) -> list[list[tuple[Cell, Experiment]]]:
-    return groups([(cell, _config(cell, table, base)) for cell in cells])
 
 
 def _train(
@@ -245,19 +242,19 @@ def measure(
     return {"rows": rows, "seeds": list(seeds), "rarest": [names[i] for i in rare]}
 
 
-def as_table(result: Mapping[str, Any], table: Table) -> list[str]:
-    """The result as lines of a Markdown table, the gain over the first variant and its interval in brackets."""
+def as_table(result: Mapping[str, Any], table: Table) -> ResultsTable:
+    """The result as people read it, the gain over the first variant and its interval in brackets."""
     titles = {variant.name: variant.title for variant in table.variants}
-    lines = ["| labelled faces | labels flipped | variant | mAP | ten rarest, mAP | balanced accuracy |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for row in result["rows"]:
         cells = [str(row["labelled"] or result["trained_on"]), f"{100 * row['flipped']:.0f} %", titles[row["variant"]]]
         for metric in ("map", "map_rarest", "balanced_accuracy"):
             gain, low, high = row[f"{metric}_gain"]
             against = "" if row["variant"] == table.variants[0].name else f" ({gain:+.1f}: {low:+.1f} to {high:+.1f})"
             cells.append(f"{row[metric]:.1f}{against}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    header = ("labelled faces", "labels flipped", "variant", "mAP", "ten rarest, mAP", "balanced accuracy")
+    return ResultsTable(header, rows)
 
 
 def _draws(people: Int[np.ndarray, "f"], count: int) -> Float[np.ndarray, "r f"]:
