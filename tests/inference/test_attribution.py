@@ -68,7 +68,7 @@ def test_a_second_encoder_that_sees_the_picture_is_attributed_the_picture(answer
     config = replace(answerer.config, model=replace(answerer.config.model, segmentation_input="picture"))
     other = make_answerer(config, noise=0.15)
     image, mask = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8), np.zeros((16, 16), np.uint8)
-    found = attribute(other, image, mask, question("Smiling"), by_llm=False)
+    found = attribute(other, image, mask, question("Smiling"), by_llm=False, steps=128)
     said = other.answer(image[None], mask[None], [question("Smiling")], by_llm=False).head[0, 0]
     assert found.log_odds == pytest.approx(float(np.log(said.max() / said.min())), abs=1e-4)
     assert found.total == pytest.approx(found.log_odds - found.baseline_log_odds, abs=2e-3)
