@@ -89,8 +89,8 @@ class DataConfig:
     # Tokens of a short segment; 0 for one length. Every second step then asks the questions that fit a short segment
     # alone, the next one the longer ones, fewer of them, and the open ones: nothing is padded to the longest.
     short_segment: int = 0
-    # Of them, questions about labels that are not annotated, but that rules tie to some that are: they teach the LLM
-    # through L_c alone.
+    # Of the questions asked about one face, those about labels that are not annotated, but that rules tie to some that
+    # are: they teach the LLM through L_c alone.
     companions_per_face: int = 1
     # How a conversation is spelled for the LLM (`prompting.templates`); "checkpoint": as its own chat template says.
     template: Literal["chatml", "vicuna", "plain", "checkpoint"] = "chatml"

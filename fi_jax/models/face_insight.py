@@ -148,7 +148,7 @@ class FaceInsight(nn.Module):
     def reconstruct(
         self, pixels: Float[Array, "b y x 3"], keep: Int[Array, "b k"], train: bool = False
     ) -> Float[Array, "b i c"]:
-        """Paints all patches from the visible ones (stage `pretrain`; see `models.masked`)."""
+        """Reconstructs all patches from the visible ones (stage `pretrain`; see `models.masked`)."""
         return self.decoder(self.image_encoder(pixels, train=train, keep=keep).tokens, keep)
 
     def align(self, faces: Faces, constants: Constants, facts: Facts | None = None) -> Alignment:

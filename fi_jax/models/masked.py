@@ -37,7 +37,7 @@ def patch_targets(pixels: Float[Array, "b y x 3"], patch_size: int) -> Float[Arr
 
 
 class PatchDecoder(nn.Module):
-    """Paints every patch from the tokens of the visible ones; a learnt token stands for each of the others."""
+    """Reconstructs every patch from the tokens of the visible ones; a learnt token stands for each of the others."""
 
     config: DecoderConfig
     encoder: VitConfig

@@ -181,12 +181,23 @@ def setup(
     if make_maps and data.workers:
         with_maps([*mixture.records, *mixture.validation], config.data, config.weights.parser)
         make_maps = None
-    inputs = step_inputs(configs, frozen, constants)
-    everywhere = replicated(mesh)
     # The frozen leaves have their places.
-    inputs = StepInputs(frozen, *(place(part, everywhere) for part in inputs[1:]))
-    parts = (data, make_maps, vocabulary, transform, kinds, inputs, constants, carried, info)
-    made = Setup(tuple(configs), mesh, mixture, *parts, fingerprint(mixture.records))
+    read = (place(part, replicated(mesh)) for part in step_inputs(configs, frozen, constants)[1:])
+    made = Setup(
+        configs=tuple(configs),
+        mesh=mesh,
+        mixture=mixture,
+        data=data,
+        make_maps=make_maps,
+        vocabulary=vocabulary,
+        transform=transform,
+        kinds=kinds,
+        inputs=StepInputs(frozen, *read),
+        constants=constants,
+        carried=carried,
+        info=info,
+        fingerprint=fingerprint(mixture.records),
+    )
     return made, states
 
 
