@@ -116,10 +116,9 @@ def _token_counter():
 
 
 def _rules(args: argparse.Namespace) -> int:
-    import numpy as np
 
     from fi_jax.data.datasets import DATASET_NAMES, TABLE_PREFIX, find_dataset
-    from fi_jax.data.records import encode_labels
+    from fi_jax.data.records import label_arrays
     from fi_jax.evaluation.table import Table
     from fi_jax.knowledge.rule_proposals import propose_rules
 
@@ -129,8 +128,7 @@ def _rules(args: argparse.Namespace) -> int:
     dataset = find_dataset(name)
     records = dataset.open(args.data_root).records("train")
     vocabulary = dataset.vocabulary
-    encoded = [encode_labels(record, vocabulary) for record in records]
-    labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
+    labels, known = label_arrays(records, vocabulary)
     found = propose_rules(labels, known, vocabulary.names, groups=[group.labels for group in vocabulary.groups])
     rows = [
         (

@@ -1,9 +1,9 @@
 """Compute, save and draw the co-occurrence graph of the annotations of data sets (C and Ĉ).
 
-CelebA needs its annotation files alone, no picture; splits are its official partition. Other sets are read as
-for training, but with --countable CelebA's and FairFace's annotation files as training counts them: never of a face
-that is evaluated. Several sets are counted together, and --bridges adds what connects them. Leaves graph.npz (counts, P, C, Ĉ), graph.json (settings, edges) and graph.png under --out; with
---rules also rules.md: every declared rule and how often the annotations break it.
+CelebA needs its annotation files alone, no picture; splits are its official partition. Other sets are read as for
+training; with --countable, CelebA and FairFace by their annotation files, as training counts them: never a face that is
+evaluated. Several sets are counted together, and --bridges adds what connects them. Leaves graph.npz (counts, P, C, Ĉ),
+graph.json and graph.png; with --rules also rules.md: every declared rule and how often the annotations break it.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from fi_jax.config import SourceConfig
 from fi_jax.data.datasets import find_dataset
-from fi_jax.data.records import FaceRecord, encode_labels
+from fi_jax.data.records import FaceRecord, label_arrays
 from fi_jax.knowledge import correlation
 from fi_jax.labels.vocabulary import Vocabulary
 
@@ -22,8 +22,7 @@ def label_blocks(
     """Yields `(labels, known)` of up to `block` records at a time."""
     records = iter(records)
     while chunk := list(islice(records, block)):
-        pairs = [encode_labels(record, vocabulary) for record in chunk]
-        yield np.stack([labels for labels, _ in pairs]), np.stack([known for _, known in pairs])
+        yield label_arrays(chunk, vocabulary)
 
 
 def training_counts(

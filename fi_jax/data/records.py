@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from fi_jax.errors import require_choice
 from fi_jax.labels.tasks import age_labels
@@ -98,6 +99,14 @@ def encode_labels(record: FaceRecord, vocabulary: Vocabulary) -> tuple[np.ndarra
         if place is not None:
             labels[place], known[place] = value, True
     return labels, known
+
+
+def label_arrays(
+    records: Iterable[FaceRecord], vocabulary: Vocabulary
+) -> tuple[Float[np.ndarray, "f n"], Bool[np.ndarray, "f n"]]:
+    """Returns `encode_labels` of every record; there must be one."""
+    labels, known = zip(*(encode_labels(record, vocabulary) for record in records), strict=True)
+    return np.stack(labels), np.stack(known)
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from fi_jax.config import Experiment, KnowledgeConfig, LossConfig, VitConfig
 from fi_jax.data.counts import annotation_records, count_records
 from fi_jax.data.datasets import find_dataset
-from fi_jax.data.records import encode_labels
+from fi_jax.data.records import label_arrays
 from fi_jax.errors import UserError
 from fi_jax.evaluation.metrics import average_precision, interval
 from fi_jax.evaluation.table import Table as ResultsTable
@@ -73,7 +73,7 @@ def read_faces(dataset: str, root: Path, cache: Path, split: str) -> tuple[Faces
     directions = main_directions(described[0], FEATURES)
     made = []
     for records, features in zip(parts, described, strict=True):
-        labels, known = map(np.stack, zip(*(encode_labels(record, vocabulary) for record in records), strict=True))
+        labels, known = label_arrays(records, vocabulary)
         if not known.all() or any(record.identity is None for record in records):
             raise UserError(f"{dataset}: few-label tables need every label and the person of every face")
         people = np.unique([record.identity for record in records], return_inverse=True)[1]

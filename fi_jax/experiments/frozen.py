@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from fi_jax.config import Experiment
 from fi_jax.data.examples import stamp
 from fi_jax.data.pipeline import evaluation_batches, open_dataset, stream_places
-from fi_jax.data.records import FaceRecord, encode_labels
+from fi_jax.data.records import FaceRecord, label_arrays
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
 from fi_jax.files import atomic_path, is_intact, seal
@@ -118,8 +118,7 @@ def face_features(
             f"the model holds no '{missing[0]}': its encoders were not trained here, so they cannot be frozen"
         )
     vocabulary = vocabulary or find_vocabulary(config.data.vocabulary, config.data.schemas)
-    encoded = [encode_labels(record, vocabulary) for record in records]
-    labels, known = np.stack([a for a, _ in encoded]), np.stack([b for _, b in encoded])
+    labels, known = label_arrays(records, vocabulary)
     digest = hashlib.sha256("\n".join(stamp(record) for record in records).encode())
     digest.update(repr((config.model, config.data.image_size, config.data.frame, config.weights.parser)).encode())
     for path in sorted(towers):
