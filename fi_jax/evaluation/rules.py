@@ -11,7 +11,7 @@ from fi_jax.evaluation.columns import Block, Predictions
 from fi_jax.evaluation.metrics import accuracy, as_confusion, confusion_cells, mean_attribute, mean_error
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.choice import majority_of
-from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, number, scores
+from fi_jax.evaluation.protocols.scoring import Metric, breakdown, number, scores
 from fi_jax.knowledge.consistency import decode_consistent, log_odds
 from fi_jax.knowledge.logic import RuleTable, broken, compile_rules
 from fi_jax.labels.question_bank import is_built_in
@@ -203,9 +203,7 @@ def _judged_by_rules(block: Block) -> Block:
     )
 
 
-def judge_rules(
-    block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap, consistent: bool = True
-) -> dict | None:
+def judge_rules(block: Block, baselines: Mapping[str, Answer], resamples: int, consistent: bool = True) -> dict | None:
     """Returns the violation rate with all that stands beside it, or None when no rule concerns these questions.
 
     The rate is the share of faces whose answers break at least one rule. Beside it: the same of the true labels
@@ -238,10 +236,10 @@ def judge_rules(
     ]
     return {
         "headline": RATE.name,
-        "metrics": scores(stats[judged], (RATE,), bootstrap, constant[judged]),
+        "metrics": scores(stats[judged], (RATE,), resamples, constant[judged]),
         "baseline": {"answer": "each question's majority", "from": "train" if baselines else "evaluated"},
         "annotations": number(RATE.of(true_stats.sum(0, dtype=np.float64))),
-        "groups": breakdown(stats, judged, block.groups, RATE, bootstrap),
+        "groups": breakdown(stats, judged, block.groups, RATE, resamples),
         "by_rule": {
             str(rule): {"kind": rule.kind, "why": rule.source, "rate": number(rate[r]), "faces": int(mask[:, r].sum())}
             for r, rule in enumerate(rules)

@@ -11,7 +11,6 @@ from fi_jax.errors import UserError
 from fi_jax.evaluation.columns import Block, gather
 from fi_jax.evaluation.predictions import Answer, Prediction
 from fi_jax.evaluation.protocols import choice, numbers, years
-from fi_jax.evaluation.protocols.scoring import Bootstrap
 from fi_jax.evaluation.results import VERSION
 from fi_jax.evaluation.rules import judge_rules
 from fi_jax.labels.schema import find_vocabulary, read_schema
@@ -43,13 +42,13 @@ def train_baseline(truths: Iterable[Mapping[str, Answer]]) -> dict[str, Answer]:
 def judge_block(
     block: Block,
     baselines: Mapping[str, Answer],
-    bootstrap: Bootstrap,
+    resamples: int,
     estimator: years.Estimator,
     consistent: bool = True,
 ) -> dict:
     """Returns one entry of the summary: what one source answered about one data set in one setting."""
-    tasks = choice.judge(block, baselines, bootstrap)
-    tasks |= years.judge(block, baselines, bootstrap, estimator) | numbers.judge(block, tasks, bootstrap)
+    tasks = choice.judge(block, baselines, resamples)
+    tasks |= years.judge(block, baselines, resamples, estimator) | numbers.judge(block, tasks, resamples)
     return {
         "dataset": block.dataset,
         "source": block.source,
@@ -57,7 +56,7 @@ def judge_block(
         "split": block.split,
         "faces": len(block.images),
         "tasks": tasks,
-        "rules": judge_rules(block, baselines, bootstrap, consistent),
+        "rules": judge_rules(block, baselines, resamples, consistent),
     }
 
 
@@ -67,7 +66,6 @@ def summarise(
     *,
     estimator: years.Estimator = "expected",
     resamples: int = 1000,
-    seed: int = 0,
     meta: Mapping[str, Any] | None = None,
     consistent: bool = True,
     tables: Iterable[str] = (),
@@ -80,7 +78,6 @@ def summarise(
         majority, and each entry says which it is.
       estimator: how years are read for the headline; chosen on validation faces when a model is packed.
       resamples: bootstrap samples of the faces behind each 95 % interval.
-      seed: of the bootstrap.
       meta: whatever else the file should carry: config, command, checkpoint.
       tables: schemas (YAML) of tables of one's own among the data sets; their rules are judged too.
       consistent: whether to find what consistent decoding costs (an integer program a face that breaks a rule).
@@ -94,11 +91,10 @@ def summarise(
     blocks = [replace(block, vocabulary=own.get(block.dataset)) for block in gather(predictions)]
     if not blocks:
         raise UserError("there are no predictions to summarise; evaluate at least one face")
-    bootstrap = Bootstrap(resamples, seed)
     baselines = baselines or {}
     return {
         "version": VERSION,
-        "interval": {"level": bootstrap.level, "resamples": resamples, "seed": seed, "unit": "face"},
-        "entries": [judge_block(b, baselines.get(b.dataset, {}), bootstrap, estimator, consistent) for b in blocks],
+        "interval": {"level": 0.95, "resamples": resamples, "seed": 0, "unit": "face"},
+        "entries": [judge_block(b, baselines.get(b.dataset, {}), resamples, estimator, consistent) for b in blocks],
         "meta": dict(meta or {}),
     }

@@ -20,7 +20,6 @@ from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Block, Predictions
 from fi_jax.evaluation.predictions import Answer
 from fi_jax.evaluation.protocols.scoring import (
-    Bootstrap,
     Metric,
     breakdown,
     calibrate,
@@ -81,7 +80,7 @@ def majority_of(column: Predictions, train_answer: Answer) -> tuple[int, str]:
     return column.options.index(train_answer), "train"
 
 
-def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -> dict[str, dict]:
+def judge(block: Block, baselines: Mapping[str, Answer], resamples: int) -> dict[str, dict]:
     """Returns the result of every task of choices that some face's truth is known of, attributes first.
 
     A result is a plain dict: `headline` (metric name), `metrics` (value, interval, majority baseline), `groups`,
@@ -89,7 +88,7 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
     also `confusion` and `per_class`, of attributes `per_attribute` and the number of `answers`.
     """
     return {
-        task: _Judged(columns, block, baselines, bootstrap).result(task, measured)
+        task: _Judged(columns, block, baselines, resamples).result(task, measured)
         for task, measured, columns in _tasks(block)
     }
 
@@ -97,7 +96,7 @@ def judge(block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap) -
 def statistics(block: Block) -> Iterator[tuple[str, Sequence[Metric], Float[Array, "f s"]]]:
     """Yields each task of choices with its metrics and each face's statistics."""
     for task, measured, columns in _tasks(block):
-        yield task, measured, _Judged(columns, block, {}, Bootstrap(resamples=1)).stats
+        yield task, measured, _Judged(columns, block, {}, 1).stats
 
 
 def _tasks(block: Block) -> Iterator[tuple[str, Sequence[Metric], list[Predictions]]]:
@@ -115,10 +114,8 @@ def _tasks(block: Block) -> Iterator[tuple[str, Sequence[Metric], list[Predictio
 class _Judged:
     """Questions with the same options, and the statistics that all their metrics are functions of."""
 
-    def __init__(
-        self, columns: Sequence[Predictions], block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap
-    ):
-        self.columns, self.groups, self.bootstrap = columns, block.groups, bootstrap
+    def __init__(self, columns: Sequence[Predictions], block: Block, baselines: Mapping[str, Answer], resamples: int):
+        self.columns, self.groups, self.resamples = columns, block.groups, resamples
         self.target = np.stack([column.known_target for column in columns], -1)
         self.answer = np.stack([column.answer for column in columns], -1)
         self.known = self.target >= 0
@@ -126,7 +123,7 @@ class _Judged:
         self.majority = [majority_of(column, baselines.get(column.question)) for column in columns]
         constant = np.broadcast_to([option for option, _ in self.majority], self.target.shape)
         self.stats, self.baseline = self._cells(self.answer), self._cells(constant)
-        self.samples = metrics.bootstrap_sums(self.stats[self.counted], bootstrap.resamples, bootstrap.seed)
+        self.samples = metrics.bootstrap_sums(self.stats[self.counted], resamples)
 
     def _cells(self, answer: Int[Array, "f q"]) -> Float[Array, "f s"]:
         """Each face's confusion cells of all questions, side by side."""
@@ -145,12 +142,12 @@ class _Judged:
         majority = "each attribute's majority" if is_attribute else self.columns[0].options[self.majority[0][0]]
         return {
             "headline": measured[0].name,
-            "metrics": scores(self.stats[self.counted], measured, self.bootstrap, self.baseline, self.samples),
+            "metrics": scores(self.stats[self.counted], measured, self.resamples, self.baseline, self.samples),
             "baseline": {
                 "answer": majority,
                 "from": origins.pop() if len(origins) == 1 else "train where given, else evaluated",
             },
-            "groups": breakdown(self.stats, self.counted, self.groups, measured[0], self.bootstrap),
+            "groups": breakdown(self.stats, self.counted, self.groups, measured[0], self.resamples),
             **(self.per_attribute() if is_attribute else self.per_class()),
             "calibration": calibrate(confidence[self.known], (self.answer == self.target)[self.known]),
             "faces": int(self.counted.sum()),
@@ -162,7 +159,7 @@ class _Judged:
         """Every attribute's own metrics."""
         sums, constant = (self.confusion(s.sum(0, dtype=np.float64)) for s in (self.stats, self.baseline))
         drawn = self.confusion(self.samples)
-        ranges = {name: intervals(of(drawn), self.bootstrap) for name, of in _OF_ATTRIBUTE.items()}
+        ranges = {name: intervals(of(drawn)) for name, of in _OF_ATTRIBUTE.items()}
         faces, positives = self.known.sum(0), (self.target == 0).sum(0)
         found = {
             column.question: {
@@ -182,7 +179,7 @@ class _Judged:
         (confusion,) = self.confusion(self.stats.sum(0, dtype=np.float64))
         drawn = self.confusion(self.samples)[:, 0]
         values = {name: of(confusion) for name, of in _OF_CLASS.items()}
-        ranges = {name: intervals(of(drawn), self.bootstrap) for name, of in _OF_CLASS.items()}
+        ranges = {name: intervals(of(drawn)) for name, of in _OF_CLASS.items()}
         options = self.columns[0].options
         return {
             "confusion": {

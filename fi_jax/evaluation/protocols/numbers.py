@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Block, Predictions
-from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, scores
+from fi_jax.evaluation.protocols.scoring import Metric, breakdown, scores
 from fi_jax.evaluation.protocols.years import error_stats
 from fi_jax.labels.bins import bin_centres, edges_of
 from fi_jax.labels.questions import OWN_NUMBER
@@ -16,7 +16,7 @@ Array = np.ndarray
 ERROR = Metric("mae", metrics.mean_error, higher_is_better=False)
 
 
-def judge(block: Block, judged: Mapping[str, dict], bootstrap: Bootstrap) -> dict[str, dict]:
+def judge(block: Block, judged: Mapping[str, dict], resamples: int) -> dict[str, dict]:
     """Returns the results of `judged` (`choice.judge`) about numbers, with the mean absolute error as the headline.
 
     An answer without probabilities counts as the middle of its bin; one that cannot be read, as the middle of all.
@@ -28,12 +28,12 @@ def judge(block: Block, judged: Mapping[str, dict], bootstrap: Bootstrap) -> dic
             continue
         counted = stats[:, 1] > 0
         median = np.full(len(counted), np.median(column.years[counted]))
-        error = scores(stats[counted], (ERROR,), bootstrap, error_stats(median, column.years, counted)[counted])
+        error = scores(stats[counted], (ERROR,), resamples, error_stats(median, column.years, counted)[counted])
         result = judged[column.task]
         found[column.task] = result | {
             "headline": ERROR.name,
             "metrics": error | result["metrics"],
-            "groups": breakdown(stats, counted, block.groups, ERROR, bootstrap),
+            "groups": breakdown(stats, counted, block.groups, ERROR, resamples),
         }
     return found
 

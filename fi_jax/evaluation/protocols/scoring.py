@@ -24,40 +24,31 @@ class Metric:
     faces: Callable[[Array], Array] | None = None
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made: bootstrap resamples, seed, level."""
-
-    resamples: int = 1000
-    seed: int = 0
-    level: float = 0.95
-
-
 def number(value: float | Array | None) -> float | None:
     """A JSON number: None for NaN, six digits otherwise."""
     return None if value is None or not np.isfinite(value) else round(float(value), 6)
 
 
-def score(stats: Float[Array, "f s"], metric: Metric, bootstrap: Bootstrap, samples: Array | None = None) -> dict:
+def score(stats: Float[Array, "f s"], metric: Metric, resamples: int, samples: Array | None = None) -> dict:
     """Returns `{"value", "low", "high"}`: the metric over all faces and its bootstrap interval over faces.
 
     Where a share is 0 or 1 every resample says the same, so its interval is the exact one (Clopper & Pearson 1934).
     """
     if samples is None:
-        samples = metrics.bootstrap_sums(stats, bootstrap.resamples, bootstrap.seed)
+        samples = metrics.bootstrap_sums(stats, resamples)
     sums = stats.sum(0, dtype=np.float64)
     value = metric.of(sums)
     if metric.faces is not None and value in (0, 1):
-        low, high = metrics.exact_interval(float(value), int(metric.faces(sums)), bootstrap.level)
+        low, high = metrics.exact_interval(float(value), int(metric.faces(sums)))
     else:
-        low, high = metrics.interval(metric.of(samples), bootstrap.level)
+        low, high = metrics.interval(metric.of(samples))
     return {"value": number(value), "low": number(low), "high": number(high)}
 
 
 def scores(
     stats: Float[Array, "f s"],
     measured: Sequence[Metric],
-    bootstrap: Bootstrap,
+    resamples: int,
     baseline: Float[Array, "f s"] | None = None,
     samples: Float[Array, "r s"] | None = None,
 ) -> dict[str, dict]:
@@ -66,18 +57,18 @@ def scores(
     `samples` are the bootstrap sums of `stats`, where they have been drawn before.
     """
     if samples is None:
-        samples = metrics.bootstrap_sums(stats, bootstrap.resamples, bootstrap.seed)
+        samples = metrics.bootstrap_sums(stats, resamples)
     found = {}
     for metric in measured:
-        found[metric.name] = score(stats, metric, bootstrap, samples) | {"higher_is_better": metric.higher_is_better}
+        found[metric.name] = score(stats, metric, resamples, samples) | {"higher_is_better": metric.higher_is_better}
         if baseline is not None:
             found[metric.name]["baseline"] = number(metric.of(baseline.sum(0, dtype=np.float64)))
     return found
 
 
-def intervals(samples: Float[Array, "r m"], bootstrap: Bootstrap) -> list[list[float | None]]:
+def intervals(samples: Float[Array, "r m"]) -> list[list[float | None]]:
     """Returns `[low, high]` of each of `m` values over the bootstrap samples; None where it is never defined."""
-    return [[number(edge) for edge in metrics.interval(column, bootstrap.level)] for column in samples.T]
+    return [[number(edge) for edge in metrics.interval(column)] for column in samples.T]
 
 
 def breakdown(
@@ -85,7 +76,7 @@ def breakdown(
     counted: Array,
     groups: Mapping[str, Sequence[str | None]],
     metric: Metric,
-    bootstrap: Bootstrap,
+    resamples: int,
 ) -> dict[str, dict]:
     """Returns, for each grouping that the faces state, the metric of each group and the gap of best and worst.
 
@@ -99,7 +90,7 @@ def breakdown(
         if not names:
             continue
         members = {group: np.flatnonzero((stated == group) & counted) for group in names}
-        rows = {group: score(stats[rows], metric, bootstrap) | {"faces": len(rows)} for group, rows in members.items()}
+        rows = {group: score(stats[rows], metric, resamples) | {"faces": len(rows)} for group, rows in members.items()}
         large = [g for g in names if rows[g]["faces"] >= SMALLEST_GROUP and rows[g]["value"] is not None]
         best = worst = gap = None
         if len(large) >= 2:

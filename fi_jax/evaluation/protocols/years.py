@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from fi_jax.evaluation import metrics
 from fi_jax.evaluation.columns import Block
 from fi_jax.evaluation.predictions import Answer
-from fi_jax.evaluation.protocols.scoring import Bootstrap, Metric, breakdown, scores
+from fi_jax.evaluation.protocols.scoring import Metric, breakdown, scores
 from fi_jax.labels.tasks import expected_age, median_age
 
 Array = np.ndarray
@@ -37,7 +37,7 @@ def statistics(block: Block) -> Iterator[Float[np.ndarray, "f 2"]]:
 
 
 def judge(
-    block: Block, baselines: Mapping[str, Answer], bootstrap: Bootstrap, estimator: Estimator = "expected"
+    block: Block, baselines: Mapping[str, Answer], resamples: int, estimator: Estimator = "expected"
 ) -> dict[str, dict]:
     """Returns the result under "age_years": the error of the headline estimator and of each; empty without truths.
 
@@ -67,13 +67,13 @@ def judge(
         result: dict[str, dict] = {}
         for metric_name, name in measured.items():
             metric = Metric(metric_name, metrics.mean_error, higher_is_better=False)
-            result |= scores(stats[name][counted], (metric,), bootstrap, constant)
+            result |= scores(stats[name][counted], (metric,), resamples, constant)
         found[TASK] = {
             "headline": ERROR.name,
             "metrics": result,
             "estimator": headline,
             "baseline": {"answer": baseline, "from": "evaluated" if median is None else "train"},
-            "groups": breakdown(stats[headline], counted, block.groups, ERROR, bootstrap),
+            "groups": breakdown(stats[headline], counted, block.groups, ERROR, resamples),
             "calibration": None,
             "faces": int(counted.sum()),
             "unreadable": int((counted & np.isnan(read[headline])).sum()),
