@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,13 @@ def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of all parameters, flat; nothing is computed. A LoRA target that no layer has is a `UserError`."""
     _require_targets(config)
     # Which attention kernel runs changes no shape, and "flash" refuses machines without it.
-    return flatten(jax.eval_shape(lambda: _init(replace(config, attention="xla"), 0)))
+    return dict(_shapes(replace(config, attention="xla")))
+
+
+@lru_cache(maxsize=8)
+def _shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Kept, since tracing takes a second and a command asks several times."""
+    return flatten(jax.eval_shape(lambda: _init(config, 0)))
 
 
 def _require_targets(config: ModelConfig) -> None:
