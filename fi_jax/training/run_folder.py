@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -64,9 +65,10 @@ class RunLog:
 
     def _draw(self, step: int, values: dict[str, float]) -> None:
         # Not its SummaryWriter: that writes on a thread, whose death on a full disk blocks whoever logs.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.summary import scalar
 
         events = [
             Event(summary=scalar(name, value), step=step, wall_time=time.time()) for name, value in values.items()
@@ -91,6 +93,19 @@ class RunLog:
                     opened.close()
         if self._tracked is not None:
             self._tracked.finish()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch from an import: tensorboardX loads it where it is installed, for seconds, and does without it."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 def _open_wandb(config: Experiment, folder: Path) -> Any:

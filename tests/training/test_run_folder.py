@@ -70,6 +70,20 @@ def test_weights_and_biases_gets_the_same_lines_offline(tmp_path, monkeypatch):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_log_loads_no_torch(tmp_path):
+    """tensorboardX would: seconds of every start."""
+    text = f"""
+import sys
+from pathlib import Path
+from fi_jax.config import Experiment
+from fi_jax.training.run_folder import RunLog
+RunLog(Path({str(tmp_path)!r}), Experiment(), 0).write(1, {{"loss": 2.0}})
+print("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", text], capture_output=True, text=True).stdout == "False\n"
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
 @pytest.mark.parametrize("part", ["_file", "_board"])
 def test_a_full_disk_ends_the_log_at_once(tmp_path, part):
     log = RunLog(tmp_path, Experiment(), 0)
