@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fi_jax.data.datasets import find_dataset
+from fi_jax.data.datasets import Dataset, find_dataset
 from fi_jax.data.examples import examine
 from fi_jax.data.examples import fingerprint as face_fingerprint
 from fi_jax.data.pipeline import open_dataset
@@ -60,12 +60,12 @@ class Part:
     unreadable: dict[str, str]
 
 
-def judged_faces(dataset: str, root: str, options: EvaluationOptions) -> tuple[Source, list[FaceRecord]]:
+def judged_faces(dataset: Dataset, root: str, options: EvaluationOptions) -> tuple[Source, list[FaceRecord]]:
     """Opens a data set; also returns those of its faces that are asked about. Raises `UserError` where there are none."""
-    source = find_dataset(dataset).open(root)
+    source = dataset.open(root)
     records = limited(source.records(options.split), options.limit)
     if not records:
-        raise UserError(f"{dataset} at '{root}' has no faces in split '{options.split}'")
+        raise UserError(f"{dataset.name} at '{root}' has no faces in split '{options.split}'")
     return source, records
 
 
@@ -92,7 +92,7 @@ def fill_part(
     """
     dataset = find_dataset(assignment.dataset)
     name = dataset.name
-    source, records = judged_faces(name, root, options)
+    source, records = judged_faces(dataset, root, options)
     asked = (options.head_only, options.free_form, options.all_questions)
     depends = (fingerprint, *asked, face_fingerprint(records, times=True))
     stem = f"{name}-{assignment.setting}-{options.split}-{sha256(repr(depends))[:12]}"

@@ -216,7 +216,7 @@ def _judge_run(study: Study, point: Point) -> dict:
     for dataset, root in study.sets:
         assignment = Assignment(dataset, "fine-tuned", 0)
         part = fill_part(folder / "evaluation", assignment, root, study.options, model.fingerprint, model.load)
-        baselines[dataset] = part.baseline
+        baselines[find_dataset(dataset).name] = part.baseline
         lines += read_predictions(part.path)
     return scores_of(lines, baselines)
 
@@ -237,14 +237,15 @@ class _Frozen:
         self.judged: list[tuple[str, list, Features, list]] = []
         self.baselines = {}
         for name, root in study.sets:
-            source, records = judged_faces(name, root, study.options)
-            questions = answerable(find_dataset(name).questions, vocabulary)
+            dataset = find_dataset(name)
+            source, records = judged_faces(dataset, root, study.options)
+            questions = answerable(dataset.questions, vocabulary)
             if not questions:
                 raise UserError(f"vocabulary '{vocabulary.name}' knows no answer to any question about {name}")
             log.info(f"encoding {len(records)} faces of {name} to judge by")
             features = face_features(self.base, records, cache, study.options.mask_cache)
             self.judged.append((name, records, features, questions))
-            self.baselines[name] = majorities(source, questions)
+            self.baselines[dataset.name] = majorities(source, questions)
 
     def run(self, chunk: Sequence[Point]) -> list[dict]:
         """Trains a program's members and judges each by its alignment head."""

@@ -51,6 +51,20 @@ def fill(root, out, model, **options):
     return fill_part(out, CELL, str(root), EvaluationOptions("all", **options), "uniform", model.load)
 
 
+def test_a_table_is_opened_by_its_schema_and_goes_by_its_name(root, tmp_path):
+    names = sorted(path.name for path in root.rglob("*.jpg"))[:4]
+    (tmp_path / "t.csv").write_text("file,badge\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
+    schema = tmp_path / "t.yaml"
+    schema.write_text(
+        f"name: own\ntable: t.csv\nimages: {next(root.rglob(names[0])).parent}\npicture: file\n"
+        'labels: {badge: {type: yes/no, question: "Is there a badge?", prompt: A badge.}}\n'
+    )
+    cell = Assignment(f"table:{schema}", "training-free", 0)
+    part = fill_part(tmp_path / "out", cell, "", EvaluationOptions("all"), "uniform", Uniform().load)
+    lines = list(read_predictions(part.path))
+    assert part.path.name.startswith("own-") and {line.dataset for line in lines} == {"own"} and len(lines) == 4
+
+
 def test_a_part_is_made_once_and_again_when_labels_or_pictures_change(root, tmp_path):
     model, out = Uniform(), tmp_path / "out"
     first = fill(root, out, model)
