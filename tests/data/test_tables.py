@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import re
 import unicodedata
 from pathlib import Path
 
@@ -339,3 +340,14 @@ def test_own_numbers_have_an_error_and_own_rules_a_violation_rate():
     assert summarise(lines)["entries"][0]["rules"] is None
     with pytest.raises(UserError, match="no bins of a number"):
         from_line(to_line(lines[0]).replace("160 to 170", "medium"))
+
+
+@pytest.mark.real_data
+def test_declared_rules_come_out_on_top_of_real_annotations(shared_data, capsys):
+    assert main(["dataset", "rules", "celeba", "--data-root", str(shared_data / "celeba")]) == 0
+    beards = ("Goatee", "Mustache", "Sideburns")
+    said = re.findall(r"- (\w+): \[(\w+), \[(\w+)\]\]", capsys.readouterr().out)
+    first = {(kind, frozenset((a, b))) for kind, a, b in said[:17]}
+    assert {("implies", frozenset((beard, "Male"))) for beard in ("5_o_Clock_Shadow", *beards)} <= first
+    excluded = (*(("No_Beard", beard) for beard in beards), ("Bangs", "Receding_Hairline"), ("Bald", "Wavy_Hair"))
+    assert {("excludes", frozenset(pair)) for pair in excluded} <= first
