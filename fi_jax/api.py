@@ -5,6 +5,7 @@ Everything here is public and stable: names, arguments and results change only w
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from fi_jax.inference.answerer import Answerer, load_answerer
 from fi_jax.inference.answers import Request, Response
 from fi_jax.inference.batch_prediction import FacePrediction, Picture, predict_faces
 from fi_jax.inference.conversation import respond
-from fi_jax.labels.facts import Statement
+from fi_jax.labels.facts import Statement, statement_names
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
 from fi_jax.pictures.crop import Box
@@ -37,6 +38,7 @@ class Model:
 
     Attributes:
       questions: names of all closed questions that the model answers, in the order of tables.
+      statements: names of what can be stated of a face (`known`): these questions, "race" and "age".
     """
 
     def __init__(self, model: TrainedModel):
@@ -45,6 +47,7 @@ class Model:
         self._turn = threading.Lock()
         self._bank = {question.name: question for question in questions_for(self._answerer.vocabulary)}
         self.questions: tuple[str, ...] = tuple(self._bank)
+        self.statements: tuple[str, ...] = tuple(statement_names(self._answerer.vocabulary))
         # Changes whenever the model's answers may.
         leaves = ((path, np.asarray(leaf).tobytes()) for path, leaf in sorted(model.leaves.items()))
         self.fingerprint: str = sha256(
@@ -113,6 +116,7 @@ class Model:
         every_face: bool = False,
         whole: bool = False,
         batch_size: int = 8,
+        known: Iterable[Mapping[str, Statement | None]] | None = None,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[list[FacePrediction]]:
         """Answers about many pictures, in batches; yields each picture's faces, in order, as they are done.
@@ -123,13 +127,19 @@ class Model:
           every_face: all faces, largest first; by default the largest alone.
           whole: the pictures are face crops already.
           batch_size: faces at once on the device.
+          known: what is certain of each picture's face, in their order, as `ask` takes it; None, NaN and "" say
+            nothing. A table's columns are `frame[["gender", "age"]].to_dict("records")`. Not with `every_face`.
           progress: told after each batch how many pictures are done.
 
         Yields:
           One list a picture. What cannot be read is a `FacePrediction` with `face` 0 and the reason in `error`.
         """
         chosen = self.choose_questions(questions, race=race)
-        pictures = (_picture(image, number) for number, image in enumerate(images))
+        if every_face and known is not None:
+            raise UserError("what is known holds of one face a picture; leave out every_face")
+        pictures: Iterator[Picture] = (_picture(image, number) for number, image in enumerate(images))
+        if known is not None:
+            pictures = (replace(one, known=_said(row)) for one, row in zip(pictures, known, strict=True))
         stream = predict_faces(
             self._answerer,
             pictures,
@@ -207,6 +217,11 @@ def _picture(image: PictureLike | Picture, number: int) -> Picture:
     raise UserError(
         f"picture {number} is {type(image).__name__}{shape}; give a path, bytes, a PIL picture, or RGB pixels (y x 3 uint8)"
     )
+
+
+def _said(row: Mapping[str, Statement | None]) -> dict[str, Statement]:
+    """A table's row without its empty cells."""
+    return {name: value for name, value in row.items() if value is not None and value != "" and value == value}
 
 
 def _pil_pixels(image: Image) -> np.ndarray:

@@ -74,6 +74,28 @@ def test_predictions_are_the_answers_of_ask_in_any_batch(model, folder):
     np.testing.assert_allclose([a.probability for a in found.answers], [a.probability for a in said.answers], atol=2e-3)
 
 
+def test_what_a_table_states_of_each_face_is_known(model, folder, tmp_path, capsys):
+    names = ["portrait.png", "drawn/0.PNG", "drawn/1.PNG", "drawn/2.PNG"]
+    sex, years = ["female", "", "male", "both"], [45, None, 30, 20]
+    table = pd.DataFrame({"image": [folder / name for name in names], "sex": sex, "age": years})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    out, asked = tmp_path / "out.csv", ["--head", "--whole", "--questions", "Male", "Smiling", "gender", "age_group"]
+    command = ["predict", str(tmp_path / "t.csv"), "--out", str(out), *asked]
+    assert main([*command, "--known-columns", "gendr=sex"]) == 2 and "mean 'gender'" in capsys.readouterr().err
+    assert main([*command, "--known-columns", "gender=sexx"]) == 2 and "mean 'sex'" in capsys.readouterr().err
+    assert main([*command, "--known-columns", "gender=sex", "age"]) == 0
+    found = pd.read_csv(out)
+    # An empty cell says nothing, a wrong one is the picture's error.
+    assert list(found.gender[[0, 2]]) == ["female", "male"] and "both" in found.error[3]
+    assert list(found.gender_probability[[0, 2]]) == [1, 1] and found.gender_probability[1] < 1
+    assert list(found.Male[[0, 2]]) == ["No", "Yes"] and list(found.age_group[[0, 2]]) == ["40-49", "30-39"]
+    said = model.answers(folder / names[0], by="head", known={"gender": "female", "age": 45}, box=(0, 0, 512, 512))
+    smiling = next(a.probability for a in said.answers if a.question.name == "Smiling")
+    assert found.Smiling_probability[0] == pytest.approx(smiling, abs=2e-3)
+    with pytest.raises(fi_jax.UserError, match="every_face"):
+        list(model.predict([folder / names[0]], known=[{"age": 45}], every_face=True))
+
+
 def test_what_cannot_be_read_says_why_and_stops_nothing(model, folder):
     names = ["broken.jpg", "portrait.png", "grey.jpg", "missing.jpg"]
     done: list[int] = []

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.pictures.find import find_pictures, is_named_like_pictures
     from fi_jax.prompting.refusals import checked_question
 
-    known = _known(args.known)
+    known = _known(args.known) or None
     first, *others = args.words
     pictures = find_pictures([first, *filter(is_named_like_pictures, others)])
     questions = [checked_question(word) for word in others if not is_named_like_pictures(word)]
@@ -159,7 +159,7 @@ def _typed() -> Iterator[str]:
 
 
 def _answer(
-    model, face: _Face, question: str | None, args: argparse.Namespace, known: dict[str, str], several: bool
+    model, face: _Face, question: str | None, args: argparse.Namespace, known: dict[str, str] | None, several: bool
 ) -> None:
     """Answers one question, or describes the face, and prints what was found."""
     from fi_jax.inference.answers import Request

@@ -1,6 +1,7 @@
 """Answer about every picture of a folder, a list or a table: one row a face, in CSV, Parquet or JSON lines.
 
 fi-jax predict photos/ --out answers.csv
+fi-jax predict faces.csv --known-columns gender age=years --out answers.csv
 fi-jax predict faces.csv --column picture --questions Smiling gender age_years --whole --out answers.parquet
 
 An interrupted run goes on where it stopped when the same command is given again.
@@ -24,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--column", default="", help="the column of a table that names the pictures")
     parser.add_argument(
+        "--known-columns",
+        nargs="+",
+        default=(),
+        metavar="QUESTION[=COLUMN]",
+        help="columns of a table that hold what is certain of each face; the other answers follow it",
+    )
+    parser.add_argument(
         "--questions", nargs="+", default=(), metavar="NAME", help="which questions (default: all but race)"
     )
     parser.add_argument("--race", action="store_true", help="also what annotators would call the person's race")
@@ -38,24 +46,31 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from fi_jax.cli.runtime import start
-    from fi_jax.errors import UserError
+    from fi_jax.errors import UserError, require_choice
 
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}; it must be at least 1")
     from fi_jax.api import load
+    from fi_jax.files import sha256
     from fi_jax.inference.prediction_files import PredictionFile
     from fi_jax.pictures.find import find_pictures
 
     pictures = find_pictures(args.paths, args.column)
+    columns = {name: column or name for name, _, column in (one.partition("=") for one in args.known_columns)}
+    known = _known(args, columns)
     start()
     model = load(args.checkpoint)
     questions = model.choose_questions(args.questions or None, race=args.race)
+    for name in columns:
+        require_choice("--known-columns", name, model.statements)
     made_with = {
         "model": model.fingerprint,
         "head": args.head,
         "every_face": args.every_face,
         "whole": args.whole,
     }
+    if columns:
+        made_with["known"] = sha256(repr(sorted(known.items())))[:16]
     file = PredictionFile(args.out, questions, made_with)
     left = [path for path in pictures if str(path) not in file.done]
     if file.done:
@@ -71,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             every_face=args.every_face,
             whole=args.whole,
             batch_size=args.batch_size,
+            known=[known[path] for path in left] if columns else None,
             progress=advance,
         )
         for found in file.write(predictions):
@@ -82,5 +98,26 @@ def run(args: argparse.Namespace) -> int:
     if len(failed) > 20:
         print(f"… and {len(failed) - 20} more; column 'error' has them all")
     rate = faces / max(time.monotonic() - began, 1e-9)
-    print(f"{args.out}: {rows} rows; {faces} faces in this run, {rate:.1f} a second; {len(failed)} pictures without")
+    print(
+        f"{args.out}: {rows} rows; {faces} faces in this run, {rate:.1f} a second; nothing about {len(failed)} pictures"
+    )
     return 0
+
+
+def _known(args: argparse.Namespace, columns: dict[str, str]) -> dict[Path, dict[str, str]]:
+    """What the tables state of each picture; `columns`: question -> column."""
+    from fi_jax.errors import UserError, require_choice
+    from fi_jax.pictures.find import picture_rows
+    from fi_jax.tables import TABLE_SUFFIXES
+
+    found: dict[Path, dict[str, str]] = {}
+    for path in map(Path, args.paths if columns else ()):
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise UserError(f"--known-columns are of tables; '{path}' is none")
+        for picture, row in picture_rows(path, args.column):
+            for column in columns.values():
+                require_choice(f"column of '{path.name}'", column, row)
+            stated = {name: row[column] for name, column in columns.items()}
+            if found.setdefault(picture, stated) != stated:
+                raise UserError(f"'{path}' states two things of '{picture}'; leave out --known-columns, or one of them")
+    return found

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple, cast
 
 import jax
@@ -97,8 +98,8 @@ class Answerer:
         return jax.jit(run, compiler_options=GPU_OPTIONS if eight_bits else None)
 
     def facts(self, known: Mapping[str, Statement] | None) -> Facts | None:
-        """What is stated of one face (`labels.facts.stated_labels`), rules included; None for nothing."""
-        if not known:
+        """What is stated of one face (`labels.facts.stated_labels`), rules included."""
+        if known is None:
             return None
         stated = stated_labels(known, self.vocabulary)
         labels, given = np.zeros((1, len(self.vocabulary)), np.float32), np.zeros((1, len(self.vocabulary)), bool)
@@ -109,7 +110,7 @@ class Answerer:
     def faces(
         self, image: UInt8[np.ndarray, "b y x 3"], mask: UInt8[np.ndarray, "b y x"], facts: Facts | None = None
     ) -> tuple[Faces, Alignment]:
-        """Encodes pictures and maps, and scores every label by the alignment head; `facts` are stated of every face.
+        """Encodes pictures and maps, and scores every label by the alignment head; `facts` are stated of each face.
 
         With `info["mirror"]` a label's score is the mean over picture and mirror image; it gates the knowledge tokens,
         so the LLM hears of it too. It costs one more pass of the encoders, none of the LLM.
@@ -183,16 +184,18 @@ class Answerer:
         if facts is None:
             return probabilities
         probabilities = probabilities.copy()
-        for row, question in enumerate(questions):
+        all_known, all_labels = np.asarray(facts.known), np.asarray(facts.labels)
+        for face, (row, question) in product(range(len(probabilities)), enumerate(questions)):
             at = [self.vocabulary.index(label) for label in question.labels if label]
-            known, labels = np.asarray(facts.known)[0, at], np.asarray(facts.labels)[0, at]
+            known, labels = all_known[face, at], all_labels[face, at]
             if question.is_binary:
                 known, labels = known.repeat(2), np.array([labels[0], 1 - labels[0]])
+            own = probabilities[face, row, : len(labels)]
             if known.all() or labels[known].any():
-                probabilities[:, row, : len(labels)] = np.where(known, labels, 0) / labels[known].sum()
+                own[:] = np.where(known, labels, 0) / labels[known].sum()
             elif known.any():
-                left = probabilities[:, row, : len(labels)] * ~known + 1e-12 * ~known
-                probabilities[:, row, : len(labels)] = left / left.sum(-1, keepdims=True)
+                left = (own + 1e-12) * ~known
+                own[:] = left / left.sum()
         return probabilities
 
     def calibrated(

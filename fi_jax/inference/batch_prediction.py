@@ -5,11 +5,12 @@ Pictures are read, searched for faces and parsed on threads while the model answ
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -21,6 +22,8 @@ from fi_jax.faces.picture_map import faces_in
 from fi_jax.inference.answerer import Answerer
 from fi_jax.inference.answers import Answer
 from fi_jax.inference.conversation import answers_from
+from fi_jax.knowledge.logic import Facts
+from fi_jax.labels.facts import Statement
 from fi_jax.labels.questions import Question
 from fi_jax.pictures.crop import Box
 from fi_jax.pictures.decode import decode
@@ -36,6 +39,8 @@ class Picture:
 
     name: str
     source: Readable | bytes | UInt8[np.ndarray, "y x 3"]
+    # What is certain of its face (`labels.facts`).
+    known: Mapping[str, Statement] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class _Crop:
     about: FacePrediction
     image: UInt8[np.ndarray, "s s 3"]
     mask: UInt8[np.ndarray, "s s"]
+    # Of one face.
+    facts: Facts | None
 
 
 def predict_faces(
@@ -105,6 +112,8 @@ def predict_faces(
       batch_size: faces that the model answers about at once; the last batch is filled up.
       threads: pictures read at once; by default as many as there are cores.
       advance: told after each batch how many pictures are done.
+
+    Of all pictures something is `known`, be it nothing, or of none.
 
     Answers are those of `fi-jax ask`: the same crops, maps and calibration.
     """
@@ -152,10 +161,11 @@ def _crops(answerer: Answerer, picture: Picture, every_face: bool, whole: bool) 
     if not faces:
         return [FacePrediction(picture.name, error="no face was found")]
     crops: list[_Crop | FacePrediction] = []
+    facts = answerer.facts(picture.known)
     for number, box in enumerate(faces if every_face else faces[:1], 1):
         framed = frame_face(image, box if whole else crop_for_model(box), answerer.config.data, parser)
         about = FacePrediction(picture.name, number, len(faces), box, frame=framed.frame)
-        crops.append(_Crop(about, framed.image, framed.mask))
+        crops.append(_Crop(about, framed.image, framed.mask, facts))
     return crops
 
 
@@ -173,7 +183,9 @@ def _answered(
         # Filled up with the first face: one size of batch, one compiled program.
         full = some + [some[0]] * (batch_size - len(some))
         images, masks = np.stack([one.image for one in full]), np.stack([one.mask for one in full])
-        probabilities = answerer.answer(images, masks, questions, by_llm=by_llm).of(by_llm)
+        stated = [one.facts for one in full if one.facts is not None]
+        facts = Facts(*map(jnp.concatenate, zip(*stated, strict=True))) if stated else None
+        probabilities = answerer.answer(images, masks, questions, by_llm=by_llm, facts=facts).of(by_llm)
         for one, row in zip(some, probabilities, strict=False):
             answers = answers_from(answerer, questions, row)[0]
             answered.append(replace(one.about, answers=answers))

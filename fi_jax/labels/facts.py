@@ -24,9 +24,8 @@ def stated_labels(known: Mapping[str, Statement], vocabulary: Vocabulary) -> dic
     Raises:
       UserError: an unknown question or answer, or statements that contradict each other or a rule.
     """
-    questions = {question.name: question for question in questions_for(vocabulary)}
-    questions |= {question.family: question for question in questions.values() if question.family == "race"}
-    names = [*questions, *([AGE] if "age:0-2" in vocabulary or "years:0-4" in vocabulary else [])]
+    questions = _questions(vocabulary)
+    names = statement_names(vocabulary)
     found: dict[str, float] = {}
     for name, value in known.items():
         require_choice("--known", name, names)
@@ -35,6 +34,16 @@ def stated_labels(known: Mapping[str, Statement], vocabulary: Vocabulary) -> dic
             if found.setdefault(label, truth) != truth:
                 raise UserError(f"what is stated of '{name}' contradicts another statement about {label}")
     return with_consequences(found, rules_for(vocabulary))
+
+
+def statement_names(vocabulary: Vocabulary) -> list[str]:
+    """What can be stated of a face."""
+    return [*_questions(vocabulary), *([AGE] if "age:0-2" in vocabulary or "years:0-4" in vocabulary else [])]
+
+
+def _questions(vocabulary: Vocabulary) -> dict[str, Question]:
+    questions = {question.name: question for question in questions_for(vocabulary)}
+    return questions | {question.family: question for question in questions.values() if question.family == "race"}
 
 
 def _of_age(value: Statement, vocabulary: Vocabulary) -> dict[str, float]:

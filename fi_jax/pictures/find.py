@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fi_jax.errors import UserError, require_choice
-from fi_jax.tables import TABLE_SUFFIXES, read_table, read_text
+from fi_jax.tables import TABLE_SUFFIXES, Row, read_table, read_text
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".pgm")
 # Names of the column that holds pictures, first match first.
@@ -46,10 +46,13 @@ def _named_by(text: str, column: str) -> list[Path]:
         suffix = path.suffix.lower()
         if suffix != ".txt" and suffix not in TABLE_SUFFIXES:
             return [path]
-        names = [line.strip() for line in read_text(path).split("\n")] if suffix == ".txt" else _column(path, column)
-        if not any(names):
+        if suffix in TABLE_SUFFIXES:
+            named = [picture for picture, _ in picture_rows(path, column)]
+        else:
+            named = [path.parent / line.strip() for line in read_text(path).split("\n") if line.strip()]
+        if not named:
             raise UserError(f"'{path}' names no picture")
-        return [path.parent / name for name in names if name]
+        return named
     try:
         matches = Path().glob(text) if not path.is_absolute() else Path("/").glob(text.lstrip("/"))
         files = sorted(match for match in matches if match.is_file())
@@ -60,7 +63,8 @@ def _named_by(text: str, column: str) -> list[Path]:
     return files
 
 
-def _column(path: Path, column: str) -> list[str]:
+def picture_rows(path: Path, column: str = "") -> list[tuple[Path, Row]]:
+    """The rows of a table that name a picture, with it; errors are those of `find_pictures`."""
     table = read_table(path)
     if column:
         require_choice(f"column of '{path.name}'", column, table.columns)
@@ -70,4 +74,4 @@ def _column(path: Path, column: str) -> list[str]:
         raise UserError(
             f"table '{path}' has none of the columns {', '.join(PICTURE_COLUMNS)}; name the pictures' with --column"
         )
-    return [row[chosen] for row in table.rows]
+    return [(path.parent / row[chosen], row) for row in table.rows if row[chosen]]
