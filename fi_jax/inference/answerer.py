@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import NamedTuple, cast
 
@@ -35,6 +35,10 @@ from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import assemble
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.tokenizers import load_template, load_tokenizer
+
+
+# The segment of a question that is asked alone is a multiple of so many tokens.
+_ALONE = 16
 
 
 class OptionProbabilities(NamedTuple):
@@ -125,17 +129,15 @@ class Answerer:
         return faces, alignment
 
     def builder(self, questions: Sequence[Question]) -> SequenceBuilder:
-        """Sequences that ask `questions`; made once."""
+        """Sequences that ask `questions`; made once. A question alone is padded, so that others share its program."""
         key = tuple(questions)
         if key not in self._builders:
-            self._builders[key] = SequenceBuilder(
-                self.tokenizer,
-                load_template(self.config, self.tokenizer),
-                self.vocabulary,
-                key,
-                slots_of(self.config.model, self.vocabulary),
-                num_segments=max(len(key), 1),
-            )
+            template, slots = load_template(self.config, self.tokenizer), slots_of(self.config.model, self.vocabulary)
+            make = partial(SequenceBuilder, self.tokenizer, template, self.vocabulary, key, slots)
+            builder = make(num_segments=max(len(key), 1))
+            if len(key) == 1:
+                builder = make(num_segments=1, segment_length=-(-builder.segment_length // _ALONE) * _ALONE)
+            self._builders[key] = builder
         return self._builders[key]
 
     def answer(
