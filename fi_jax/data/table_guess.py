@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fi_jax.data.tables import SPLIT_WORDS
 from fi_jax.errors import UserError
 from fi_jax.labels.question_bank import question, questions_for
 from fi_jax.labels.registry import vocabulary
@@ -51,7 +52,7 @@ def guess_columns(table: Table) -> Guess:
         guess.doubts.append(f"pictures: '{named[0]}' was taken; '{', '.join(named[1:])}' hold picture names too")
     lower = {name.lower(): name for name in table.columns}
     guess.person = next((lower[name] for name in _PERSONS if name in lower), "")
-    guess.split = next((lower[name] for name in _SPLITS if name in lower), "")
+    guess.split = next((name for name in table.columns if _is_split(name, values[name])), "")
     guess.box = next((tuple(lower[n] for n in box) for box in _BOXES if all(n in lower for n in box)), ())
     taken = {*named, guess.person, guess.split, *guess.box}
     found = {value.lower() for cells in values.values() for value in cells}
@@ -60,6 +61,12 @@ def guess_columns(table: Table) -> Guess:
         if name not in taken:
             guess.labels[name] = _label(name, values[name], guess.doubts)
     return guess
+
+
+def _is_split(name: str, cells: Sequence[str]) -> bool:
+    """By its words, whatever its name; numbers need the name too, for yes and no are such."""
+    words = {cell.lower() for cell in cells}
+    return len(words) > 1 and words <= {*SPLIT_WORDS} and (name.lower() in _SPLITS or not words <= {"0", "1", "2"})
 
 
 def _is_picture(value: str) -> bool:

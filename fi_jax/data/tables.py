@@ -16,7 +16,7 @@ from fi_jax.labels.schema import Column, Schema, as_number, read_schema, schema_
 from fi_jax.pictures.crop import Box
 from fi_jax.tables import Row, Table, read_table, read_text
 
-_SPLIT_WORDS: dict[str, Split] = {
+SPLIT_WORDS: dict[str, Split] = {
     "train": "train", "training": "train", "0": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "1": "val",
     "test": "test", "testing": "test", "2": "test",
@@ -167,9 +167,9 @@ def _splits(
     sides: dict[str, Split] = {}
     for key, row in rows.items():
         word = row[schema.split].lower()
-        if word not in _SPLIT_WORDS:
+        if word not in SPLIT_WORDS:
             raise UserError(f"{schema.name}: split '{row[schema.split]}' of {key} is neither train, val nor test")
-        splits[key] = _SPLIT_WORDS[word]
+        splits[key] = SPLIT_WORDS[word]
         person = row[schema.person] if schema.person else ""
         if person and sides.setdefault(person, splits[key]) != splits[key]:
             raise UserError(

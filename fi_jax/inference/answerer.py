@@ -36,7 +36,6 @@ from fi_jax.weights.assemble import assemble
 from fi_jax.weights.bundle import TrainedModel
 from fi_jax.weights.tokenizers import load_template, load_tokenizer
 
-
 # The segment of a question that is asked alone is a multiple of so many tokens.
 _ALONE = 16
 

@@ -17,6 +17,7 @@ from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.data.datasets import find_dataset
 from fi_jax.data.records import encode_labels
+from fi_jax.data.table_guess import guess_columns
 from fi_jax.data.tables import table_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation.predictions import Prediction, from_line, to_line
@@ -261,6 +262,18 @@ def test_init_guesses_and_says_what_it_could_not_decide(pictures, tmp_path, caps
     out = capsys.readouterr().out
     assert "40 faces" in out and "mood: known of 27" in out
     assert main(["dataset", "check", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_split_is_known_by_its_words(tmp_path):
+    def guessed(**column: str) -> str:
+        (name, values), *_ = column.items()
+        (tmp_path / "t.csv").write_text(
+            f"file,{name}\n" + "".join(f"{i}.jpg,{v}\n" for i, v in enumerate(values.split()))
+        )
+        return guess_columns(read_table(tmp_path / "t.csv")).split
+
+    assert guessed(part="train val Test") == "part" and guessed(fold="0 1 2") == "fold"
+    assert guessed(badge="0 1 0") == "" and guessed(set="red blue red") == "" and guessed(part="train train") == ""
 
 
 def test_a_config_holds_the_schemas_of_its_tables(pictures, tmp_path):
