@@ -104,17 +104,17 @@ def _cell(value) -> str:
     return str(value).strip()
 
 
-def read_text(path: Path) -> str:
-    """Returns a text file without byte-order mark, with plain line ends; a `UserError` says what else it is."""
+def read_text(path: Path, what: str = "label file") -> str:
+    """Returns a text file without byte-order mark, with plain line ends; a `UserError` says what else `what` is."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"label file '{path}' cannot be read ({error.strerror})") from None
+        raise UserError(f"{what} '{path}' cannot be read ({error.strerror})") from None
     start = data[:64].lstrip().lower()
-    for mark, what in _NOT_TEXT.items():
+    for mark, problem in _NOT_TEXT.items():
         if start.startswith(mark.lower()):
-            raise UserError(f"label file '{path}' {what}")
+            raise UserError(f"{what} '{path}' {problem}")
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"label file '{path}' is not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{what} '{path}' is not UTF-8 text (byte {error.start})") from None

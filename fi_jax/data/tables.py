@@ -31,7 +31,7 @@ def table_dataset(path: Path | str) -> Dataset:
       UserError: the schema is missing or wrong. The table itself is read when the data set is opened.
     """
     path = Path(path)
-    text = read_text(path)
+    text = read_text(path, "schema")
     schema = read_schema(text, f"schema '{path}'")
     questions = []
     for column in schema.columns:

@@ -262,6 +262,7 @@ def test_init_guesses_and_says_what_it_could_not_decide(pictures, tmp_path, caps
     out = capsys.readouterr().out
     assert "40 faces" in out and "mood: known of 27" in out
     assert main(["dataset", "check", str(tmp_path / "none.yaml")]) == 2
+    assert "schema" in capsys.readouterr().err
 
 
 def test_a_split_is_known_by_its_words(tmp_path):
