@@ -52,6 +52,17 @@ def test_one_question_one_answer(answerer):
     assert reply.image.shape == (16, 16, 3)
 
 
+def test_questions_asked_alone_share_a_shape_and_are_answered_as_among_others(answerer):
+    asked = [question("gender"), question("age_group")]
+    lengths = [answerer.builder([one]).segment_length for one in asked]
+    assert all(length % 16 == 0 for length in lengths) and answerer.builder(asked).segment_length % 16
+    image, mask = PICTURE[None, :16, :16], np.zeros((1, 16, 16), np.uint8)
+    together = answerer.answer(image, mask, asked).llm
+    for i, one in enumerate(asked):
+        alone = answerer.answer(image, mask, [one]).llm[0, 0]
+        np.testing.assert_allclose(alone, together[0, i, : len(alone)], atol=1e-5)
+
+
 def test_an_age_is_said_in_years(answerer):
     reply = respond(answerer, PICTURE, BOX, Request("How old?", by_llm=False))
     p = np.array(reply.answers[0].probabilities)
