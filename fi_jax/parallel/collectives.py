@@ -24,6 +24,9 @@ _CALLED = re.compile(
     r"\b(?:body|to_apply|calls|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
 )
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_LOOP = re.compile(r"\bcondition=(%[\w.\-]+), body=(%[\w.\-]+)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_BELOW = re.compile(r"ROOT .* compare\((%[\w.\-]+), (%[\w.\-]+)\), direction=LT")
 
 
 # A permute of a product: XLA sends a matrix around a ring piece by piece while it multiplies (a decomposed gather).
@@ -43,34 +46,69 @@ class Collective:
 
 
 def collectives(hlo: str, mesh: Mapping[str, int] | None = None) -> list[Collective]:
-    """Reads the text of a compiled module. What stands in a loop counts as often as the loop runs, where XLA knows.
+    """Reads the text of a compiled module. What stands in a loop counts as often as the loop runs, where the text says so.
 
     With `mesh` (sizes by axis, in order), collectives that cross other axes are counted apart.
     """
     computations, entry = _computations(hlo)
 
     @cache
-    def totals(name: str) -> dict[tuple[str, str], tuple[int, int]]:
-        """Count and bytes by kind and axes of one computation and all that it calls."""
-        sums: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    def totals(name: str) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """Count and bytes by kind, axes and channel of one computation and all that it calls."""
+        sums: dict[tuple[str, str, str], tuple[int, int]] = {}
+
+        def add(key: tuple[str, str, str], count: int, size: int) -> None:
+            before = sums.get(key, (0, 0))
+            # A TPU's compiler writes one gather down again in every fusion beside which a piece of it goes on.
+            sums[key] = min(before, (count, size)) if key[2] and key in sums else (before[0] + count, before[1] + size)
+
         for line in computations.get(name, ()):
             found = _INSTRUCTION.search(line)
             if found is None:
                 continue
             kind = found[2].removesuffix("-start")
             if kind in _KINDS:
-                count, size = sums[key := (_named(kind, line), _crossed(line, mesh) if mesh else "")]
-                sums[key] = (count + 1, size + _size(found[1], started=kind != found[2] and kind in _WITH_OPERANDS))
+                channel = _CHANNEL.search(line)
+                key = _named(kind, line), _crossed(line, mesh) if mesh else "", channel[1] if channel else ""
+                add(key, 1, _size(found[1], started=kind != found[2] and kind in _WITH_OPERANDS))
                 continue
-            trips = _TRIPS.search(line)
-            repeat = int(trips[1]) if trips and kind == "while" else 1
+            repeat = _trips(line, computations) if kind == "while" else 1
             for called in (called.strip("% ") for match in _CALLED.finditer(line) for called in match[1].split(",")):
                 for inner, (count, size) in totals(called).items():
-                    sums[inner] = (sums[inner][0] + repeat * count, sums[inner][1] + repeat * size)
+                    add(inner, repeat * count, repeat * size)
         return sums
 
-    found = sorted(totals(entry).items(), key=lambda item: (_ORDER.index(item[0][0]), item[0][1]))
-    return [Collective(kind, *sums, axes) for (kind, axes), sums in found]
+    sums: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for (kind, axes, _), (count, size) in totals(entry).items():
+        sums[kind, axes] = sums[kind, axes][0] + count, sums[kind, axes][1] + size
+    found = sorted(sums.items(), key=lambda item: (_ORDER.index(item[0][0]), item[0][1]))
+    return [Collective(kind, *total, axes) for (kind, axes), total in found]
+
+
+def _trips(line: str, computations: Mapping[str, list[str]]) -> int:
+    """How often a loop runs: XLA writes it on the loop; a TPU's compiler leaves it to condition and body. 1: nothing says so.
+
+    Those loops count up from 0, by 1 or, unrolled, by more, and go on while the counter is below a constant.
+    """
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    if not (called := _LOOP.search(line)):
+        return 1
+    condition, body = ("\n".join(computations.get(name[1:], ())) for name in called.groups())
+    if not (below := _BELOW.search(condition)):
+        return 1
+    place = re.search(rf"{re.escape(below[1])} = .*, index=(\d+)", condition)
+    root = re.search(r"ROOT .* tuple\((.*?)\)(?:,|$)", body, re.MULTILINE)
+    following = re.findall(r"%[\w.\-]+", root[1])[int(place[1])] if place and root else ""
+    added = re.search(rf"{re.escape(following)} = \S+ add\(%[\w.\-]+, (%[\w.\-]+)\)", body) if following else None
+    step = _constant(body, added[1]) if added else 1
+    return -(-_constant(condition, below[2]) // step)
+
+
+def _constant(text: str, name: str) -> int:
+    """A constant by its name; 1 where it is none."""
+    found = re.search(rf"{re.escape(name)} = \S+ constant\((\d+)\)", text)
+    return max(int(found[1]), 1) if found else 1
 
 
 def _named(kind: str, line: str) -> str:
