@@ -178,10 +178,18 @@ def jit_step(config: Experiment, state: Any, mesh: Mesh, wrap: Callable[[Step], 
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None), compiler_options=options)
 
 
+def micro_batches(batch: Batch, parts: int) -> Batch:
+    """Cuts a batch into `parts`, stacked on a new first axis: each takes every `parts`-th face.
+
+    So every device's own faces are spread over all of them; of consecutive faces, each device would send its own away.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
 def _accumulated(grad, trained: Leaves, inputs: StepInputs, batch: Batch, key: Array, config: Experiment):
     """Sums gradients over micro-batches, each divided by the whole batch's counts."""
     parts = config.train.accumulate
-    micro = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    micro = micro_batches(batch, parts)
 
     def terms_only(part):
         return jax.eval_shape(lambda p: batch_loss(trained, inputs, p, key, config, None)[1], part)

@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fi_jax.config import LOSS_TERMS
+from fi_jax.config import LOSS_TERMS, MeshConfig
 from fi_jax.models.face_insight import FaceInsight
 from fi_jax.models.layer_stack import unstack_layers
+from fi_jax.parallel.collectives import collectives
+from fi_jax.parallel.mesh import make_mesh
+from fi_jax.parallel.rules import batch_sharding
 from fi_jax.training.optimizer import make_optimizer, merge_params
 from fi_jax.training.state import TrainState, final_leaves, init_state
-from fi_jax.training.step import add_pixels, batch_loss, forward, make_step
+from fi_jax.training.step import add_pixels, batch_loss, forward, make_step, micro_batches
 from fi_jax.trees import unflatten
 
 
@@ -110,6 +114,25 @@ def test_padding_faces_change_nothing(small, step):
 
 
 @pytest.mark.slow
+def test_micro_batches_send_nothing():
+    """Each device's faces are spread over all micro-batches, and none leaves its device."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices()[:8])
+    faces = jax.device_put(np.arange(32.0).reshape(16, 2), batch_sharding(mesh))
+
+    def doubled(faces):
+        return jax.lax.map(lambda part: part * 2, micro_batches({"faces": faces}, 2)["faces"])
+
+    compiled = (
+        jax.jit(doubled, out_shardings=NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))))
+        .lower(faces)
+        .compile()
+    )
+    assert collectives(compiled.as_text()) == []
+    got = np.asarray(compiled(faces)) / 2
+    np.testing.assert_array_equal(got[0], np.asarray(faces)[::2])
+    np.testing.assert_array_equal(np.sort(got.reshape(16, 2), axis=0), np.asarray(faces))
+
+
 def test_accumulated_equals_the_whole_batch(small, after):
     """Unequal counts in the micro-batches: half of the first one's labels unknown, one question fewer."""
     batch = {key: np.copy(value) for key, value in small.batch.items()}
