@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from fi_jax.config import Experiment
 from fi_jax.errors import UserError
 from fi_jax.faces.masks import flip
-from fi_jax.inference.prepare import prepare_for_inference, without_adapters
+from fi_jax.inference.prepare import merged_while_read, prepare_for_inference, without_adapters
 from fi_jax.knowledge.choices import Groups, head_groups, yes_no_logits
 from fi_jax.knowledge.logic import Facts
 from fi_jax.knowledge.score_graph import with_facts
@@ -296,10 +296,15 @@ def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     # How the machine that trained the model ran it is no part of the model.
     attention = config.model.attention if accelerated else "xla"
     config = replace(config, model=replace(config.model, attention=attention, scan_layers=not (accelerated and merge)))
-    leaves, base = assemble(config, model.leaves)
+    eight_bits = config.model.frozen_precision != "bf16"
+    # An adapter that is read beside the checkpoint is merged afterwards.
+    streamed = merge and eight_bits and not config.weights.adapter
+    leaves, base = assemble(
+        config, model.leaves, store=merged_while_read(config.model, model.leaves) if streamed else None
+    )
     check_base(model, base)
-    leaves = {path: jnp.asarray(leaves.pop(path)) for path in list(leaves)}
-    if merge and (accelerated or config.model.frozen_precision != "bf16"):
+    leaves = {path: jax.tree.map(jnp.asarray, leaves.pop(path)) for path in list(leaves)}
+    if merge and (accelerated or eight_bits):
         leaves = prepare_for_inference(leaves, config.model)
         config = replace(config, model=without_adapters(config.model))
     params = unflatten(leaves)

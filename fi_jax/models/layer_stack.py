@@ -21,7 +21,9 @@ def unstack_layers(leaves: dict[str, Any], scan_layers: bool = False, prefix: st
     cut = {}
     for path in list(leaves):
         leaf = leaves.pop(path)
-        cut[path] = tuple(leaf) if path.startswith(f"{prefix}layers/") else leaf
+        if path.startswith(f"{prefix}layers/"):
+            leaf = _unstack(leaf) if isinstance(leaf, Quantised) else tuple(leaf)
+        cut[path] = leaf
     return cut
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Shaped
 Precision = Literal["bf16", "fp8", "int8"]
 
 # Linear layers of the LLM. Encoders, embeddings, the LM head, connectors and everything small stay as they are.
-_KERNELS = re.compile(r"llm/layers/(attn|mlp)/\w+_proj/kernel")
+KERNELS = re.compile(r"llm/layers/(attn|mlp)/\w+_proj/kernel")
 _STORED = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
 
 
@@ -34,6 +34,12 @@ class Quantised(flax.struct.PyTreeNode):
     forward: Any  # [*l o i], int8 or e4m3
     backward: Any  # [*l i o] or None
     scale: Any  # [*l o], float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the kernel."""
+        *stack, outputs, inputs = self.forward.shape
+        return (*stack, inputs, outputs)
 
     @property
     def is_fp8(self) -> bool:
@@ -73,18 +79,18 @@ def quantise_frozen(leaves: dict[str, Any], precision: Precision, differentiated
     """Replaces the kernels of linear layers among frozen `leaves` by `Quantised` ones.
 
     `leaves` are flat and given up: each is dropped once it is quantised. Stacked layers and tuples of one array a layer
-    both work; a stack is quantised layer by layer.
+    both work; a stack is quantised layer by layer. What is in 8 bits already stays.
     """
-    if precision == "bf16":
-        return leaves
-    quantise = partial(_quantise, precision=precision, differentiated=differentiated)
-    quantised = {}
-    for path in list(leaves):
-        leaf = leaves.pop(path)
-        if _KERNELS.fullmatch(path):
-            leaf = tuple(map(quantise, leaf)) if isinstance(leaf, tuple) else quantise(leaf)
-        quantised[path] = leaf
-    return quantised
+    return {path: quantise_leaf(path, leaves.pop(path), precision, differentiated) for path in list(leaves)}
+
+
+def quantise_leaf(path: str, leaf: Any, precision: Precision, differentiated: bool = True) -> Any:
+    """One frozen leaf as `quantise_frozen` keeps it: whole, a layer of it, or a tuple of its layers."""
+    if precision == "bf16" or not KERNELS.fullmatch(path) or isinstance(leaf, Quantised):
+        return leaf
+    if isinstance(leaf, tuple):
+        return tuple(quantise_leaf(path, one, precision, differentiated) for one in leaf)
+    return _quantise(leaf, precision, differentiated)
 
 
 @partial(jax.jit, static_argnames=("precision", "differentiated"))

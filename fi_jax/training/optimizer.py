@@ -8,6 +8,7 @@ import optax
 
 from fi_jax.config import TrainConfig
 from fi_jax.errors import UserError
+from fi_jax.models.precision import Quantised
 from fi_jax.training.numbers import Numbers
 from fi_jax.trees import flatten, unflatten
 
@@ -87,7 +88,10 @@ def make_optimizer(config: TrainConfig, numbers: Numbers | None = None) -> optax
 
 
 def cast(leaves: dict[str, jax.Array], dtype: str) -> dict[str, jax.Array]:
-    """Casts every floating leaf."""
-    return {
-        path: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for path, leaf in leaves.items()
-    }
+    """Casts every floating leaf; what is in 8 bits stays."""
+
+    def one(leaf):
+        floating = not isinstance(leaf, Quantised) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    return {path: one(leaf) for path, leaf in leaves.items()}

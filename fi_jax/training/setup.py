@@ -1,6 +1,7 @@
 """Configs -> everything that their runs need: faces, sequences, model leaves, constants and the first states."""
 
 import logging
+import math
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models import batch as contract
 from fi_jax.models.face_insight import Constants
 from fi_jax.models.layer_stack import prepare_frozen
+from fi_jax.models.precision import quantise_leaf
 from fi_jax.parallel.hosts import Hosts, check_same
 from fi_jax.parallel.mesh import check_batch, make_mesh, run_on
 from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, state_shardings
@@ -135,7 +137,12 @@ def setup(
     kinds, transform = make_transform(config, vocabulary, tokenizer, texts)
     opened = open_sets(config.data)
     held_out = validation_faces(opened, config.train.evaluate_faces) if config.train.evaluate_every else []
-    leaves, base_info = assemble(config, dict(initial.leaves) if initial else {}, mesh, announce=True)
+
+    def store(path: str, _: int, layer: jax.Array) -> Any:
+        return quantise_leaf(path, layer, config.model.frozen_precision)
+
+    given_leaves = dict(initial.leaves) if initial else {}
+    leaves, base_info = assemble(config, given_leaves, mesh, store=store, announce=True)
     data, make_maps = config.data, None
     # Stage pretrain looks at pictures alone.
     reads_maps = config.reads_maps if config.train.stage != "pretrain" else config.data.frame == "aligned"
@@ -336,7 +343,7 @@ def _first_state(config: Experiment, start: Leaves, mesh: Mesh) -> TrainState:
 
 def _describe(trained: Leaves, frozen: Leaves) -> str:
     def millions(leaves: Leaves) -> float:
-        return sum(leaf.size for leaf in leaves.values()) / 1e6
+        return sum(math.prod(leaf.shape) for leaf in leaves.values()) / 1e6
 
     parts = sorted({path.split("/")[0] for path in trained})
     return f"training {millions(trained):.2f} M parameters ({', '.join(parts)}); {millions(frozen):.1f} M frozen"

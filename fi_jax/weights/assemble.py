@@ -20,6 +20,7 @@ from fi_jax.files import file_sha256
 from fi_jax.knowledge.score_graph import Relations
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.models.precision import Quantised
 from fi_jax.parallel.rules import param_shardings, place, place_parameter
 from fi_jax.trees import flatten, unflatten
 from fi_jax.weights import leaf_table
@@ -27,6 +28,7 @@ from fi_jax.weights.bundle import is_llm_adapter
 from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.matching import grouped
 from fi_jax.weights.peft import Adapter, import_peft
+from fi_jax.weights.stream import Store
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ _WHOLE = 2**31
 
 
 class Base(NamedTuple):
-    """Leaves of a pre-trained base, flat, and what names it: `{"llm": {"name": …, "hash": …}, …}`."""
+    """Leaves of a pre-trained base (arrays, or what was stored of them), flat, and what names it: `{"llm": {"name": …, "hash": …}, …}`."""
 
-    leaves: dict[str, jax.Array | np.ndarray]
+    leaves: dict[str, Any]
     info: dict
 
 
@@ -116,26 +118,34 @@ def init_leaves(config: ModelConfig, wanted: list[str], seed: int, mesh: Mesh | 
     return {path: place(made[path], shardings[path]) for path in wanted}
 
 
-def load_base(config: Experiment, mesh: Mesh | None = None) -> Base:
+def load_base(config: Experiment, mesh: Mesh | None = None, store: Store | None = None) -> Base:
     """Loads whatever `config.weights` names, checkpoints slice by slice onto the mesh.
 
-    Leaves that will be trained come in float32, the others in `train.frozen_dtype`. Shapes are compared before a
-    weight is read. Raises `UserError` when a checkpoint does not fit the model config.
+    Leaves that will be trained come in float32, the others in `train.frozen_dtype`, or what `store` keeps of them. Shapes
+    are compared before a weight is read. Raises `UserError` when a checkpoint does not fit the model config.
     """
     from fi_jax.weights import hf_config, huggingface
 
     weights, model = config.weights, config.model
-    leaves: dict[str, jax.Array | np.ndarray] = {}
+    leaves: dict[str, Any] = {}
     info: dict = {}
     trained = [re.compile(pattern) for pattern in config.train.trainable]
 
+    def is_trained(path: str) -> bool:
+        return any(p.fullmatch(path) for p in trained)
+
     def dtype(path: str) -> str:
-        return "float32" if any(p.fullmatch(path) for p in trained) else config.train.frozen_dtype
+        return "float32" if is_trained(path) else config.train.frozen_dtype
 
     def load(loader, source: str, part: str, **options):
         """Loads a part of the model (all of it: "") with the types and places that its leaves have in the whole."""
         prefix = f"{part}/" if part else ""
         placement = _placement(prefix, mesh) if mesh else None
+        if store and part in ("", "llm"):
+            # Gradients of a trained kernel are those of the kernel as it is.
+            options["store"] = lambda path, layer, leaf: (
+                leaf if is_trained(prefix + path) else store(prefix + path, layer, leaf)
+            )
         _, params, report = loader(source, dtype=lambda path: dtype(prefix + path), placement=placement, **options)
         named = {"name": source, "hash": report.hash}
         if report.unused:
@@ -238,6 +248,7 @@ def assemble(
     trained: dict[str, np.ndarray] | None = None,
     mesh: Mesh | None = None,
     *,
+    store: Store | None = None,
     announce: bool = False,
 ) -> tuple[Leaves, dict]:
     """Makes every parameter of the model: from `trained` where it has a leaf, else the base, else a fresh start.
@@ -248,20 +259,21 @@ def assemble(
     Args:
       trained: leaves of an earlier run or a bundled model, flat.
       mesh: where the leaves go; None leaves them on the default device.
+      store: what is kept of each layer of the base's language model while its checkpoint is read (`stream.Store`).
       announce: log what was loaded, what of a checkpoint was left out, and which leaves start fresh.
 
     Returns:
-      `(leaves, info)`: flat parameters in `train.frozen_dtype` (or as trained), and what names the base.
+      `(leaves, info)`: flat parameters in `train.frozen_dtype` (or as trained, or as stored), and what names the base.
 
     Raises:
       UserError: for leaves of another shape or name than the config's model; all are named at once.
     """
     shapes = param_shapes(config.model)
-    base = load_base(config, mesh)
+    base = load_base(config, mesh, store)
     trained = trained or {}
     if config.weights.adapter:
         trained = {path: leaf for path, leaf in trained.items() if not is_llm_adapter(path)}
-    given: dict[str, jax.Array | np.ndarray] = {**base.leaves, **trained}
+    given = {**base.leaves, **trained}
     wrong = [
         f"{path}: {tuple(np.shape(leaf))} given, {shapes[path].shape} in the model"
         for path, leaf in given.items()
@@ -282,12 +294,15 @@ def assemble(
         path: leaf.astype(config.train.frozen_dtype) if path.startswith("llm/") and "lora" not in path else leaf
         for path, leaf in fresh.items()
     }
+    # What was stored in another form has its place.
+    stored = {path: leaf for path, leaf in given.items() if isinstance(leaf, Quantised)}
+    given = {path: leaf for path, leaf in given.items() if path not in stored}
     given_leaves = {path: jnp.asarray(leaf) for path, leaf in given.items()} if mesh is None else {}
     if mesh is not None and given:
         shardings = flatten(param_shardings(unflatten({path: shapes[path] for path in given}), mesh))
         given_leaves = {path: place(leaf, shardings[path]) for path, leaf in given.items()}
     # Order follows the model, so two processes flatten alike.
-    everything = {**fresh, **given_leaves}
+    everything = {**fresh, **stored, **given_leaves}
     return {path: everything[path] for path in shapes}, base.info
 
 

@@ -23,7 +23,7 @@ from fi_jax.weights.hub import resolve_folder
 from fi_jax.weights.layouts import Layout
 from fi_jax.weights.leaf import Leaf
 from fi_jax.weights.matching import match
-from fi_jax.weights.stream import Placement
+from fi_jax.weights.stream import Placement, Store
 from fi_jax.weights.tokenizers import read_tokenizer
 
 # One type for all leaves, or a type by path.
@@ -45,7 +45,11 @@ class LoadReport:
 
 
 def load_llava(
-    name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
+    name_or_folder: str | Path,
+    *,
+    dtype: DtypeOf = "bfloat16",
+    placement: Placement | None = None,
+    store: Store | None = None,
 ) -> tuple[LlavaConfig, dict, LoadReport]:
     """Loads a LLaVA or PaliGemma (`hf_config.ASSEMBLIES`): image encoder, image connector and LLM of FaceInsight's tree.
 
@@ -53,6 +57,7 @@ def load_llava(
       name_or_folder: e.g. "llava-hf/llava-1.5-7b-hf".
       dtype: type of the leaves, or a function from a leaf's path to its type.
       placement: from a leaf's path and shape to its sharding; None is the first local device.
+      store: what is kept of each layer of a stacked leaf, as it is read; None: all of it.
 
     Raises:
       UserError: none of these, damaged, or keys and shapes that do not fit (all of them named at once).
@@ -61,17 +66,21 @@ def load_llava(
     config = hf_config.read_llava_config(folder)
     leaves = leaf_table.llava_leaves(config)
     layout = layouts.with_tied_head(layouts.LLAVA, config.llm)
-    return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
+    return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement, store)
 
 
 def load_llm(
-    name_or_folder: str | Path, *, dtype: DtypeOf = "bfloat16", placement: Placement | None = None
+    name_or_folder: str | Path,
+    *,
+    dtype: DtypeOf = "bfloat16",
+    placement: Placement | None = None,
+    store: Store | None = None,
 ) -> tuple[LlmConfig, dict, LoadReport]:
     """Loads a causal LM (`llm_families.FAMILIES`), or the one inside a model of pictures and text, as the tree of `models.llm.Llm`. Arguments as `load_llava`."""
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llm_config(folder)
     leaves, layout = leaf_table.llm_leaves(config), llm_layout(folder, config)
-    return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement)
+    return config, *_load(name_or_folder, folder, leaves, layout, dtype, placement, store)
 
 
 def llm_layout(folder: Path, config: LlmConfig) -> Layout:
@@ -181,11 +190,12 @@ def _load(
     layout: Layout,
     dtype: DtypeOf,
     placement: Placement | None,
+    store: Store | None = None,
 ) -> tuple[dict[str, Any], LoadReport]:
     files = stream.find_files(folder)
     tensors: Mapping[str, stream.Tensor] = stream.read_headers(files)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     matched = match(str(name), leaves, shapes, layout)
     dtype_of = dtype if callable(dtype) else lambda _: dtype
-    flat = stream.read_leaves(leaves, matched.keys, tensors, lambda path: jnp.dtype(dtype_of(path)), placement)
+    flat = stream.read_leaves(leaves, matched.keys, tensors, lambda path: jnp.dtype(dtype_of(path)), placement, store)
     return unflatten(flat), LoadReport(tuple(files), matched.unused)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,14 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from fi_jax.errors import UserError
 from fi_jax.files import file_sha256, sha256
+from fi_jax.parallel.rules import path_name
 from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.leaf import Leaf
 
 # (path, shape) of a leaf of ours -> where it goes.
 Placement = Callable[[str, tuple[int, ...]], Sharding]
+# (path, layer, that layer as it was read) -> what is kept of it: an array, or a tree of several (a kernel in 8 bits).
+Store = Callable[[str, int, jax.Array], Any]
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -113,14 +117,16 @@ def read_leaves(
     tensors: Mapping[str, Tensor],
     dtype: Callable[[str], jnp.dtype],
     placement: Placement | None,
-) -> dict[str, jax.Array]:
+    store: Store | None = None,
+) -> dict[str, Any]:
     """Reads, transposes, casts and places every leaf of a checkpoint that fits (`keys`: see `matching.Match`).
 
     Host memory beyond what the devices hold stays near one source tensor: a stacked leaf is filled layer by layer
-    in place, and every process reads only the slices that its own devices hold.
+    in place, and every process reads only the slices that its own devices hold. The devices never hold more of a stacked
+    leaf than what `store` makes of its layers, and one layer as it was read.
 
     Returns:
-      Flat `{path: array}`.
+      Flat `{path: array}`, or what `store` made of it.
     """
     placed = {}
     default = SingleDeviceSharding(jax.local_devices()[0])
@@ -131,14 +137,28 @@ def read_leaves(
             _convert(_read(tensors[keys[source]], keys[source], leaf, sharding), leaf, type_) for source in leaf.sources
         )
         if leaf.layers:
-            value = jnp.zeros(leaf.shape, type_, device=sharding)
+            value = None
             for i, part in enumerate(parts):
+                kept = store(leaf.path, i, part) if store else part
+                if value is None:
+                    value = _empty_stack(leaf, kept, placement, sharding)
                 # Waiting bounds memory: without it the next layers would be read ahead of the device.
-                value = jax.block_until_ready(_write_layer(value, part, i, sharding))
+                value = jax.block_until_ready(jax.tree.map(partial(_write_layer, layer=i), value, kept))
         else:
             value = jax.block_until_ready(jax.device_put(next(parts), sharding))
         placed[leaf.path] = value
     return placed
+
+
+def _empty_stack(leaf: Leaf, layer: Any, placement: Placement | None, whole: Sharding) -> Any:
+    """Zeros for all layers of what one layer is kept as, each array where its own path says."""
+
+    def empty(path, x) -> jax.Array:
+        shape = (leaf.layers, *x.shape)
+        name = "/".join(filter(None, (leaf.path, path_name(path))))
+        return jnp.zeros(shape, x.dtype, device=placement(name, shape) if placement else whole)
+
+    return jax.tree_util.tree_map_with_path(empty, layer)
 
 
 def _read(tensor: Tensor, key: str, leaf: Leaf, sharding: Sharding) -> jax.Array:
@@ -182,8 +202,12 @@ def _lay_out(x: jax.Array, shape, axes: tuple[int, ...], order: tuple[int, ...] 
     return x if order is None else x[..., np.array(order)]
 
 
+def _write_layer(buffer: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    return _written(buffer, part, layer, buffer.sharding)
+
+
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _write_layer(buffer: jax.Array, part: jax.Array, layer: int, sharding: Sharding) -> jax.Array:
+def _written(buffer: jax.Array, part: jax.Array, layer: int, sharding: Sharding) -> jax.Array:
     # As integers: XLA's CPU backend would run every 16-bit float of the whole buffer through float32 and back.
     integer = jnp.dtype(f"uint{8 * buffer.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(buffer, integer)

@@ -9,8 +9,9 @@ import pytest
 
 from fi_jax.cli.configs import load_config
 from fi_jax.config import LoraConfig
-from fi_jax.inference.prepare import prepare_for_inference, without_adapters
+from fi_jax.inference.prepare import merged_while_read, prepare_for_inference, without_adapters
 from fi_jax.models.face_insight import Constants, FaceInsight
+from fi_jax.models.precision import KERNELS
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import dummy_batch, param_shapes
 
@@ -56,3 +57,21 @@ def test_merged_and_unrolled_it_says_the_same(trained, scan_layers):
         assert not given
     got = says(without_adapters(model), made)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize(("precision", "scan_layers"), [("int8", True), ("fp8", False)])
+def test_merged_layer_by_layer_it_is_the_same(trained, precision, scan_layers):
+    """Kernels that were merged and rounded while they were read, and all others: what merging the whole model gives."""
+    model, leaves, _ = trained
+    model = replace(model, scan_layers=scan_layers, frozen_precision=precision)
+    store = merged_while_read(model, leaves)
+    read = dict(leaves)
+    for path in [path for path in leaves if KERNELS.fullmatch(path)]:
+        layers = [store(path, i, layer) for i, layer in enumerate(leaves[path])]
+        read[path] = jax.tree.map(lambda *each: jnp.stack(each), *layers)
+    # An encoder's kernels have adapters too, and are not rounded.
+    adapted = "segmentation_encoder/layers/attn/q_proj/kernel"
+    assert store(adapted, 0, layer := leaves[adapted][0]) is layer
+    got, want = prepare_for_inference(read, model), prepare_for_inference(dict(leaves), model)
+    assert got.keys() == want.keys()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), got, want)
