@@ -26,6 +26,8 @@ TEXT_TOKENS = 64
 # Fragmentation, buffers of collectives, the runtime itself: a share of the rest. With it, the plan was 5 % above
 # the peaks measured for 7b on an H100 (benchmarks/README.md).
 MARGIN = 0.05
+# What `models.precision` keeps in 8 bits: kernels of the LLM's layers.
+_ROUNDED = re.compile(r"llm/layers/.*_proj/kernel")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def plan_memory(config: Experiment, mesh: Mesh, trained: Any, frozen: Any, shape
     vocab = model.llm.vocab_size / mesh["tensor"]
     logits = 0.0 if align else 3 * 4 * shapes.faces * shapes.lm_positions * vocab
     return MemoryPlan(
-        frozen=bytes_per_device(_as(frozen, frozen_dtype) | _in_8_bits(frozen, model), mesh),
+        frozen=frozen_bytes(config, mesh, frozen),
         trained=floats,
         # One set at a time; with accumulation the sum and the new one.
         gradients=floats * (2 if config.train.accumulate > 1 else 1),
@@ -114,12 +116,25 @@ def plan_memory(config: Experiment, mesh: Mesh, trained: Any, frozen: Any, shape
     )
 
 
+def frozen_bytes(config: Experiment, mesh: Mesh, frozen: Any, *, differentiated: bool = True) -> float:
+    """Bytes per device of the frozen parameters; `differentiated`: of a training step, where fp8 has two layouts."""
+    leaves = _as(frozen, jnp.dtype(config.train.frozen_dtype))
+    precision = config.model.frozen_precision
+    if precision != "bf16":
+        dtype = jnp.bfloat16 if precision == "fp8" and differentiated else jnp.int8
+        leaves |= _as({path: leaf for path, leaf in frozen.items() if _ROUNDED.fullmatch(path)}, dtype)
+    return bytes_per_device(leaves, mesh)
+
+
 def kv_cache_bytes(config: Experiment, shapes: Shapes, faces: int, tensor: int) -> float:
-    """Bytes per device of the key/value cache for `faces` prefixes and all their segments."""
+    """Bytes per device of the key/value cache for `faces` prefixes and all their segments; in 8 bits the prefix alone is."""
     llm = config.model.llm
     heads = llm.num_kv_heads / (tensor if llm.num_kv_heads % tensor == 0 else 1)
     size = jnp.dtype(config.model.dtype).itemsize
-    return 2 * llm.num_layers * heads * llm.head_dim * size * faces * shapes.tokens
+    # With a scale a token and head, in float32.
+    prefix = 1 + 4 / llm.head_dim if config.model.kv_precision == "int8" else size
+    elements = shapes.prefix * prefix + (shapes.tokens - shapes.prefix) * size
+    return 2 * llm.num_layers * heads * llm.head_dim * faces * elements
 
 
 def advise(config: Experiment, mesh: Mesh, fits: Callable[[Experiment, Mesh], bool]) -> list[str]:
@@ -184,14 +199,6 @@ def _doublings(start: int, end: int) -> list[int]:
 
 def _as(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     return {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in tree.items()}
-
-
-def _in_8_bits(frozen: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Kernels of the LLM's layers as `models.precision` keeps them: fp8 in both layouts, as many bytes as bfloat16."""
-    if model.frozen_precision == "bf16":
-        return {}
-    dtype = {"fp8": jnp.bfloat16, "int8": jnp.int8}[model.frozen_precision]
-    return _as({p: leaf for p, leaf in frozen.items() if re.fullmatch(r"llm/layers/.*_proj/kernel", p)}, dtype)
 
 
 def _gathered(frozen: Mapping[str, Any], mesh: Mesh) -> float:

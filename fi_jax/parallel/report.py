@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 from fi_jax.config import Experiment
 from fi_jax.parallel.collectives import collectives
-from fi_jax.parallel.memory import GIB, MARGIN, MemoryPlan, Shapes, advise, kv_cache_bytes, plan_memory, shapes_of
+from fi_jax.parallel.memory import (
+    GIB,
+    MARGIN,
+    MemoryPlan,
+    Shapes,
+    advise,
+    frozen_bytes,
+    kv_cache_bytes,
+    plan_memory,
+    shapes_of,
+)
 
 # A training step, or the answers to one batch's questions.
 Work = Literal["train", "score"]
@@ -69,8 +79,8 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
         return kv_cache_bytes(config, shapes_on(config, sizes), request.faces, sizes["tensor"])
 
     def inference_bytes(config: Experiment, sizes: Mapping[str, int]) -> float:
-        plan = memory(config, sizes)
-        return (plan.frozen + plan.trained + cache_bytes(config, sizes)) * (1 + MARGIN)
+        frozen = frozen_bytes(config, sizes, facts.frozen, differentiated=False)
+        return (frozen + memory(config, sizes).trained + cache_bytes(config, sizes)) * (1 + MARGIN)
 
     def needed(config: Experiment, sizes: Mapping[str, int]) -> float:
         return memory(config, sizes).training if request.work == "train" else inference_bytes(config, sizes)

@@ -10,7 +10,7 @@ import pytest
 
 from fi_jax.cli.configs import load_config
 from fi_jax.parallel.collectives import Collective, collectives
-from fi_jax.parallel.memory import GIB, Shapes, advise, plan_memory, shapes_of
+from fi_jax.parallel.memory import GIB, Shapes, advise, frozen_bytes, kv_cache_bytes, plan_memory, shapes_of
 from fi_jax.training.abstract import split_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -124,3 +124,21 @@ def test_the_plan_is_near_what_an_h100_needed(faces, questions, lm, measured):
     shapes = Shapes(faces, prefix=1152 + 40 + 40, segments=questions, segment_length=24, labels=40, lm_positions=lm)
     planned = plan_memory(config, ONE, *split_shapes(config), shapes).training / GIB
     assert measured <= planned < 1.1 * measured
+
+
+def test_8_bits_are_known_to_the_plan():
+    """Of 6.5 G frozen kernels' elements: training in fp8 keeps both layouts, inference one; a cache in 8 bits has scales."""
+    sizes = {}
+    for precision in ("bf16", "int8", "fp8"):
+        config = load_config("7b", ["--model.frozen-precision", precision])
+        frozen = split_shapes(config)[1]
+        sizes[precision] = [frozen_bytes(config, ONE, frozen, differentiated=both) for both in (True, False)]
+    kernels = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert sizes["bf16"][0] == sizes["bf16"][1] == sizes["fp8"][0]
+    assert sizes["int8"][0] == sizes["int8"][1] == sizes["fp8"][1] == sizes["bf16"][0] - kernels
+    shapes = Shapes(1, prefix=1000, segments=1, segment_length=100, labels=40, lm_positions=0)
+    wide, narrow = (
+        kv_cache_bytes(load_config("7b", ["--model.kv-precision", kv]), shapes, 2, 1) for kv in ("bf16", "int8")
+    )
+    assert wide == 2 * 2 * 32 * 4096 * 1100 * 2
+    assert narrow == 2 * 2 * 32 * (1000 * (4096 + 32 * 4) + 100 * 4096 * 2)
