@@ -17,7 +17,7 @@ plan() {
 }
 
 one=(--train.accumulate 1 --data.questions-per-face 1)
-plan nano_v5e_1 nano --topology v5e:1x1 --model.attention flash
+plan nano_v5e_1 nano --topology v5e:1x1 --model.attention flash --model.dtype bfloat16 --train.accumulate 4
 plan 7b_v5e_16 7b --topology v5e:4x4 --mesh fsdp=16 --model.remat full "${one[@]}"
 plan 7b_v5p_8 7b --topology v5p:2x2x1 --mesh fsdp=4
 plan 7b_v6e_8 7b --topology v6e:2x4 --mesh fsdp=8 --train.accumulate 2
