@@ -1,5 +1,7 @@
 """The documentation: the site builds without a warning and without the network, every link leads somewhere."""
 
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -36,3 +38,15 @@ def test_links_between_files_lead_somewhere():
             there = (page.parent / target).exists() or target.startswith(("http://", "https://"))
             broken += [] if there else [f"{page.relative_to(ROOT)}: {target}"]
     assert not broken
+
+
+def test_the_notebooks_outputs_are_those_of_its_code():
+    nbformat = pytest.importorskip("nbformat", reason="the docs extra is not installed")
+    notebook = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = "\n\n".join(cell.source for cell in cells)
+    assert notebook.metadata["executed_code"] == hashlib.sha256(code.encode()).hexdigest(), "python docs/run_tour.py"
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs and not any(output.output_type == "error" for output in outputs)
+    assert len(json.dumps(notebook)) < 600_000, "small outputs"
