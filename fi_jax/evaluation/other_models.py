@@ -37,13 +37,13 @@ def load_other_model(name: str, batch_size: int = 8) -> "OtherModel":
         import torch
     except ImportError as error:
         raise UserError(_NO_TORCH) from error
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     source, _, revision = name.removeprefix(PREFIX).partition("@")
     pinned = {"revision": revision} if revision else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        processor = AutoProcessor.from_pretrained(source, **pinned)
+        processor = _processor(source, pinned)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, **pinned
         )
@@ -57,6 +57,21 @@ def load_other_model(name: str, batch_size: int = 8) -> "OtherModel":
     if not hasattr(processor, "tokenizer"):
         raise UserError(f"'{source}' has no processor for pictures and text (preprocessor_config.json and tokenizer)")
     return OtherModel(source, processor, model.to(device).eval(), batch_size)
+
+
+def _processor(source: str, pinned: dict[str, str]):
+    """The model's own processor; where torchvision is missing, without its part for videos, which alone needs it."""
+    from transformers import PROCESSOR_MAPPING, AutoConfig, AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    config = AutoConfig.from_pretrained(source, **pinned)
+    own: Any = PROCESSOR_MAPPING.get(type(config), None)
+    parts = own.get_attributes() if own else []
+    if own is None or is_torchvision_available() or "video_processor" not in parts:
+        return AutoProcessor.from_pretrained(source, **pinned)
+    kept = [part for part in parts if part != "video_processor"]
+    pictures_only: Any = type(own.__name__, (own,), {"get_attributes": classmethod(lambda _: kept)})
+    return pictures_only.from_pretrained(source, **pinned)
 
 
 class OtherModel:

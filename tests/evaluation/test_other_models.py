@@ -1,10 +1,13 @@
 """Other models through the same protocol: tiny random LLaVA and PaliGemma, scored as their own forward pass says."""
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fi_jax.cli.main import main
 from fi_jax.data.datasets import find_dataset
 from fi_jax.errors import UserError
 from fi_jax.evaluation.other_models import OtherModel, load_other_model
@@ -138,7 +141,7 @@ def test_long_answers_equal_short_ones_where_both_apply(other):
 
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 2, "pad_token_id": 0,
 }  # fmt: skip
 CHAT = (
     "{% for m in messages %}USER: {% for c in m.content %}"
@@ -146,13 +149,13 @@ CHAT = (
 )
 
 
-def _with(*special):
-    made = tokenizer()
-    made.add_special_tokens({"additional_special_tokens": list(special)})
+def _with(*names, **special):
+    made = tokenizer(extra_special_tokens=special)
+    made.add_special_tokens({"additional_special_tokens": [*names, *special.values()]})
     return made
 
 
-def tiny_idefics3():
+def tiny_idefics3(folder):
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
@@ -160,28 +163,98 @@ def tiny_idefics3():
     images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
     pieces = _with("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
     processor = Idefics3Processor(images, pieces, image_seq_len=1, chat_template=CHAT.replace("PICTURE", "<image>"))
+    processor.save_pretrained(folder)
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
         "patch_size": 14,
     }  # fmt: skip
-    text = TEXT | {"model_type": "llama", "vocab_size": len(processor.tokenizer), "pad_token_id": 0}
-    config = Idefics3Config(
-        vision_config=vision, text_config=text, image_token_id=processor.image_token_id, scale_factor=2
+    text = TEXT | {"model_type": "llama", "vocab_size": len(pieces)}
+    return Idefics3ForConditionalGeneration(
+        Idefics3Config(vision_config=vision, text_config=text, image_token_id=processor.image_token_id, scale_factor=2)
     )
-    return processor, Idefics3ForConditionalGeneration(config)
 
 
-def test_a_model_without_a_form_of_ours_is_scored_as_its_own_forward_pass_says():
+def _qwen(folder, version: str, vision, **text):
+    """Files and model of a Qwen-VL, whose pictures are 28 x 28 pixels: four patches of 14, one token."""
+    import transformers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    pieces = _with(*names)
+    pieces.chat_template = CHAT.replace("PICTURE", "<|vision_start|><|image_pad|><|vision_end|>")
+    pieces.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28, patch_size=14).save_pretrained(folder)
+    image, video, start, end = map(pieces.convert_tokens_to_ids, names)
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    config = getattr(transformers, f"{version}Config")(
+        vision_config=vision | {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 14, "out_hidden_size": 32},
+        text_config=TEXT | {"vocab_size": len(pieces), "rope_parameters": rope} | text,
+        image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end,
+    )  # fmt: skip
+    return getattr(transformers, f"{version}ForConditionalGeneration")(config)
+
+
+def tiny_qwen2_5_vl(folder):
+    return _qwen(folder, "Qwen2_5_VL", {"intermediate_size": 64, "fullatt_block_indexes": [1], "window_size": 28})
+
+
+def tiny_qwen3_vl(folder):
+    vision = {"intermediate_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    return _qwen(folder, "Qwen3VL", vision, head_dim=16)
+
+
+def tiny_internvl(folder):
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    pieces = _with(
+        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
+    )
+    pieces.chat_template = CHAT.replace("PICTURE", "<IMG_CONTEXT>")
+    pieces.save_pretrained(folder)
+    GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": "InternVLProcessor", "image_seq_length": 1})
+    )
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=vision, text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(pieces)},
+            image_token_id=pieces.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=1,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tiny_idefics3, tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_internvl])
+def test_a_model_without_a_form_of_ours_is_evaluated_as_its_own_forward_pass_says(
+    make, utkface_folder, tmp_path, monkeypatch
+):
+    """Asked by the command line, about two faces; then one answer against transformers' own logits."""
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    processor, model = tiny_idefics3()
-    other = OtherModel("idefics3", processor, model.eval(), batch_size=3)
+    model = make(tmp_path).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    command = ["evaluate", "--model", f"hf:{tmp_path}", "--dataset", "utkface", "--data-root", str(utkface_folder)]
+    assert main([*command, "--split", "all", "--limit", "2", "--out", "out"]) == 0
+    lines = [json.loads(line) for line in Path("out", "predictions.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if "probabilities" in line]
+    assert len({row["image"] for row in rows}) == 2
+    for row in rows:
+        # Rounded in the file.
+        assert row["answer"] and sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    other = load_other_model(f"hf:{tmp_path}", batch_size=2)
     asked = [question("Smiling"), question("gender"), question("Bald")]
     answers = other.answer(PICTURES, None, asked)
-    np.testing.assert_allclose(answers.llm.sum(-1), 1, atol=1e-5)
-    assert np.abs(answers.llm[0] - answers.llm[1]).max() > 1e-7, "the picture matters"
+    assert np.abs(answers.llm[0] - answers.llm[1]).max() > 1e-6, "the picture matters"
     inputs = other._inputs(PICTURES[0], [other.prompt(asked[0])])
     with torch.no_grad():
-        last = other.model(**inputs).logits[0, -1]
+        last = model(**inputs).logits[0, -1]
     places = [other.tokenizer.convert_tokens_to_ids(answer) for answer in asked[0].answers]
     np.testing.assert_allclose(answers.llm[0, 0, :2], last[places].softmax(-1).numpy(), atol=1e-5)
 
