@@ -13,14 +13,13 @@ from fi_jax.models.rope import rope_frequencies
 from fi_jax.trees import unflatten
 from fi_jax.weights import layouts, leaf_table
 from fi_jax.weights.json_fields import Fields
-from fi_jax.weights.leaf import Leaf
+from fi_jax.weights.leaf import by_source
 from fi_jax.weights.llm_families import FAMILIES, Family
 from fi_jax.weights.matching import match
 from fi_jax.weights.tokenizers import named_damage
 
 # GGUF's name of an architecture -> transformers' (a Mistral is a 'llama' there).
-_FAMILIES = {name: name for name in ("llama", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "phi3")}
-_FAMILIES["gemma3"] = "gemma3_text"
+_FAMILIES = {family.gguf: kind for kind, family in FAMILIES.items() if family.gguf}
 _ROPE_FACTORS = "rope_freqs.weight"
 _LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 # Entries of the longest list of a header that is believed (the largest vocabularies have 300,000 words).
@@ -48,17 +47,18 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
     leaves = [replace(leaf, key=leaf.gguf) for leaf in leaf_table.without_adapters(leaf_table.llm_leaves(config))]
     match(str(path), leaves, shapes, layouts.GGUF)
 
-    def read(name: str, leaf: Leaf) -> np.ndarray:
+    flat = {leaf.path: np.empty(leaf.shape, dtype) for leaf in leaves}
+    for name, parts in by_source(leaves).items():
         try:
             value = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
         except (NotImplementedError, ValueError) as error:
             raise UserError(f"{path}: {name} ({tensors[name].tensor_type.name}) cannot be read: {error}") from None
-        if config.unit_offset_norms and leaf.path.endswith("norm/scale"):
-            return value - 1
-        return _unpermute(value, leaf.heads) if leaf.heads else value
-
-    kind = np.dtype(dtype)
-    return unflatten({leaf.path: leaf.join(lambda name: read(name, leaf), kind) for leaf in leaves})  # noqa: B023
+        for leaf, i in parts:
+            if config.unit_offset_norms and leaf.path.endswith("norm/scale"):
+                value = value - 1
+            own = leaf.from_source(_unpermute(value, leaf.heads) if leaf.heads else value)
+            flat[leaf.path][i if leaf.layers else ...] = own
+    return unflatten(flat)
 
 
 def read_tokenizer(path: Path | str):
@@ -141,7 +141,8 @@ def _config(reader, path) -> LlmConfig:
     architecture = _fields(reader, path, "general.architecture").text("general.architecture", "")
     if architecture not in _FAMILIES:
         raise UserError(f"{path} holds a '{architecture}' model; known: {', '.join(_FAMILIES)}")
-    family = FAMILIES[_FAMILIES[architecture]]
+    kind = _FAMILIES[architecture]
+    family = FAMILIES[kind]
     raw = _fields(reader, path, f"{architecture}.")
     fields = Fields({name.removeprefix(f"{architecture}."): value for name, value in raw.values.items()}, raw.where)
     if fields.get("expert_count"):
@@ -160,7 +161,7 @@ def _config(reader, path) -> LlmConfig:
     window, sliding = _windows(fields, family, layers)
     interval = family.no_rope_interval
     # The largest Gemma 2 and 3 divide by another size than a head's, which llama.cpp too knows by their depth.
-    wide = (_FAMILIES[architecture], layers) in (("gemma2", 46), ("gemma3_text", 62))
+    wide = (kind, layers) in (("gemma2", 46), ("gemma3_text", 62))
     return LlmConfig(
         vocab_size=_shape(tensors["token_embd.weight"])[0],
         hidden_size=hidden,
@@ -178,7 +179,7 @@ def _config(reader, path) -> LlmConfig:
         attention_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
         max_position_embeddings=longest,
-        family=_FAMILIES[architecture],
+        family=kind,
         hidden_act="gelu_tanh" if family.fixed.get("scale_embeddings") else "silu",
         query_pre_attn_scalar=_query_scalar(family, hidden / heads if wide else head_dim),
         attention_softcap=_softcap(fields, "attn_logit_softcapping", family.defaults.get("attention_softcap", 0.0)),

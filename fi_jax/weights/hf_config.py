@@ -11,6 +11,7 @@ from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights.json_fields import Fields, read_object
 from fi_jax.weights.llm_families import read_llm
+from fi_jax.weights.towers import TOWERS
 
 # Hugging Face's names of our config's fields, where they differ.
 _NAMES = {
@@ -19,37 +20,12 @@ _NAMES = {
     "drop_path": "drop_path_rate",
     "registers": "num_register_tokens",
 }
-# Fields of each config under our names, with the defaults of transformers.
-_CLIP_VISION = {
-    "image_size": 224, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072, "num_layers": 12,
-    "num_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
-}  # fmt: skip
-_SIGLIP_VISION = _CLIP_VISION | {"patch_size": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
-_DINOV2 = {
-    "image_size": 224, "patch_size": 14, "hidden_size": 768, "mlp_ratio": 4, "num_layers": 12, "num_heads": 12,
-    "layer_norm_eps": 1e-6, "hidden_act": "gelu",
-}  # fmt: skip
-_VIT = {"patch_size": 16, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
-_IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
-_HALVES = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5)}
-_LIKE_DINOV2 = {"patch_bias": True, "pre_norm": False, "layer_scale": True, **_IMAGENET}
-# Vision towers by `model_type`: the fields of `config.json`, and what the family computes (see `VitConfig`).
-VISION_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "clip_vision_model": (_CLIP_VISION, {}),
-    "siglip_vision_model": (
-        _SIGLIP_VISION,
-        {"class_token": False, "patch_bias": True, "pre_norm": False, "pool": "mean", **_HALVES},
-    ),
-    "dinov2": (_DINOV2, _LIKE_DINOV2),
-    "dinov2_with_registers": (_DINOV2 | {"registers": 4}, _LIKE_DINOV2),
-    "vit": (_CLIP_VISION | _VIT, {"patch_bias": True, "pre_norm": False, **_HALVES}),
-}
 # LlavaConfig starts from CLIP ViT-L/14-336, not from CLIP's own defaults.
-_LLAVA_VISION = _CLIP_VISION | {
-    "image_size": 336, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_layers": 24,
-    "num_heads": 16,
+_LLAVA_VISION = {
+    **TOWERS["clip_vision_model"].defaults, "image_size": 336, "patch_size": 14, "hidden_size": 1024,
+    "intermediate_size": 4096, "num_layers": 24, "num_heads": 16,
 }  # fmt: skip
-_SO400M = _SIGLIP_VISION | {"hidden_size": 1152, "patch_size": 14, "num_heads": 16}
+_SO400M = {**TOWERS["siglip_vision_model"].defaults, "hidden_size": 1152, "patch_size": 14, "num_heads": 16}
 
 
 @dataclass(frozen=True)
@@ -121,26 +97,27 @@ def is_composite(config: Fields) -> bool:
 
 
 def read_vit_config(folder: Path) -> VitConfig:
-    """Reads the config of a vision tower (`VISION_TOWERS`): a checkpoint of its own, or a part of CLIP, SigLIP or LLaVA."""
-    config = _typed(folder, (*VISION_TOWERS, "clip", "siglip", *ASSEMBLIES))
+    """Reads the config of a vision tower (`towers.TOWERS`): alone, beside a text tower (CLIP, SigLIP), or a LLaVA's."""
+    of_two = {kind.removesuffix("_vision_model"): kind for kind in TOWERS if kind.endswith("_vision_model")}
+    config = _typed(folder, (*TOWERS, *of_two, *ASSEMBLIES))
     kind = config.text("model_type", "")
     if kind in ASSEMBLIES:
         return read_llava_config(folder).image_encoder
-    if kind in VISION_TOWERS:
+    if kind in TOWERS:
         return _vision(config, kind, folder)
-    return _vision(config.group("vision_config"), f"{kind}_vision_model", folder)
+    return _vision(config.group("vision_config"), of_two[kind], folder)
 
 
 def _vision(config: Fields, kind: str, folder: Path, defaults: Mapping[str, Any] | None = None, **ours) -> VitConfig:
     """A tower of `model_type` `kind`; `defaults` are a composite's own, `ours` fields of `VitConfig` beside them."""
-    own, computes = VISION_TOWERS[kind]
+    tower = TOWERS[kind]
     for name, value in _FIXED.items():
         if config.get(name, value) != value:
             raise UserError(f"{config.where}: {name} is {config.get(name)}; only {value} is supported")
-    fields = _read(config, defaults or own)
+    fields = _read(config, defaults or tower.defaults)
     if "mlp_ratio" in fields:
         fields["intermediate_size"] = fields["hidden_size"] * fields.pop("mlp_ratio")
-    return VitConfig(**{**fields, **computes, **_pixel_statistics(folder), **ours}, family=kind)
+    return VitConfig(**{**fields, **tower.fixed, **_pixel_statistics(folder), **ours}, family=kind)
 
 
 def _pixel_statistics(folder: Path) -> dict[str, tuple[float, ...]]:
@@ -158,8 +135,9 @@ def _pixel_statistics(folder: Path) -> dict[str, tuple[float, ...]]:
 
 def vision_json(config: VitConfig) -> dict[str, Any]:
     """Returns what transformers' `AutoConfig.for_model` takes to make the tower's class: the inverse of reading it."""
-    fields = to_names(config, (name for name in VISION_TOWERS[config.family][0] if name != "mlp_ratio"))
-    if "mlp_ratio" in VISION_TOWERS[config.family][0]:
+    names = TOWERS[config.family].defaults
+    fields = to_names(config, (name for name in names if name != "mlp_ratio"))
+    if "mlp_ratio" in names:
         fields["mlp_ratio"] = config.intermediate_size // config.hidden_size
     # SigLIP's pooling is not used.
     return {"model_type": config.family, "vision_use_head": False, **fields}

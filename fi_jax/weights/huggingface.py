@@ -25,6 +25,7 @@ from fi_jax.weights.leaf import Leaf
 from fi_jax.weights.matching import match
 from fi_jax.weights.stream import Placement, Store
 from fi_jax.weights.tokenizers import read_tokenizer
+from fi_jax.weights.towers import TOWERS
 
 # One type for all leaves, or a type by path.
 DtypeOf = str | Callable[[str], str]
@@ -103,7 +104,7 @@ def load_vision(
     dtype: DtypeOf = "float32",
     placement: Placement | None = None,
 ) -> tuple[VitConfig, dict, LoadReport]:
-    """Loads a vision tower (`hf_config.VISION_TOWERS`, alone or out of a whole checkpoint) as the tree of `models.vit.Vit`.
+    """Loads a vision tower (`towers.TOWERS`, alone or out of a whole checkpoint) as the tree of `models.vit.Vit`.
 
     A `.pt` or `.pth` file is read as CLIP's vision tower by OpenAI's names, which FaRL has.
 
@@ -114,7 +115,7 @@ def load_vision(
     else:
         folder = resolve_folder(name_or_folder)
         config = hf_config.read_vit_config(folder)
-        leaves, layout = leaf_table.vit_leaves(config), layouts.VIT if config.family == "vit" else layouts.VISION
+        leaves, layout = leaf_table.vit_leaves(config), TOWERS[config.family].layout
         if hf_config.model_type(folder) in hf_config.ASSEMBLIES:
             leaves, layout = leaf_table.llava_tower_leaves(config), layouts.LLAVA_TOWER
         params, report = _load(name_or_folder, folder, leaves, layout, dtype, placement)

@@ -15,9 +15,9 @@ class Layout:
 
 
 # Buffers that some releases store and every implementation computes.
-_BUFFERS = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.num_batches_tracked")
+BUFFERS = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.num_batches_tracked")
 
-LLM = Layout((), _BUFFERS)
+LLM = Layout((), BUFFERS)
 # The language model inside a model of pictures and text, in both generations of its keys.
 LLM_INSIDE = Layout(
     (
@@ -25,7 +25,7 @@ LLM_INSIDE = Layout(
         (r"^(?:model\.)?language_model\.(?:model\.)?", "model."),
         (r"^(?:model\.)?(vision_tower|multi_modal_projector)\.", r"\1."),
     ),
-    (*_BUFFERS, r"(?:vision_tower|multi_modal_projector)\..*", r".*image_newline"),
+    (*BUFFERS, r"(?:vision_tower|multi_modal_projector)\..*", r".*image_newline"),
 )
 # Both generations of its keys.
 LLAVA = Layout(
@@ -36,45 +36,16 @@ LLAVA = Layout(
         (r"^(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
         (r"^(?:model\.)?image_newline$", "model.image_newline"),
     ),
-    (*_BUFFERS, r"model\.vision_tower\.head\..*"),
+    (*BUFFERS, r"model\.vision_tower\.head\..*"),
 )
 LLAVA_TOWER = replace(
     LLAVA,
     unused=(*LLAVA.unused, r"model\.(?:language_model|multi_modal_projector)\..*", r".*image_newline", r"lm_head\..*"),
 )
-# A vision tower alone, or beside its text tower. DINOv2's attention has other names in files than in the class.
-VISION = Layout(
-    (
-        (r"^vision_model\.", ""),
-        (r"^(encoder\.layer\.\d+\.attention)\.attention\.(q|k|v)[a-z]+\.", r"\1.\2_proj."),
-        (r"^(encoder\.layer\.\d+\.attention)\.output\.dense\.", r"\1.o_proj."),
-    ),
-    # SigLIP's pooling has no part in ours, nor has what hides patches from DINOv2.
-    (
-        *_BUFFERS,
-        r"text_model\..*",
-        r"(?:text|visual)_projection\.weight",
-        r"logit_(?:scale|bias)",
-        r"head\..*",
-        r"embeddings\.mask_token",
-    ),
-)
-# ViT's other names in files, and in those of a classifier.
-VIT = Layout(
-    (
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.attention\.attention\.(q|k|v)[a-z]+\.", r"layers.\1.attention.\2_proj."),
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"layers.\1.attention.o_proj."),
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.intermediate\.dense\.", r"layers.\1.mlp.fc1."),
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.output\.dense\.", r"layers.\1.mlp.fc2."),
-        (r"^(?:vit\.)?encoder\.layer\.", "layers."),
-        (r"^vit\.", ""),
-    ),
-    (*_BUFFERS, r"pooler\..*", r"classifier\..*", r"embeddings\.mask_token"),
-)
 CLIP_TEXT = Layout(
-    ((r"^text_model\.", ""),), (*_BUFFERS, r"vision_model\..*", r"visual_projection\.weight", "logit_scale")
+    ((r"^text_model\.", ""),), (*BUFFERS, r"vision_model\..*", r"visual_projection\.weight", "logit_scale")
 )
-SEGFORMER = Layout((), _BUFFERS)
+SEGFORMER = Layout((), BUFFERS)
 GGUF = Layout((), (r"rope_(?:freqs|factors_long|factors_short)\.weight",))
 # An adapter's keys as `peft` saves them, and as an older LLaVA has them; then those of `llm_leaves`.
 PEFT = Layout(

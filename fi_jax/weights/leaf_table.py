@@ -1,11 +1,11 @@
 """The one table of leaves: name, shape and layout of every parameter in our trees, Hugging Face, GGUF, PEFT and PyTorch.
 
-A row is a `Leaf` (`weights.leaf`). Every reader and writer of a format walks these rows; none knows a name of its own. Another encoder
-or LLM is a function here that lists its rows, and a mapping of its `config.json` in `hf_config`.
+A row is a `Leaf` (`weights.leaf`). Every reader and writer of a format walks these rows; none knows a name of its own. What families
+of encoders and LLMs call their parts is said in `towers` and `llm_families`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from fi_jax.config import KnowledgeConfig, LlmConfig, LoraConfig, ModelConfig, VitConfig
@@ -13,8 +13,12 @@ from fi_jax.errors import require_choice
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights.leaf import Leaf
+from fi_jax.weights.llm_families import FAMILIES
+from fi_jax.weights.towers import TOWERS, Names
 
 _NO_LORA = LoraConfig()
+# What CLIP calls the layers of both its towers.
+_CLIP_NAMES = Names()
 
 
 class Assembly(Protocol):
@@ -32,21 +36,18 @@ class Assembly(Protocol):
 
 # What LLaVA's keys start with (`layouts.LLAVA`).
 _LLAVA_TOWER, _LLAVA_LLM = "model.vision_tower.", "model.language_model."
-# Families whose files hold q, k and v, and gate and up, as one tensor each.
-_FUSED = ("phi3",)
-# Families whose GGUF files interleave the rows of q and k for llama.cpp's first form of RoPE.
-_INTERLEAVED = ("llama", "mistral", "smollm3")
 
 
 def llm_leaves(cfg: LlmConfig, root: str = "model.") -> list[Leaf]:
     """Rows of `models.llm.Llm`; `root` is what its keys but the head's start with."""
     d, q, kv, m = cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim, cfg.intermediate_size
     qkv_bias = cfg.attention_bias or cfg.qkv_bias
-    interleaved = cfg.family in _INTERLEAVED
+    require_choice("model.llm.family", cfg.family, FAMILIES)
+    family = FAMILIES[cfg.family]
 
     def linear(name: str, size_in: int, size_out: int, gguf: str, bias: bool, heads: int = 0) -> list[Leaf]:
         part, key = ("mlp", "mlp") if name in ("gate_proj", "up_proj", "down_proj") else ("attn", "self_attn")
-        heads = heads if interleaved else 0
+        heads = heads if family.interleaved else 0
         return _linear(
             f"{part}/{name}", f"{key}.{name}", size_in, size_out, bias=bias, lora=cfg.lora, gguf=gguf, heads=heads
         )
@@ -62,7 +63,7 @@ def llm_leaves(cfg: LlmConfig, root: str = "model.") -> list[Leaf]:
         *linear("v_proj", d, kv, "attn_v", qkv_bias),
     ]
     gate_up = [*linear("gate_proj", d, m, "ffn_gate", cfg.mlp_bias), *linear("up_proj", d, m, "ffn_up", cfg.mlp_bias)]
-    if cfg.family in _FUSED:
+    if family.fused:
         qkv, gate_up = _fused(qkv, "self_attn.qkv_proj", "attn_qkv"), _fused(gate_up, "mlp.gate_up_proj", "ffn_up")
     layer = [
         norm("input_norm", "input_layernorm", "attn_norm"),
@@ -104,49 +105,10 @@ def _fused(leaves: Sequence[Leaf], key: str, gguf: str) -> list[Leaf]:
     return fused
 
 
-@dataclass(frozen=True)
-class _VitNames:
-    """What a family calls the parts of a tower, as the `state_dict` of transformers' class has them."""
-
-    patches: str = "embeddings.patch_embedding"
-    class_token: str = "embeddings.class_embedding"
-    positions: str = "embeddings.position_embedding.weight"
-    registers: str = "embeddings.register_tokens"
-    # Tokens and positions have an axis of size 1 for the batch.
-    batched: bool = False
-    final_norm: str = "post_layernorm"
-    layers: str = "encoder.layers"
-    norms: tuple[str, str] = ("layer_norm1", "layer_norm2")
-    attention: str = "self_attn"
-    out: str = "out_proj"
-
-
-_CLIP_NAMES = _VitNames()
-_DINOV2_NAMES = _VitNames(
-    "embeddings.patch_embeddings.projection",
-    "embeddings.cls_token",
-    "embeddings.position_embeddings",
-    batched=True,
-    final_norm="layernorm",
-    layers="encoder.layer",
-    norms=("norm1", "norm2"),
-    attention="attention",
-    out="o_proj",
-)
-_VIT_NAMES = replace(_DINOV2_NAMES, layers="layers", norms=("layernorm_before", "layernorm_after"))
-VIT_NAMES = {
-    "clip_vision_model": _CLIP_NAMES,
-    "siglip_vision_model": _CLIP_NAMES,
-    "dinov2": _DINOV2_NAMES,
-    "dinov2_with_registers": _DINOV2_NAMES,
-    "vit": _VIT_NAMES,
-}
-
-
 def vit_leaves(cfg: VitConfig, root: str = "") -> list[Leaf]:
     """Rows of `models.vit.Vit`; `root` is what its keys start with."""
-    require_choice("encoder family", cfg.family, VIT_NAMES)
-    names, d, p = VIT_NAMES[cfg.family], cfg.hidden_size, cfg.patch_size
+    require_choice("encoder family", cfg.family, TOWERS)
+    names, d, p = TOWERS[cfg.family].names, cfg.hidden_size, cfg.patch_size
     batch, positions = int(names.batched), cfg.class_token + cfg.grid**2
     patches = _conv("patch_embed", f"{root}{names.patches}", p, 3, d)
     leaves = patches if cfg.patch_bias else patches[:1]
@@ -301,7 +263,7 @@ def _segformer_block(cfg: SegformerConfig, stage: int, path: str, key: str) -> l
     return leaves
 
 
-def _vit_layers(cfg: VitConfig | ClipTextConfig, root: str = "", names: _VitNames = _CLIP_NAMES) -> list[Leaf]:
+def _vit_layers(cfg: VitConfig | ClipTextConfig, root: str = "", names: Names = _CLIP_NAMES) -> list[Leaf]:
     d, hidden = cfg.hidden_size, cfg.intermediate_size
     layer = [leaf for i, name in enumerate(names.norms, 1) for leaf in _norm(f"norm{i}", name, d)]
     for name in ("q_proj", "k_proj", "v_proj"):

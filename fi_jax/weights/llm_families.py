@@ -1,6 +1,6 @@
 """Language models of transformers: the `config.json` of each family <-> `LlmConfig`.
 
-A new family is an entry of `FAMILIES`, and rows of `leaf_table.llm_leaves` where its tensors have other names.
+A new family whose parts are all there is an entry of `FAMILIES`.
 """
 
 import math
@@ -58,6 +58,12 @@ class Family:
     # RoPE may turn a part of a head.
     partial_rope: bool = False
     act_name: str = "hidden_act"
+    # Its files hold q, k and v, and gate and up, as one tensor each.
+    fused: bool = False
+    # GGUF's name of it; "" where `gguf` has none. Some files there have the rows of q and k interleaved, for llama.cpp's
+    # first form of RoPE.
+    gguf: str = ""
+    interleaved: bool = False
 
 
 def _all(*_) -> bool:
@@ -94,8 +100,8 @@ def _qwen_slides(config: Fields, layer: int) -> bool:
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", _LLAMA),
-    "mistral": Family("MistralForCausalLM", _MISTRAL, slides=_all),
+    "llama": Family("LlamaForCausalLM", _LLAMA, gguf="llama", interleaved=True),
+    "mistral": Family("MistralForCausalLM", _MISTRAL, slides=_all, interleaved=True),
     "ministral": Family("MinistralForCausalLM", _MISTRAL, slides=_all, typed_layers=True),
     "qwen2": Family(
         "Qwen2ForCausalLM",
@@ -104,6 +110,7 @@ FAMILIES: dict[str, Family] = {
         slides=_qwen_slides,
         typed_layers=True,
         window_flag="use_sliding_window",
+        gguf="qwen2",
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
@@ -112,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         slides=_qwen_slides,
         typed_layers=True,
         window_flag="use_sliding_window",
+        gguf="qwen3",
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
@@ -125,8 +133,10 @@ FAMILIES: dict[str, Family] = {
         window_flag="use_sliding_window",
         no_rope_interval=4,
         rope_theta=2000000.0,
+        gguf="smollm3",
+        interleaved=True,
     ),
-    "gemma": Family("GemmaForCausalLM", _GEMMA, _IS_GEMMA),
+    "gemma": Family("GemmaForCausalLM", _GEMMA, _IS_GEMMA, gguf="gemma"),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         _GEMMA2,
@@ -134,6 +144,7 @@ FAMILIES: dict[str, Family] = {
         slides=lambda _, layer: layer % 2 == 0,
         typed_layers=True,
         act_name="hidden_activation",
+        gguf="gemma2",
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
@@ -145,6 +156,7 @@ FAMILIES: dict[str, Family] = {
         rope_theta=1000000.0,
         sliding_rope_theta=10000.0,
         act_name="hidden_activation",
+        gguf="gemma3",
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
@@ -155,6 +167,8 @@ FAMILIES: dict[str, Family] = {
         },
         slides=_all,
         partial_rope=True,
+        fused=True,
+        gguf="phi3",
     ),
 }  # fmt: skip
 
