@@ -80,6 +80,14 @@ class Answerer:
         """Whether the alignment head was trained; that of a checkpoint from elsewhere was not."""
         return not self.info.get("untrained", False)
 
+    @property
+    def asks_in_prefix(self) -> bool:
+        """Whether a question stands in the prefix and takes a pass of its own: picture and question see each other.
+
+        So a prefix language model (PaliGemma) was trained; trained here, it learns to answer behind a shared prefix.
+        """
+        return self.config.model.llm.bidirectional_prefix and not self.has_head
+
     @cached_property
     def _faces(self):
         def run(params, constants, image, mask, facts):
@@ -167,7 +175,8 @@ class Answerer:
             return OptionProbabilities(None, head, scores)
         width = max(len(q.options) for q in questions)
         llm = np.zeros((len(image), len(questions), width), np.float32)
-        short = [i for i, question in enumerate(questions) if self._has_short_answers(question)]
+        behind = not self.asks_in_prefix
+        short = [i for i, question in enumerate(questions) if behind and self._has_short_answers(question)]
         for i in set(range(len(questions))) - set(short):
             own = self._long_answers(faces, alignment, questions[i])
             llm[:, i, : own.shape[1]] = own
@@ -231,6 +240,7 @@ class Answerer:
         """Probabilities of options of several tokens: the softmax of each one's likelihood, a segment an option."""
         spell = self.builder(())
         asked, answers = spell.question_ids(question.text), [spell.answer_ids(answer) for answer in question.answers]
+        in_prefix, asked = (asked, []) if self.asks_in_prefix else ([], asked)
         lengths = [len(ids) for ids in answers]
         builder = SequenceBuilder(
             *(self.tokenizer, spell.template, self.vocabulary, (), slots_of(self.config.model, self.vocabulary)),
@@ -238,6 +248,7 @@ class Answerer:
             segment_length=len(asked) + max(lengths),
             lm_length=sum(lengths),
         )
+        builder.prefix = np.append(builder.prefix, np.array(in_prefix, np.int32))
         rows = builder.build([[]], open_questions=[[(asked, ids) for ids in answers]])
         b = len(faces.image_pooled)
         batch = {key: np.broadcast_to(value, (b, *value.shape[1:])) for key, value in cast(dict, rows).items()}

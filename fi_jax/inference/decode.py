@@ -51,7 +51,8 @@ def generate(
     Args:
       model: the language model, `params` its parameters.
       prefix: embeddings (text, image and knowledge tokens); their keys are stored and read once for all `q`.
-      question_tokens: `q` questions a prefix, padding on the right as `question_valid` says (None: there is none).
+      question_tokens: `q` questions a prefix, padding on the right as `question_valid` says (None: there is none); of no
+        tokens (`s` = 0) where the prefix asks.
     """
     state = _prefill(model, max_new_tokens, eos_ids, params, prefix, question_tokens, question_valid)
     tokens, lengths, _ = _loop(model, max_new_tokens, eos_ids, params, *_split(state))
@@ -85,7 +86,9 @@ def _prefill(model, max_new_tokens, eos_ids, params, prefix, tokens, valid=None)
 
     def run(model: Llm):
         (b, q, s), p = tokens.shape, prefix.shape[1]
-        _, cache = model.prefill(prefix, s + max_new_tokens - 1, q)
+        hidden, cache = model.prefill(prefix, s + max_new_tokens - 1, q)
+        if not s:
+            return jnp.repeat(model.logits(hidden[:, -1:]), q, axis=1), cache, jnp.full((b, q), p)
         own = jnp.broadcast_to(p + jnp.arange(s, dtype=jnp.int32), (b, q, s))
         hidden, cache = model.extend(model.embed(tokens.reshape(b, q * s)).reshape(b, q, s, -1), own, valid, cache)
         lengths = valid.sum(axis=2, dtype=jnp.int32)

@@ -21,9 +21,13 @@ def _inputs(
     """Arguments of `decode` for all `questions` about each of `b` faces, and the ids that end an answer."""
     builder = answerer.builder(())
     faces, alignment = answerer.faces(image, mask, facts)
-    tokens = jnp.broadcast_to(jnp.asarray(builder.prefix), (len(image), len(builder.prefix)))
-    prefix = _embed(answerer.model)(answerer.params, tokens, faces, alignment)
     ids = [builder.question_ids(question) for question in questions]
+    first = builder.prefix
+    if answerer.asks_in_prefix:
+        (asked,) = ids
+        first, ids = np.append(first, np.array(asked, np.int32)), [[]]
+    tokens = jnp.broadcast_to(jnp.asarray(first), (len(image), len(first)))
+    prefix = _embed(answerer.model)(answerer.params, tokens, faces, alignment)
     # Padded to a multiple of 16, so that other questions reuse the compiled program.
     padded = np.zeros((len(ids), -(-max(map(len, ids)) // 16) * 16), np.int32)
     valid = np.zeros(padded.shape, bool)
@@ -68,7 +72,12 @@ def generate_many(
     max_new_tokens: int,
     facts: Facts | None = None,
 ) -> list[list[str]]:
-    """Answers `q` questions about each of `b` faces, greedily: `b` lists of `q` texts. A face's prefix is run once."""
+    """Answers `q` questions about each of `b` faces, greedily: `b` lists of `q` texts. A face's prefix is run once, unless
+    it holds the question (`Answerer.asks_in_prefix`).
+    """
+    if answerer.asks_in_prefix and len(questions) > 1:
+        each = [generate_many(answerer, image, mask, [question], max_new_tokens, facts) for question in questions]
+        return [[texts[face][0] for texts in each] for face in range(len(image))]
     arguments, ends = _inputs(answerer, image, mask, questions, facts)
     tokens = decode.generate(*arguments, max_new_tokens=max_new_tokens, eos_ids=ends).tokens
     lengths = (np.isin(tokens, ends).cumsum(-1) == 0).sum(-1)

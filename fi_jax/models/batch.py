@@ -44,8 +44,8 @@ class Batch(TypedDict, total=False):
     option_targets: Float[ndarray, "b q k"]
     # Which of the builder's questions a segment asks; −1 where it is empty or free-form.
     question_index: Int[ndarray, "b q"]
-    # Token loss of free-form answers (and of some closed ones): index into the flattened `q·s` segment axis, next
-    # token, weight (0 is padding).
+    # Token loss of free-form answers (and of some closed ones): index into the flattened `q·s` segment axis (−1 is the
+    # prefix's last token), next token, weight (0 is padding).
     lm_positions: Int[ndarray, "b m"]
     lm_targets: Int[ndarray, "b m"]
     lm_weights: Float[ndarray, "b m"]

@@ -184,7 +184,8 @@ class SequenceBuilder:
         Args:
           chosen: for each face, indices of the closed questions to ask, in order.
           targets: target distributions, or None when nothing is known.
-          open_questions: for each face, free-form questions (`open_tokens`); they stand after the closed ones.
+          open_questions: for each face, free-form questions (`open_tokens`); they stand after the closed ones. An answer
+            without a question follows the prefix.
           closed_in_lm: how many of a face's first closed questions also enter the token loss.
         """
         b, q, s, k, m = len(chosen), self.num_segments, self.segment_length, self.num_options, self.lm_length
@@ -225,7 +226,7 @@ class SequenceBuilder:
                 batch["segment_tokens"][row, at, : len(tokens)] = tokens
                 batch["segment_valid"][row, at, : len(tokens)] = True
                 batch["answer_position"][row, at] = len(question) - 1
-                loss_tokens += [(at * s + i - 1, tokens[i]) for i in range(len(question), len(tokens))]
+                loss_tokens += [(at * s + i - 1 if i else -1, tokens[i]) for i in range(len(question), len(tokens))]
             for i, (position, token) in enumerate(loss_tokens[:m]):
                 batch["lm_positions"][row, i] = position
                 batch["lm_targets"][row, i] = token

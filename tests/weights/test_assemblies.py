@@ -16,7 +16,7 @@ from transformers.models.llava_onevision import modeling_llava_onevision
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.inference.answerer import Answerer, load_answerer
-from fi_jax.inference.generation import generate
+from fi_jax.inference.generation import generate, generate_many
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary
 from fi_jax.models.attention import PrefixLayout
@@ -259,26 +259,48 @@ def untrained(tmp_path_factory) -> tuple[Answerer, object]:
 
 FACE = np.random.default_rng(1).integers(0, 256, (1, 30, 30, 3), dtype=np.uint8)
 MAP = np.zeros((1, 30, 30), np.uint8)
+PIXELS = (FACE / 255.0 - 0.5).astype(np.float32) / 0.5
 
 
-def test_a_checkpoint_is_asked_as_it_is(untrained):
-    answerer, model = untrained
+def _equals_transformers(answerer: Answerer, name: str, model) -> None:
+    """Each option's likelihood behind picture and question, by transformers' own pass over all of them."""
     questions = [question("Smiling"), question("gender")]
     answers = answerer.answer(FACE, MAP, questions)
     assert answers.head is None and answers.label_scores is None
-    pixels = (FACE / 255.0 - 0.5).astype(np.float32) / 0.5
     builder = answerer.builder(())
     for i, asked in enumerate(questions):
         ids = [*builder.prefix, *builder.question_ids(asked.text)]
         likelihoods = []
         for answer in map(builder.answer_ids, asked.answers):
             tokens = np.array([[3 if token == IMAGE_SLOT else token for token in (*ids, *answer)]])
-            said = torch.tensor(_theirs("llava_onevision", model, pixels, tokens)[0]).log_softmax(-1)
+            said = torch.tensor(_theirs(name, model, PIXELS, tokens, len(ids))[0]).log_softmax(-1)
             likelihoods.append(sum(said[len(ids) - 1 + k, token] for k, token in enumerate(answer)))
         expected = torch.stack(likelihoods).softmax(-1)
         np.testing.assert_allclose(answers.llm[0, i, : len(expected)], expected, atol=1e-4)
+
+
+def test_a_checkpoint_is_asked_as_it_is(untrained):
+    answerer, model = untrained
+    _equals_transformers(answerer, "llava_onevision", model)
     with pytest.raises(UserError, match="has no alignment head"):
-        answerer.answer(FACE, MAP, questions, by_llm=False)
+        answerer.answer(FACE, MAP, [question("Smiling")], by_llm=False)
+
+
+def test_picture_and_question_of_a_paligemma_see_each_other(tmp_path):
+    """Closed answers and greedy text are those of transformers, whose prefix is picture and question together."""
+    model = _checkpoint(tmp_path, "paligemma")
+    answerer = load_answerer(load_model(tmp_path))
+    assert answerer.asks_in_prefix
+    _equals_transformers(answerer, "paligemma", model)
+    texts = ["Is this person smiling?", "What is this person's gender?"]
+    builder = answerer.builder(())
+    for text, ours in zip(texts, generate_many(answerer, FACE, MAP, texts, 3)[0], strict=True):
+        ids = [3 if token == IMAGE_SLOT else int(token) for token in (*builder.prefix, *builder.question_ids(text))]
+        told = ids
+        for _ in range(3):
+            said = _theirs("paligemma", model, PIXELS, np.array([told]), len(ids))[0, -1]
+            told = [*told, int(said.argmax())]
+        assert ours == answerer.tokenizer.decode(told[len(ids) :], skip_special_tokens=True).strip()
 
 
 def test_options_of_several_tokens_are_scored_by_their_likelihood(untrained):
