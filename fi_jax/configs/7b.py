@@ -68,14 +68,20 @@ def config() -> Experiment:
     )
 
 
-def with_llm(name: str, llm: LlmConfig, checkpoint: str, template: str) -> Experiment:
-    """The same with another language model: a connector between it and the image encoder is learned from nothing."""
-    base = config()
+def with_llm(
+    name: str, llm: LlmConfig, checkpoint: str, template: str, encoder: tuple[VitConfig, str] = (IMAGE_ENCODER, CLIP)
+) -> Experiment:
+    """The same with another language model, and perhaps another image encoder (its config and checkpoint).
+
+    The connector between them is learned from nothing.
+    """
+    base, (vit, tower) = config(), encoder
+    segmentation = replace(vit, lora=SEGMENTATION_ENCODER.lora)
     return replace(
         base,
         name=name,
-        model=replace(base.model, llm=replace(llm, lora=LORA)),
-        weights=WeightsConfig(llm=checkpoint, image_encoder=CLIP, segmentation_encoder=CLIP, text_encoder=CLIP),
-        data=replace(base.data, template=template),
+        model=replace(base.model, image_encoder=vit, segmentation_encoder=segmentation, llm=replace(llm, lora=LORA)),
+        weights=WeightsConfig(llm=checkpoint, image_encoder=tower, segmentation_encoder=tower, text_encoder=CLIP),
+        data=replace(base.data, template=template, image_size=vit.image_size),
         train=replace(base.train, learning_rate_scales=()),
     )

@@ -41,18 +41,21 @@ def load_template(config: Experiment, tokenizer: Tokenizer) -> Template:
     source = config.weights.llava or config.weights.llm
     if source in ("random", "smollm2") or source.endswith(".gguf"):
         raise UserError(f"'{source}' has no chat template of its own; set data.template to chatml, vicuna or plain")
-    return read_own_template(resolve_folder(source), tokenizer)
+    return read_own_template(resolve_folder(source), tokenizer, with_picture=bool(config.weights.llava))
 
 
-def read_own_template(folder: Path, tokenizer: Tokenizer) -> Template:
+def read_own_template(folder: Path, tokenizer: Tokenizer, with_picture: bool = True) -> Template:
     """Reads the chat template of a checkpoint folder: its processor's, where it has one, else its tokenizer's.
+
+    Args:
+      with_picture: as it is spelled about a picture, where the checkpoint has pictures; False reads that of its LLM alone.
 
     Raises:
       UserError: it has none, or one that cannot be used.
     """
     config = hf_config.read_config(folder)
     image_token = ""
-    if hf_config.is_composite(config):
+    if with_picture and hf_config.is_composite(config):
         image_id = config.integer("image_token_id", config.integer("image_token_index", 32000))
         image_token = tokenizer.id_to_token(image_id) or ""
         if not image_token:

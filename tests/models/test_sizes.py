@@ -11,6 +11,7 @@ from fi_jax.training.abstract import split_shapes
 from fi_jax.training.optimizer import split_params
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
+from fi_jax.weights.hf_config import vision_json
 from fi_jax.weights.llm_families import write_llm
 
 
@@ -55,6 +56,21 @@ def test_parameter_counts_are_those_of_llava(name, total, size):
     assert ours == total
     assert ours == _llava_parameters(*size)
     assert _count(shapes, "segmentation_encoder/") == _count(shapes, "image_encoder/") == 303_507_456
+
+
+def test_the_encoder_of_gemma3_4b_is_siglip():
+    """As many parameters as transformers' class of the size that the Hub's checkpoint has, and as many tokens as Gemma."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModel
+
+    config = load_config("gemma3_4b").model
+    assert config.image_encoder.num_tokens == 256
+    described = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    assert vision_json(config.image_encoder).items() >= (described | {"patch_size": 14, "image_size": 224}).items()
+    with torch.device("meta"):
+        theirs = AutoModel.from_config(AutoConfig.for_model(**vision_json(config.image_encoder)))
+    shapes = param_shapes(replace(config, attention="xla"))
+    assert _count(shapes, "image_encoder/") == theirs.num_parameters()
 
 
 def test_what_7b_trains():

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers.models.llava_next import modeling_llava_next
 from transformers.models.llava_onevision import modeling_llava_onevision
 
+from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.inference.answerer import Answerer, load_answerer
@@ -28,7 +29,7 @@ from fi_jax.prompting.sequences import SequenceBuilder, Slots
 from fi_jax.weights.bundle import load_model
 from fi_jax.weights.hf_config import read_llava_config, read_vit_config
 from fi_jax.weights.huggingface import load_llava, load_vision
-from fi_jax.weights.tokenizers import read_own_template
+from fi_jax.weights.tokenizers import load_template, read_own_template
 
 SIDE = 28
 CLIP = {
@@ -217,6 +218,39 @@ def test_tokens_equal_the_processors_and_a_sequence_is_opened_once(checkpoint):
     assert builder.end_id == fast.convert_tokens_to_ids(end)
 
 
+# Gemma 3's own, what it says to wrong messages left out. It marks a picture otherwise than by the picture's token.
+GEMMA = (
+    "{{ bos_token }}{%- for message in messages -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' }}{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- else -%}{%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
+    "{%- else -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+
+
+def test_the_llm_of_a_checkpoint_with_pictures_is_spelled_as_it_is_alone(tmp_path):
+    """`gemma3_4b` has the language model of Gemma 3, and an encoder of its own."""
+    fast = _tokenizer(tmp_path, "bytes", GEMMA)
+    fast.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    fast.save_pretrained(tmp_path)
+    described = {"model_type": "gemma3", "image_token_index": 3, "text_config": {}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="does not write the picture"):
+        read_own_template(tmp_path, tokenizer)
+    own = load_config("gemma3_4b")
+    own = replace(own, weights=replace(own.weights, llm=str(tmp_path)))
+    builder = SequenceBuilder(
+        tokenizer, load_template(own, tokenizer), vocabulary("all"), [], Slots(0, 0, 0), num_segments=1
+    )
+    text = "Is this person smiling?"
+    asked = [{"role": "user", "content": text}]
+    wanted = fast.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert [*builder.prefix, *builder.question_ids(text)] == fast(wanted, add_special_tokens=False)["input_ids"]
+    assert builder.end_id == fast.convert_tokens_to_ids("<end_of_turn>")
+
+
 def test_a_checkpoint_without_a_usable_template_is_refused(tmp_path):
     _checkpoint(tmp_path, "llava_next")
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -292,7 +326,7 @@ def test_picture_and_question_of_a_paligemma_see_each_other(tmp_path):
     answerer = load_answerer(load_model(tmp_path))
     assert answerer.asks_in_prefix
     _equals_transformers(answerer, "paligemma", model)
-    texts = ["Is this person smiling?", "What is this person's gender?"]
+    texts = ["Is this person smiling?"] * 2
     builder = answerer.builder(())
     for text, ours in zip(texts, generate_many(answerer, FACE, MAP, texts, 3)[0], strict=True):
         ids = [3 if token == IMAGE_SLOT else int(token) for token in (*builder.prefix, *builder.question_ids(text))]
