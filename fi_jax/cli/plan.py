@@ -5,9 +5,9 @@ alone. With --topology the TPU's own compiler (libtpu) compiles the step for tha
 of GPU hosts it says which axes of the mesh leave a host.
 No weights, data or accelerators are needed.
 
-  fi-jax plan 7b --mesh data=4,fsdp=8 --memory-gib 80
-  fi-jax plan 7b --mesh fsdp=16 --topology v5e:4x4 --libtpu DIR
-  fi-jax plan 7b --mesh data=4,fsdp=8 --topology h100:4
+  fi-jax plan 7b --mesh fsdp=4 --memory-gib 80
+  fi-jax plan 7b --mesh fsdp=16 --topology v5e:4x4 --train.accumulate 1 --libtpu DIR
+  fi-jax plan 7b --mesh data=4,fsdp=8 --topology h100:4 --data.batch-size 128
 """
 
 import argparse

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains on Kubernetes (GKE) as one JobSet, on a GPU or a TPU node pool. The cluster needs the JobSet controller.
 #
-#   launch/gke/train.sh --job faces --image IMAGE --nodes 4 --gpus-per-node 8 --volume runs -- 7b --runs /data/runs
+#   launch/gke/train.sh --job faces --image IMAGE --nodes 4 --gpus-per-node 8 --volume runs -- 7b --runs /data/runs --data.batch-size 128
 #   launch/gke/train.sh --job faces --image IMAGE --tpu-type tpu-v5-lite-podslice --tpu-topology 4x4 --nodes 4 \
-#       --chips-per-node 4 --volume runs -- 7b --runs /data/runs
+#       --chips-per-node 4 --volume runs -- 7b --mesh.fsdp 16 --train.accumulate 1 --runs /data/runs
 #
 # One pod a node. A pod that stops (preemption, a dead node, exit 75) restarts the JobSet, --max-restarts times at most,
 # and training resumes from its last checkpoint; a mistake in the arguments (exit 2) ends it at once. --volume names a

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a SLURM cluster; saves, requeues and resumes when preempted or out of time.
 #
-#   launch/slurm/train.sh --nodes 4 --gpus-per-node 8 --time 12:00:00 -- 7b --name faces
+#   launch/slurm/train.sh --nodes 4 --gpus-per-node 8 --time 12:00:00 -- 7b --name faces --data.batch-size 128
 #   launch/slurm/train.sh --settings launch/slurm/settings.example --dry-run -- nano
 #
 # One task a node sees all its GPUs; with --tasks-per-node equal to --gpus-per-node each task has one. Both work.

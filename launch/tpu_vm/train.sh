@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU VM slice: creates it, copies this folder to every worker, installs, and runs on all workers.
 #
-#   launch/tpu_vm/train.sh --job faces --zone us-west4-a --type v5litepod-16 -- 7b --runs gs://bucket/runs
+#   launch/tpu_vm/train.sh --job faces --zone us-west4-a --type v5litepod-16 -- 7b --mesh.fsdp 16 --train.accumulate 1 --runs gs://bucket/runs
 #   launch/tpu_vm/train.sh --zone us-west4-a --logs faces --follow
 #   launch/tpu_vm/train.sh --zone us-west4-a --delete faces
 #
