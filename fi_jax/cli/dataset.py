@@ -46,16 +46,10 @@ def _init(args: argparse.Namespace) -> int:
         raise UserError(f"'{out}' is there already; choose another --out, or delete it")
     name = args.name or "".join(c if c.isalnum() else "_" for c in path.stem)
     if path.is_dir():
-        guess, rows = folders_guess(path), 0
-        text = write_schema(guess, name, "", "", rows).replace(
-            'table: ""', f"folders: {os.path.relpath(path, out.parent)}"
-        )
-        text = text.replace('# Folder of the pictures, relative to this file.\nimages: ""\n', "")
+        guess, paths = folders_guess(path), {"folders": path}
     else:
-        table = read_table(path)
-        guess = guess_columns(table)
-        images = os.path.relpath(args.images or path.parent, out.parent)
-        text = write_schema(guess, name, os.path.relpath(path, out.parent), images, len(table.rows))
+        guess, paths = guess_columns(read_table(path)), {"table": path, "images": args.images or path.parent}
+    text = write_schema(guess, name, {key: os.path.relpath(one, out.parent) for key, one in paths.items()})
     read_schema(text, "the schema that was made")
     write_text(out, text)
     print(f"wrote {out}")

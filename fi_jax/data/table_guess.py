@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,14 +162,16 @@ def _matched(same: str, options: Sequence[str], doubts: list[str], name: str) ->
     return matched
 
 
-def write_schema(guess: Guess, name: str, table: str, images: str, rows: int) -> str:
-    """Returns the YAML of a guess, with comments for the person who puts it right."""
+def write_schema(guess: Guess, name: str, paths: Mapping[str, str]) -> str:
+    """Returns the YAML of a guess, with comments for the person who puts it right.
+
+    `paths`: "table" and "images", or "folders", as the schema has them.
+    """
     lines = [
-        f"# What the {rows} rows of {table} are. Made by fi-jax dataset init; put it right, then: fi-jax dataset check",
+        "# What the columns are. Made by fi-jax dataset init; put it right, then: fi-jax dataset check",
         f"name: {_yaml(name)}",
-        f"table: {_yaml(table)}",
-        "# Folder of the pictures, relative to this file.",
-        f"images: {_yaml(images)}",
+        "# Paths are relative to this file.",
+        *(f"{key}: {_yaml(path)}" for key, path in paths.items()),
         f"picture: {_yaml(guess.picture)}",
         "# Faces of one person never lie in two splits.",
         f"person: {_yaml(guess.person)}" if guess.person else "# person: COLUMN",

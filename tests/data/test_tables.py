@@ -197,10 +197,10 @@ def test_names_in_another_unicode_form_are_found(tmp_path):
 
 def test_folders_by_class(tmp_path, pictures):
     for name, some in (("smiling person", range(8)), ("other", range(8, 16))):
-        (tmp_path / "faces" / name).mkdir(parents=True)
+        (tmp_path / "my: faces" / name).mkdir(parents=True)
         for i in some:
-            Image.fromarray(picture(i)).save(tmp_path / "faces" / name / f"{i}.png")
-    assert main(["dataset", "init", str(tmp_path / "faces"), "--out", str(tmp_path / "faces.yaml")]) == 0
+            Image.fromarray(picture(i)).save(tmp_path / "my: faces" / name / f"{i}.png")
+    assert main(["dataset", "init", str(tmp_path / "my: faces"), "--out", str(tmp_path / "faces.yaml")]) == 0
     dataset = table_dataset(tmp_path / "faces.yaml")
     faces = dataset.open().faces
     assert len(faces) == 16 and faces[-1].labels == {"class:other": 0.0, "class:smiling person": 1.0}
