@@ -104,4 +104,5 @@ TOWERS: dict[str, Tower] = {
     "dinov2": Tower(_DINOV2, _IS_DINOV2, _DINOV2_NAMES, _DINOV2_LAYOUT),
     "dinov2_with_registers": Tower(_DINOV2 | {"registers": 4}, _IS_DINOV2, _DINOV2_NAMES, _DINOV2_LAYOUT),
     "vit": Tower(_VIT, {**_PLAIN, **_HALVES}, _VIT_NAMES, _VIT_LAYOUT),
+    "ijepa": Tower(_VIT, {"class_token": False, "pool": "mean", **_PLAIN, **_IMAGENET}, _VIT_NAMES, _VIT_LAYOUT),
 }
