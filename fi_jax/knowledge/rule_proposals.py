@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
-from fi_jax.labels.rules import Rule, excludes, implies
+from fi_jax.labels.rules import Rule, RuleKind, excludes, implies
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _without_redundant(found: Sequence[Proposal]) -> list[Proposal]:
             implied.setdefault(str(one.rule.premise), set()).add(one.rule.labels[0])
     stand = {_meaning(one.rule) for one in found}
 
-    def follows(kind: str, a: str, c: str) -> bool:
+    def follows(kind: RuleKind, a: str, c: str) -> bool:
         # Labels that imply each other are one; neither makes the other's rules redundant.
         through = (b for b in implied.get(a, ()) if b != c and a not in implied.get(b, ()))
         return any(_meaning(Rule(kind, (c,), "", b)) in stand for b in through)

@@ -302,7 +302,7 @@ def assemble(
         shardings = flatten(param_shardings(unflatten({path: shapes[path] for path in given}), mesh))
         given_leaves = {path: place(leaf, shardings[path]) for path, leaf in given.items()}
     # Order follows the model, so two processes flatten alike.
-    everything = {**fresh, **stored, **given_leaves}
+    everything: dict[str, Any] = {**fresh, **stored, **given_leaves}
     return {path: everything[path] for path in shapes}, base.info
 
 
