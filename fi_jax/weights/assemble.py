@@ -273,7 +273,7 @@ def assemble(
     trained = trained or {}
     if config.weights.adapter:
         trained = {path: leaf for path, leaf in trained.items() if not is_llm_adapter(path)}
-    given = {**base.leaves, **trained}
+    given: dict[str, Any] = {**base.leaves, **trained}
     wrong = [
         f"{path}: {tuple(np.shape(leaf))} given, {shapes[path].shape} in the model"
         for path, leaf in given.items()
