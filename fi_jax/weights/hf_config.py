@@ -10,7 +10,7 @@ from fi_jax.errors import UserError, require_choice
 from fi_jax.models.clip_text import ClipTextConfig
 from fi_jax.models.segformer import SegformerConfig
 from fi_jax.weights.json_fields import Fields, read_object
-from fi_jax.weights.llm_families import read_llm
+from fi_jax.weights.llm_families import read_llm, refuse_quantised
 from fi_jax.weights.towers import TOWERS
 
 # Hugging Face's names of our config's fields, where they differ.
@@ -230,9 +230,11 @@ def model_type(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> Fields:
-    """Reads a checkpoint's config.json."""
+    """Reads a checkpoint's config.json; a quantised checkpoint of any kind is refused."""
     path = folder / "config.json"
-    return Fields(read_object(path, f"{folder} has no config.json: not a Hugging Face checkpoint folder"), str(path))
+    config = Fields(read_object(path, f"{folder} has no config.json: not a Hugging Face checkpoint folder"), str(path))
+    refuse_quantised(config)
+    return config
 
 
 def _typed(folder: Path, known: tuple[str, ...]) -> Fields:

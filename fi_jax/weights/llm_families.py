@@ -187,8 +187,7 @@ def read_llm(config: Fields) -> LlmConfig:
             f"{config.where}: model_type is '{kind}'{what} which cannot be read (known: {', '.join(FAMILIES)})"
         )
     family = FAMILIES[kind]
-    if config.get("quantization_config"):
-        raise UserError(f"{config.where}: quantization_config is set; use the unquantised checkpoint or its GGUF")
+    refuse_quantised(config)
     values = {name: _read(config, name, default) for name, default in _plain_fields(family).items()}
     act = config.text(family.act_name, config.text("hidden_act", family.defaults.get("hidden_act", "silu")))
     # Gemma's first releases said "gelu" and meant this one.
@@ -221,6 +220,12 @@ def read_llm(config: Fields) -> LlmConfig:
         sliding_layers=sliding,
         sliding_rope_theta=sliding_rope if sliding else 0.0,
     )
+
+
+def refuse_quantised(config: Fields) -> None:
+    """Raises `UserError` for a checkpoint whose tensors are quantised (bitsandbytes, AWQ, GPTQ, fp8, ...)."""
+    if config.get("quantization_config"):
+        raise UserError(f"{config.where}: quantization_config is set; use the unquantised checkpoint or its GGUF")
 
 
 def _plain_fields(family: Family) -> dict[str, Any]:

@@ -275,6 +275,7 @@ def test_a_checkpoint_without_a_usable_template_is_refused(tmp_path):
         ({"vision_feature_layer": [-2, -1]}, "joins several layers"),
         ({"vision_config": {"model_type": "siglip2_vision_model"}}, "model_type 'siglip2_vision_model'"),
         ({"text_config": {"model_type": "mixtral"}}, "model_type is 'mixtral'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config is set"),
         ({"model_type": "qwen2_5_vl"}, "is a 'qwen2_5_vl' checkpoint; wanted: llava"),
     ],
 )
