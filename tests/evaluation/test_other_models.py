@@ -284,7 +284,9 @@ def test_a_sequence_is_opened_once(tmp_path):
 
 
 def test_a_package_that_a_model_needs_is_named(tmp_path, monkeypatch):
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, LlavaConfig
+
+    LlavaConfig().save_pretrained(tmp_path)
 
     def needs(*_, **__):
         raise ImportError("AutoImageProcessor requires the Torchvision library\nbut it was not found")
