@@ -217,7 +217,9 @@ def _attribution(args):
         "loading the model, compiling, then one gradient for each point of the path: a minute or two on a CPU",
         file=sys.stderr,
     )
-    found = attribute(load_answerer(model), crop, mask, question, option, by_llm=not args.head)
+    answerer = load_answerer(model)
+    crop, mask = answerer.view(crop, mask, question)
+    found = attribute(answerer, crop, mask, question, option, by_llm=not args.head)
     return attribution_figure(crop, mask, found, args.title)
 
 

@@ -6,6 +6,8 @@ fi-jax pack runs/nano --out packed/nano --calibrate out/nano_val
 import argparse
 from pathlib import Path
 
+from fi_jax.labels.questions import FAMILIES
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
@@ -23,6 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mirror",
         action="store_true",
         help="labels are scored on picture and mirror image from now on (one more pass of the encoders)",
+    )
+    parser.add_argument(
+        "--nearer",
+        nargs="+",
+        choices=FAMILIES,
+        metavar="FAMILY",
+        help="questions that see the face brought nearer, as UTKFace frames faces: of a model that was trained in frames "
+        f"that differ from set to set ({', '.join(FAMILIES)})",
     )
     parser.add_argument(
         "--calibrate",
@@ -61,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{source} temperatures: " + ", ".join(f"{family} {t:.2f}" for family, t in info[name].items()))
     if args.mirror:
         info["mirror"] = True
+    if args.nearer:
+        info["nearer"] = args.nearer
     config = _elsewhere(model.config)
     if args.dtype:
         config = replace(config, model=replace(config.model, dtype=args.dtype))

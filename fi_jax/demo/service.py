@@ -223,6 +223,7 @@ class Service:
         bank = {question.name: question for question in questions_for(answerer.vocabulary)}
         require_choice("question", name, bank)
         crop, mask, _ = decoded_face(data, self.size)
+        crop, mask = answerer.view(crop, mask, bank[name])
         seen = mask if switches.segmentation else np.zeros_like(mask)
         found = attribute(answerer, crop, seen, bank[name], by_llm=switches.llm, steps=WHY_STEPS)
         return style.to_bytes(attribution_figure(crop, seen, found), "png")

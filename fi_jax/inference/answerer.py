@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
 from fi_jax.errors import UserError
+from fi_jax.faces.alignment import nearer
 from fi_jax.faces.masks import flip
 from fi_jax.inference.prepare import merged_while_read, prepare_for_inference, without_adapters
 from fi_jax.knowledge.choices import Groups, head_groups, yes_no_logits
@@ -57,6 +58,21 @@ class OptionProbabilities(NamedTuple):
         if probabilities is None:
             raise ValueError(f"the {'LLM' if by_llm else 'head'} was not asked")
         return probabilities
+
+    def with_others(
+        self, own: Sequence[int], others: "OptionProbabilities", at: Sequence[int]
+    ) -> "OptionProbabilities":
+        """Puts these answers at places `own` of a list of questions, and `others` at places `at`."""
+
+        def joined(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+            if first is None or second is None:
+                return None
+            width = max(first.shape[2], second.shape[2])
+            made = np.zeros((len(first), len(own) + len(at), width), np.float32)
+            made[:, own, : first.shape[2]], made[:, at, : second.shape[2]] = first, second
+            return made
+
+        return OptionProbabilities(joined(self.llm, others.llm), joined(self.head, others.head), self.label_scores)
 
 
 class Answerer:
@@ -158,12 +174,35 @@ class Answerer:
     ) -> OptionProbabilities:
         """Answers closed questions by likelihood: one forward pass for all questions about each face.
 
-        Long and short questions go in separate passes, so that one listing twenty options does not pad forty others.
+        Questions of the families in `info["nearer"]` see the face brought nearer, in a pass of their own: as the set
+        that taught them frames faces. Long and short questions go in separate passes too, so that one listing twenty
+        options does not pad forty others.
         What `facts` state is answered as stated. Other answers follow: the head's scores hear of it where they hear
         each other (`knowledge.score_graph`), and the LLM reads it in the gates of its knowledge tokens.
         """
         if not by_llm and not self.has_head:
             raise UserError("this checkpoint was not trained here: it has no alignment head, the LLM alone answers")
+        near = [i for i, question in enumerate(questions) if question.family in self.info.get("nearer", ())]
+        rest = [i for i in range(len(questions)) if i not in near]
+        if not near:
+            return self._answer(image, mask, questions, by_llm, facts)
+        views = [self.view(*face, questions[near[0]]) for face in zip(np.asarray(image), np.asarray(mask), strict=True)]
+        images, masks = map(np.stack, zip(*views, strict=True))
+        found = self._answer(images, masks, [questions[i] for i in near], by_llm, facts)
+        if not rest:
+            return found
+        return self._answer(image, mask, [questions[i] for i in rest], by_llm, facts).with_others(rest, found, near)
+
+    def view(
+        self, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], question: Question
+    ) -> tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x"]]:
+        """One face as a question sees it: its crop and map as they are, or brought nearer (`alignment.nearer`)."""
+        return nearer(image, mask) if question.family in self.info.get("nearer", ()) else (image, mask)
+
+    def _answer(
+        self, image: np.ndarray, mask: np.ndarray, questions: Sequence[Question], by_llm: bool, facts: Facts | None
+    ) -> OptionProbabilities:
+        """`answer`, all questions about the faces as they are."""
         faces, alignment = self.faces(image, mask, facts)
         scores = head = None
         if self.has_head:

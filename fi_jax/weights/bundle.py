@@ -163,7 +163,7 @@ def read_config(path: Path) -> Experiment:
 def read_info(path: Path) -> dict:
     """Reads a model's `model.json`; an entry of another type than we write is a `UserError` that names it."""
     fields = Fields(read_object(path), str(path))
-    for name in ("labels", "sources"):
+    for name in ("labels", "sources", "nearer"):
         fields.texts(name)
     for name in ("temperatures", "head_temperatures"):
         for family in (group := fields.group(name)).values:

@@ -272,15 +272,24 @@ class FaceInsight(nn.Module):
 
         Of a question that a closed one answers in other words ("Is she over 40?"), the probability of "Yes" and "No".
         """
-        ask = self._by_head if self.settings["answers_by"] == "head" else self._by_llm
         if text is None:
-            return ask(crop, mask, self.settings["questions"])
+            return self._ask(crop, mask, self.settings["questions"])
         match = self.match(text)
-        answers = ask(crop, mask, [vars(match.question)])[match.question.name]
+        answers = self._ask(crop, mask, [vars(match.question)])[match.question.name]
         if match.weights is None:
             return answers
         yes = sum(weight * p for weight, p in zip(match.weights, answers.values(), strict=True))
         return {"Yes": yes, "No": 1 - yes}
+
+    def _ask(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
+        """Answers in the questions' order; families in `nearer` see the face brought nearer."""
+        ask = self._by_head if self.settings["answers_by"] == "head" else self._by_llm
+        near = [q for q in questions if q["family"] in self.settings.get("nearer", [])]
+        rest = [q for q in questions if q not in near]
+        answers = ask(crop, mask, rest) if rest else {}
+        if near:
+            answers |= ask(*_beside("face_alignment")["nearer"](crop, mask), near)
+        return {q["name"]: answers[q["name"]] for q in questions}
 
     def _label_probabilities(self, scores: Tensor) -> Tensor:
         return _KNOWLEDGE["label_probabilities"](scores, self.settings.get("groups", []))

@@ -14,7 +14,18 @@ from fi_jax.data.pipeline import open_dataset
 from fi_jax.data.records import FaceRecord
 from fi_jax.data.synthetic.face import draw_face
 from fi_jax.faces import framing
-from fi_jax.faces.alignment import FRAME, PARTS, Similarity, align, fit, into_frame, is_mirrored, part_centres
+from fi_jax.faces.alignment import (
+    FRAME,
+    NEAR,
+    PARTS,
+    Similarity,
+    align,
+    fit,
+    into_frame,
+    is_mirrored,
+    nearer,
+    part_centres,
+)
 from fi_jax.faces.map_cache import cached_map, keep_map, load_mask
 from fi_jax.faces.masks import encode_mask, flip
 from fi_jax.labels.face_parts import CLASSES
@@ -104,6 +115,20 @@ def test_what_is_not_trusted_stays_in_its_box():
     assert align(part_centres(tiny)) is not None
     assert into_frame(cut, tiny, (0, 0, 128, 128), (128, 128), 48) is None
     assert into_frame(cut, drawn.mask, (-100, -100, 28, 28), (128, 128), 48) is None
+
+
+def test_a_face_is_brought_nearer_once():
+    """Its map says where its parts are, whatever the map's size; who is near already, or not trusted, stays."""
+    drawn = draw_face(3, 128)
+    image, mask = nearer(drawn.image, drawn.mask[::2, ::2])
+    assert image.shape == drawn.image.shape and mask.shape == (64, 64)
+    parts = part_centres(mask) / 64
+    assert abs(parts - NEAR)[:3].max() < 0.04 and abs(parts[0] - parts[1]) == pytest.approx(0.386, abs=0.03)
+    # The picture moves with its map: here it is the map.
+    again = nearer(np.repeat(drawn.mask[..., None], 3, -1), drawn.mask)
+    assert (again[0][..., 0] == again[1]).mean() > 0.85 and (again[1][::2, ::2] == mask).mean() > 0.95
+    assert nearer(*again)[0] is again[0]
+    assert nearer(drawn.image, np.zeros_like(drawn.mask))[0] is drawn.image
 
 
 def test_the_config_says_how_faces_are_cut():

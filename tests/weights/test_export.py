@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.config import KnowledgeConfig, LoraConfig, VitConfig, WeightsConfig
+from fi_jax.data.synthetic.face import draw_face
 from fi_jax.faces.face_detector import find_faces, locate
 from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
 from fi_jax.inference.answerer import Answerer, load_answerer
@@ -71,7 +72,7 @@ def _model(config, base=None) -> TrainedModel:
     graph = rng.random((n, n)).astype(np.float32)
     graph /= graph.sum(1, keepdims=True)
     info = {"labels": list(vocabulary.names), "base": base or {}, "sources": ["synthetic_faces"]}
-    info |= {"temperatures": {"attribute": 1.7}, "mirror": not base}
+    info |= {"temperatures": {"attribute": 1.7}, "mirror": not base, "nearer": ["gender", "age_years"]}
     hears = config.model.knowledge.score_graph != "off"
     relations = Relations(*(rng.normal(size=size).astype(np.float32) for size in ((n, n), n))) if hears else None
     return TrainedModel(config, trained, prompts, graph, info, relations)
@@ -97,9 +98,9 @@ def _export(model, folder, capture, *flags) -> Exported:
 
 
 def _face(size=40):
-    """Of another size than the encoders' (32), so that both sides resize."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (size, size, 3), dtype=np.uint8), rng.integers(0, 19, (size, size), dtype=np.uint8)
+    """Noise with the parts of a drawn face, of another size than the encoders' (32), so that both sides resize."""
+    image, drawn = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8), draw_face(3, size)
+    return image, drawn.mask
 
 
 def _in_torch(folder):
@@ -298,7 +299,6 @@ def test_pictures_are_read_as_ask_reads_them(odd, tmp_path):
 @pytest.mark.parametrize("box", [None, (3, 6, 95, 91), (-30, -20, 90, 100)])
 def test_faces_are_cut_as_ask_cuts_them(odd, box, monkeypatch):
     """In the box and aligned: the exported folder's own code against ours, on a face that was turned."""
-    from fi_jax.data.synthetic.face import draw_face
     from fi_jax.faces.framing import align_face
 
     drawn = draw_face(0, 96)
@@ -577,8 +577,6 @@ def _answers_as_ask_does(run, out, picture, box, capsys):
 
 @pytest.mark.slow
 def test_a_trained_run_answers_as_ask_does(trained, tmp_path, capsys):
-    from fi_jax.data.synthetic.face import draw_face
-
     Image.fromarray(draw_face(0, 60).image).save(tmp_path / "face.png")
     _answers_as_ask_does(trained, tmp_path / "out", tmp_path / "face.png", "full", capsys)
 
