@@ -29,10 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nearer",
         nargs="+",
-        choices=FAMILIES,
-        metavar="FAMILY",
-        help="questions that see the face brought nearer, as UTKFace frames faces: of a model that was trained in frames "
-        f"that differ from set to set ({', '.join(FAMILIES)})",
+        metavar="NAME",
+        help="questions that see the face brought nearer, as UTKFace frames faces, for a model that was trained in frames "
+        f"that differ from set to set: labels or {', '.join(FAMILIES)}",
     )
     parser.add_argument(
         "--calibrate",
@@ -46,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     """Reads the run, fits temperatures, writes the folder."""
     from dataclasses import replace
 
-    from fi_jax.errors import UserError
+    from fi_jax.errors import UserError, require_choice
     from fi_jax.files import atomic_folder, require_new
+    from fi_jax.labels.schema import find_vocabulary
     from fi_jax.weights.bundle import load_model, save_model
 
     require_new(args.out)
@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if args.mirror:
         info["mirror"] = True
     if args.nearer:
+        labels = find_vocabulary(model.config.data.vocabulary, model.config.data.schemas).names
+        for name in args.nearer:
+            require_choice("--nearer", name, (*FAMILIES, *labels))
         info["nearer"] = args.nearer
     config = _elsewhere(model.config)
     if args.dtype:

@@ -113,9 +113,14 @@ def align(centres: np.ndarray, frame: np.ndarray = FRAME) -> Similarity | None:
 
 
 def into_frame(
-    cut: Callable[[Box, int], np.ndarray], mask: np.ndarray, square: Box, picture: tuple[int, int], size: int
+    cut: Callable[[Box, int], np.ndarray],
+    mask: np.ndarray,
+    square: Box,
+    picture: tuple[int, int],
+    size: int,
+    frame: np.ndarray = FRAME,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns a face and its map in the frame, `[size, size, 3]` and `[size, size]`; None where it is not trusted.
+    """Returns a face and its map in `frame`, `[size, size, 3]` and `[size, size]`; None where it is not trusted.
 
     Args:
       cut: returns a square of the picture at some size, the picture's edge repeated outside.
@@ -123,7 +128,7 @@ def into_frame(
       picture: height and width, pixels.
     """
     to_mask = _to_pixels(square, len(mask))
-    in_map = align(part_centres(mask))
+    in_map = align(part_centres(mask), frame)
     if in_map is None:
         return None
     back = in_map.after(to_mask).inverse()

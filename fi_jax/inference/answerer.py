@@ -174,15 +174,15 @@ class Answerer:
     ) -> OptionProbabilities:
         """Answers closed questions by likelihood: one forward pass for all questions about each face.
 
-        Questions of the families in `info["nearer"]` see the face brought nearer, in a pass of their own: as the set
-        that taught them frames faces. Long and short questions go in separate passes too, so that one listing twenty
+        Questions that `info["nearer"]` names, alone or by their family, see the face brought nearer, in a pass of their
+        own: as the set that taught them frames faces. Long and short questions go in separate passes too, so that one listing twenty
         options does not pad forty others.
         What `facts` state is answered as stated. Other answers follow: the head's scores hear of it where they hear
         each other (`knowledge.score_graph`), and the LLM reads it in the gates of its knowledge tokens.
         """
         if not by_llm and not self.has_head:
             raise UserError("this checkpoint was not trained here: it has no alignment head, the LLM alone answers")
-        near = [i for i, question in enumerate(questions) if question.family in self.info.get("nearer", ())]
+        near = [i for i, question in enumerate(questions) if self._sees_nearer(question)]
         rest = [i for i in range(len(questions)) if i not in near]
         if not near:
             return self._answer(image, mask, questions, by_llm, facts)
@@ -197,7 +197,10 @@ class Answerer:
         self, image: UInt8[np.ndarray, "y x 3"], mask: UInt8[np.ndarray, "y x"], question: Question
     ) -> tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x"]]:
         """One face as a question sees it: its crop and map as they are, or brought nearer (`alignment.nearer`)."""
-        return nearer(image, mask) if question.family in self.info.get("nearer", ()) else (image, mask)
+        return nearer(image, mask) if self._sees_nearer(question) else (image, mask)
+
+    def _sees_nearer(self, question: Question) -> bool:
+        return not {question.name, question.family}.isdisjoint(self.info.get("nearer", ()))
 
     def _answer(
         self, image: np.ndarray, mask: np.ndarray, questions: Sequence[Question], by_llm: bool, facts: Facts | None

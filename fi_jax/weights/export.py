@@ -176,7 +176,7 @@ def settings(
         # Side of the square crop the model was trained on, and how faces are cut.
         "image_size": model.config.data.image_size,
         "frame": model.config.data.frame,
-        # Families of questions that see the face brought nearer.
+        # Questions, and families of them, that see the face brought nearer.
         "nearer": model.info.get("nearer", []),
         "classes": list(CLASSES),
         "palette": PALETTE.tolist(),

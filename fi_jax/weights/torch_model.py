@@ -282,9 +282,9 @@ class FaceInsight(nn.Module):
         return {"Yes": yes, "No": 1 - yes}
 
     def _ask(self, crop: np.ndarray, mask: np.ndarray, questions: list[dict]) -> dict[str, dict[str, float]]:
-        """Answers in the questions' order; families in `nearer` see the face brought nearer."""
+        """Answers in the questions' order; those that `nearer` names, or their family, see the face brought nearer."""
         ask = self._by_head if self.settings["answers_by"] == "head" else self._by_llm
-        near = [q for q in questions if q["family"] in self.settings.get("nearer", [])]
+        near = [q for q in questions if not {q["name"], q["family"]}.isdisjoint(self.settings.get("nearer", []))]
         rest = [q for q in questions if q not in near]
         answers = ask(crop, mask, rest) if rest else {}
         if near:

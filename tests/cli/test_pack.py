@@ -56,6 +56,14 @@ def test_packs_half_precision_and_the_temperature_that_made_the_answers(model_fo
     assert json.loads(config)["name"] == "tiny" and "/somebody" not in config
 
 
+def test_the_packed_model_says_which_questions_see_the_face_nearer(model_folder, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "packed")]
+    assert main(["pack", str(model_folder), *out, "--nearer", "gender", "smiles"]) == 2
+    assert "smiles" in capsys.readouterr().err and not (tmp_path / "packed").exists()
+    assert main(["pack", str(model_folder), *out, "--nearer", "gender", "Male"]) == 0
+    assert load_model(tmp_path / "packed").info["nearer"] == ["gender", "Male"]
+
+
 def test_test_faces_are_refused_and_nothing_is_written(model_folder, tmp_path, capsys):
     write_predictions(tmp_path / "test" / "predictions.jsonl", answers("test", count=10))
     out = tmp_path / "packed"

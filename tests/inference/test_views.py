@@ -60,20 +60,20 @@ def test_it_is_the_mean_of_both_views(scores):
 
 def test_a_question_sees_the_face_as_the_model_says(answerer):
     """Answers come in the questions' order, of the faces as they are or brought nearer."""
-    drawn = [draw_face(seed, 64) for seed in (3, 5, 7)]
+    drawn = [draw_face(seed, 0, 64) for seed in (3, 5, 7)]
     image, mask = np.stack([face.image for face in drawn]), np.stack([face.mask for face in drawn])
     near = [np.stack(part) for part in zip(*map(nearer, image, mask), strict=True)]
     bank = {question.name: question for question in questions_for(answerer.vocabulary)}
-    questions = [bank[name] for name in ("Smiling", "gender", "expression", "age_years")]
+    questions = [bank[name] for name in ("Smiling", "gender", "expression", "age_years", "Male")]
 
     def asked(image, mask, info):
         answerer.info = info
         return answerer.answer(image, mask, questions, by_llm=False).head
 
     far, close = asked(image, mask, {}), asked(*near, {})
-    found = asked(image, mask, {"nearer": ["gender", "age_years"]})
+    found = asked(image, mask, {"nearer": ["gender", "age_years", "Male"]})
     np.testing.assert_allclose(found[:, [0, 2]], far[:, [0, 2]], atol=1e-6)
-    np.testing.assert_allclose(found[:, [1, 3]], close[:, [1, 3]], atol=1e-6)
+    np.testing.assert_allclose(found[:, [1, 3, 4]], close[:, [1, 3, 4]], atol=1e-6)
     assert np.abs(far - close)[:, [1, 3]].max() > 1e-3
 
 

@@ -72,7 +72,7 @@ def _model(config, base=None) -> TrainedModel:
     graph = rng.random((n, n)).astype(np.float32)
     graph /= graph.sum(1, keepdims=True)
     info = {"labels": list(vocabulary.names), "base": base or {}, "sources": ["synthetic_faces"]}
-    info |= {"temperatures": {"attribute": 1.7}, "mirror": not base, "nearer": ["gender", "age_years"]}
+    info |= {"temperatures": {"attribute": 1.7}, "mirror": not base, "nearer": ["gender", "age_years", "Male"]}
     hears = config.model.knowledge.score_graph != "off"
     relations = Relations(*(rng.normal(size=size).astype(np.float32) for size in ((n, n), n))) if hears else None
     return TrainedModel(config, trained, prompts, graph, info, relations)
@@ -99,7 +99,7 @@ def _export(model, folder, capture, *flags) -> Exported:
 
 def _face(size=40):
     """Noise with the parts of a drawn face, of another size than the encoders' (32), so that both sides resize."""
-    image, drawn = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8), draw_face(3, size)
+    image, drawn = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8), draw_face(3, 0, size)
     return image, drawn.mask
 
 
