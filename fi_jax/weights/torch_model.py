@@ -288,7 +288,8 @@ class FaceInsight(nn.Module):
         rest = [q for q in questions if q not in near]
         answers = ask(crop, mask, rest) if rest else {}
         if near:
-            answers |= ask(*_beside("face_alignment")["nearer"](crop, mask), near)
+            crop, mask = _beside("face_alignment")["nearer"](crop, mask)
+            answers |= ask(crop, mask, near)
         return {q["name"]: answers[q["name"]] for q in questions}
 
     def _label_probabilities(self, scores: Tensor) -> Tensor:
