@@ -17,15 +17,20 @@ from PIL import Image
 install_import_hook("fi_jax", "shape_checks.check")
 
 ROOT = Path(__file__).parent.parent
-# Compiled programs outlive the run: the second `make test` compiles next to nothing.
-CACHE = ROOT / ".cache" / "tests"
 SHARED_DATA = ROOT / ".." / "shared" / "data"
 
+# Compiling takes longer than what is compiled runs: XLA optimises little, and keeps every program, so that neither the
+# next module nor the next `make test` compiles it again. By the environment: processes that tests start inherit it.
+CACHE = Path(os.environ.setdefault("FI_JAX_CACHE", str(ROOT / ".cache" / "tests")))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_disable_most_optimizations", True)
 # By config, not XLA_FLAGS: processes that tests start must not inherit it.
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 settings.register_profile(
     "fi_jax",

@@ -84,7 +84,7 @@ if "WITH_EXTRAS" not in os.environ:
 
 
 def run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(installed), "FI_JAX_CACHE": str(ROOT / ".cache" / "tests")}
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, "-m", "fi_jax", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -126,7 +126,7 @@ def test_a_missing_extra_is_one_line(installed, tmp_path):
 @pytest.mark.slow
 def test_own_faces_from_the_wheel_to_a_report(installed, tmp_path):
     """Python alone: a table with two labels that nano does not know, fine-tuned, predicted, evaluated, reported."""
-    environment = {**os.environ, "PYTHONPATH": str(installed), "FI_JAX_CACHE": str(ROOT / ".cache" / "tests")}
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, str(ROOT / "benchmarks" / "own_table.py"), "own", "--count", "100", "--steps", "1"]
     result = subprocess.run(
         [*command, "--head-only"],

@@ -19,5 +19,4 @@ def start() -> Hosts:
     if not hosts.is_first:
         logging.getLogger("fi_jax").setLevel(logging.WARNING)
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     return hosts

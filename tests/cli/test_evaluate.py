@@ -22,9 +22,7 @@ SYNTHETIC = "count=24"
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    """A folder of its own; compiled programs are shared with the other tests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FI_JAX_CACHE", str(ROOT / ".cache" / "tests"))
 
 
 def small(name: str, utkface: Path, stage: str) -> Experiment:

@@ -14,11 +14,6 @@ from fi_jax.cli import main as cli
 FOLDER = Path(cli.__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch, request):
-    monkeypatch.setenv("FI_JAX_CACHE", str(request.config.rootpath / ".cache" / "tests"))
-
-
 def test_no_command_lists_them(capsys):
     assert cli.main([]) == 0
     shown = capsys.readouterr().out

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -32,13 +31,7 @@ def command(data: Path, name: str, *more: str) -> list[str]:
 
 
 def start(folder: Path, arguments: list[str], **more: str) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "FI_JAX_CACHE": str(ROOT / ".cache" / "tests"),
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        **more,
-    }
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **more}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(arguments, cwd=folder, env=environment, **pipes)
 
@@ -131,7 +124,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(finished, utkface_fol
 
 
 @pytest.mark.slow
-def test_pretrained_then_aligned(tmp_path, utkface_folder):
+def test_pretrained_then_aligned(tmp_path, utkface_folder, monkeypatch, capsys):
     stage0 = ("--train.stage", "pretrain", "--model.decoder.num-layers", "1", "--model.decoder.hidden-size", "16")
     stage0 += ("--model.decoder.num-heads", "2", "--train.trainable", "image_encoder/.*", "decoder/.*")
     stage0 += ("--train.evaluate-every", "0")
@@ -157,8 +150,9 @@ def test_pretrained_then_aligned(tmp_path, utkface_folder):
     same = "image_encoder/position_embedding"
     assert np.abs(after[same] - leaves[same]).max() < 0.01
     # A model that was only pre-trained answers nothing, and says so.
-    status, _, err = run(tmp_path, [sys.executable, "-m", "fi_jax", "evaluate", "tiny", "--checkpoint", "runs/painter"])
-    assert status == 2 and "only pre-trained" in err
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "tiny", "--checkpoint", "runs/painter"]) == 2
+    assert "only pre-trained" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -171,11 +165,10 @@ def test_another_config_does_not_resume(finished, utkface_folder):
 
 
 @pytest.mark.slow
-def test_the_finished_model_is_evaluated(finished, utkface_folder):
-    arguments = [sys.executable, "-m", "fi_jax", "evaluate", "tiny", "--checkpoint", "runs/whole", "--out", "out"]
-    arguments += ["--dataset", "utkface", "--data-root", str(utkface_folder), "--split", "all", "--limit", "6"]
-    status, out, err = run(finished, arguments)
-    assert status == 0, out + err
+def test_the_finished_model_is_evaluated(finished, utkface_folder, monkeypatch):
+    monkeypatch.chdir(finished)
+    arguments = ["evaluate", "tiny", "--checkpoint", "runs/whole", "--out", "out", "--dataset", "utkface"]
+    assert main([*arguments, "--data-root", str(utkface_folder), "--split", "all", "--limit", "6"]) == 0
     lines = [json.loads(line) for line in (finished / "out" / "predictions.jsonl").read_text().splitlines()]
     # Six faces; gender, race, age group and age; by the head and by the LLM.
     assert len(lines) == 6 * 4 * 2
@@ -201,7 +194,6 @@ def refused(tmp_path, monkeypatch, capsys):
 
     def run_here(arguments: list[str]) -> str:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("FI_JAX_CACHE", str(ROOT / ".cache" / "tests"))
         # The tests' processes have eight devices; the last flag wins, but for what a test is about.
         at = arguments.index("--data.batch-size")
         assert main([*arguments[3:at], "--data.batch-size", "16", *arguments[at + 2 :]]) == 2
@@ -210,9 +202,7 @@ def refused(tmp_path, monkeypatch, capsys):
         assert not (tmp_path / "runs").exists()
         return err
 
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    yield run_here
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    return run_here
 
 
 def test_too_many_unreadable_pictures_refuse_to_start(refused, damaged):

@@ -537,7 +537,7 @@ def trained(tmp_path_factory, utkface_folder):
     """A run of `fi-jax train` on generated pictures: the one of tests/cli/test_train.py, so that both compile once."""
     folder = tmp_path_factory.mktemp("trained")
     root = Path(__file__).parents[2]
-    environment = os.environ | {"FI_JAX_CACHE": str(root / ".cache" / "tests"), "PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(root)}
     command = [
         *(sys.executable, "-m", "fi_jax", "train", "tiny", "--name", "whole"),
         *("--data.vocabulary", "utkface", "--data.sources.0.name", "utkface"),

@@ -48,15 +48,7 @@ def loaded(tmp_path_factory):
     return load
 
 
-# Compiling is what takes the time here.
-_quickly = functools.partial(
-    jax.jit,
-    static_argnums=0,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
-)
-
-
-@_quickly
+@functools.partial(jax.jit, static_argnums=0)
 def _answers(model, params, tokens):
     """Logits of a pass over the layout, and greedy text after each segment by way of the cache."""
 
@@ -144,7 +136,7 @@ def test_unrolled_layers_of_several_kinds_answer_the_tokens_asked_for(loaded):
     config = replace(config, attention_softcap=3.0, sliding_window=5)
     layout, at = PrefixLayout(9, 2, 4), jnp.array([[3, 16, 12]])
 
-    @_quickly
+    @functools.partial(jax.jit, static_argnums=0)
     def run(model, params):
         return model.apply({"params": params}, TOKENS[:, :17], method=lambda m, t: m(m.embed(t), layout, at))
 
