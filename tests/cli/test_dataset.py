@@ -41,7 +41,8 @@ def test_from_a_table_to_answers(table, monkeypatch, capsys):
     schema.write_text(schema.read_text().replace("What is the frame?", "What colour is the frame?"))
     source = ("--data.sources.0.name", "table:own.yaml", "--data.sources.0.root", "")
     source += ("--data.batch-size", "8", "--train.warmup-steps", "1")
-    assert main(["train", "tiny", *source, "--name", "first", "--data.vocabulary", "tables", "--train.steps", "2"]) == 0
+    first = ("--name", "first", "--data.vocabulary", "tables", "--train.stage", "align")
+    assert main(["train", "tiny", *source, *first, "--train.steps", "2"]) == 0
     assert load_model("runs/first").info["labels"] == ["Male", "Female", "badge", "frame:blue", "frame:red"]
     capsys.readouterr()
     # The labels of the model before, and all of ours beside them.

@@ -86,7 +86,7 @@ def finished(out: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_sweep_stops_goes_on_and_isolates_failures(tmp_path):
+def test_sweep_stops_goes_on_and_isolates_failures(tmp_path, capsys):
     from fi_jax.cli.configs import load_config
 
     # The last point fails: no parameter matches its pattern.
@@ -113,12 +113,11 @@ def test_sweep_stops_goes_on_and_isolates_failures(tmp_path):
     best = json.loads((out / "runs" / frame["point"][0] / "config.json").read_text())
     assert load_config(str(out / "best.py")).train.learning_rate == best["train"]["learning_rate"]
     # Done is done: nothing is run again.
-    text, _ = start(*arguments).communicate(timeout=60)
-    assert "3 points, 0 to run" in text
+    assert main(["sweep", *arguments]) == 1
+    assert "3 points, 0 to run" in capsys.readouterr().out
     # Another sweep may not use the folder.
-    other = start(str(sweep_file(tmp_path, points, metric="loss")), "--out", str(out))
-    _, error = other.communicate(timeout=60)
-    assert other.returncode == 2 and "holds another sweep (metric differ)" in error
+    assert main(["sweep", str(sweep_file(tmp_path, points, metric="loss")), "--out", str(out)]) == 2
+    assert "holds another sweep (metric differ)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

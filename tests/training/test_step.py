@@ -209,20 +209,20 @@ def test_step_0_is_the_base_model(small):
     fresh = {p: jnp.zeros_like(leaf) if p.endswith("lora_b") else leaf for p, leaf in small.leaves.items()}
     bare = replace(model, llm=replace(model.llm, lora=replace(model.llm.lora, rank=0)))
 
-    def say(config, leaves):
-        run = jax.jit(
+    def speaker(config):
+        return jax.jit(
             lambda params: forward(
                 FaceInsight(config), params, small.inputs.constants, batch, stage="instruct", key=None
             )
         )
-        return run(unflatten(leaves))
 
-    with_adapters = say(model, fresh)
-    without = say(bare, {path: leaf for path, leaf in fresh.items() if "/lora_" not in path})
+    say = speaker(model)
+    with_adapters = say(unflatten(fresh))
+    without = speaker(bare)(unflatten({path: leaf for path, leaf in fresh.items() if "/lora_" not in path}))
     for a, b in zip(jax.tree.leaves(with_adapters), jax.tree.leaves(without), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
     # And trained adapters do speak.
-    assert np.abs(np.asarray(say(model, small.leaves).option_logits - with_adapters.option_logits)).max() > 1e-2
+    assert np.abs(np.asarray(say(unflatten(small.leaves)).option_logits - with_adapters.option_logits)).max() > 1e-2
 
 
 @pytest.mark.slow
