@@ -15,9 +15,6 @@ from fi_jax.models.precision import KERNELS
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import dummy_batch, param_shapes
 
-# Compiling is what takes the time; the values do not depend on how well it runs.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 @pytest.fixture(scope="module")
 def trained():
@@ -38,7 +35,7 @@ def says(model, leaves):
     batch = dummy_batch(model)
     batch |= {name: jnp.asarray(rng.normal(size=batch[name].shape)) for name in ("pixels", "map_pixels")}
     constants = Constants(jnp.asarray(rng.normal(size=(2, model.knowledge.prompt_size))), jnp.eye(2))
-    run = jax.jit(lambda params: FaceInsight(model).apply({"params": params}, batch, constants), compiler_options=FAST)
+    run = jax.jit(lambda params: FaceInsight(model).apply({"params": params}, batch, constants))
     return run(unflatten(leaves))
 
 

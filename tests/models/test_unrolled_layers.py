@@ -53,12 +53,7 @@ def _is_layers(x):
     return isinstance(x, tuple) and len(x) == CONFIG.num_layers
 
 
-# Compiling is what takes the time here; what is compared does not depend on how well it runs.
-@functools.partial(
-    jax.jit,
-    static_argnums=0,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
-)
+@functools.partial(jax.jit, static_argnums=0)
 def _run(model, params):
     """Logits, and the gradients of every parameter, kernels included."""
     tokens, probe = _inputs()
