@@ -127,7 +127,8 @@ def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path] = (), mark:
     Args:
       outputs: the files to be written.
       inputs: the files that are read; links are followed.
-      mark: where given, a file that exists may be replaced only if its first 4 KiB hold these bytes: the command's own.
+      mark: where given, a file that exists may be replaced only if its first 4 or last 64 KiB hold these bytes: the
+        command's own.
 
     Raises:
       UserError: an output is an input, a folder, or somebody else's file.
@@ -140,16 +141,18 @@ def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path] = (), mark:
             raise UserError(f"'{path}' is a folder; give the name of a file to write")
         if any(source.exists() and path.samefile(source) for source in inputs):
             raise UserError(f"'{path}' is read and would be overwritten; write to another place")
-        if mark and mark not in _head(path):
+        if mark and mark not in _ends(path):
             raise UserError(
                 f"'{path}' exists and was not written by this command; delete it, or write to another place"
             )
 
 
-def _head(path: Path) -> bytes:
+def _ends(path: Path) -> bytes:
     try:
         with path.open("rb") as opened:
-            return opened.read(4096)
+            head = opened.read(4096)
+            opened.seek(max(opened.seek(0, os.SEEK_END) - 65_536, 0))
+            return head + opened.read()
     except OSError as error:
         raise UserError(f"cannot read '{path}', which would be replaced ({error.strerror or error})") from error
 

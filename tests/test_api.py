@@ -227,9 +227,27 @@ def test_a_figure_replaces_no_photograph(folder, tmp_path, capsys):
     other = tmp_path / "other.png"
     other.write_bytes((folder / "portrait.png").read_bytes())
     command = ["ask", str(folder / "portrait.png"), "Is this person smiling?", "--head", "--figure"]
-    assert main([*command, str(other)]) == 2 and "not written by this command" in capsys.readouterr().err
+    (tmp_path / "thesis.pdf").write_bytes(b"%PDF" + bytes(100_000))
+    for name in ("other.png", "thesis.pdf"):
+        assert main([*command, str(tmp_path / name)]) == 2
+        assert "not written by this command" in capsys.readouterr().err
+    # Said before the model is loaded, not after its answers.
+    for name, says in (("card.xyz", "figure format 'xyz'"), ("other.png/card.png", "is a file")):
+        assert main([*command[:-2], "--checkpoint", "none", "--figure", str(tmp_path / name)]) == 2
+        assert says in capsys.readouterr().err
     card = tmp_path / "card.png"
     assert main([*command, str(card)]) == 0 and main([*command, str(card)]) == 0
+
+
+def test_names_that_are_no_text_are_printed_and_written(folder, tmp_path, capsys):
+    name = os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.PNG")
+    Path(name).write_bytes((folder / "drawn" / "0.PNG").read_bytes())
+    assert main(["ask", name, "Is she smiling?", "--head", "--json", "--box", "full"]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == name
+    for suffix, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        out = tmp_path / f"out.{suffix}"
+        assert main(["predict", name, "--out", str(out), "--head", "--whole", "--questions", *SOME]) == 0
+        assert read(out)["image"][0] == f"{tmp_path}/caf\\udce9.PNG"
 
 
 def test_ask_answers_questions_about_pictures_and_folders_and_loads_once(folder, capsys, monkeypatch):

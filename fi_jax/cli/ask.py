@@ -74,8 +74,6 @@ def _step(words: str) -> Iterator[None]:
 def run(args: argparse.Namespace) -> int:
     """Loads the model once, and answers every question about every picture; what cannot be read is said, and passed."""
     from fi_jax.errors import UserError
-    from fi_jax.evaluation.figures import mark_of
-    from fi_jax.files import refuse_overwrite
     from fi_jax.pictures.decode import decode
     from fi_jax.pictures.find import find_pictures, is_named_like_pictures
     from fi_jax.prompting.refusals import checked_question
@@ -87,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.figure or args.chat) and (len(pictures) > 1 or len(questions) > 1):
         raise UserError(f"--{'figure' if args.figure else 'chat'} is about one picture and at most one question")
     if args.figure:
-        refuse_overwrite([Path(args.figure)], pictures, mark_of(args.figure))
+        from fi_jax.evaluation.figures.style import check_output
+
+        check_output(Path(args.figure), pictures)
     if len(pictures) == 1:
         decode(pictures[0])  # A mistake is said before the model is loaded.
     with _step("loading the model"):
@@ -147,7 +147,10 @@ def _known(statements: list[str]) -> dict[str, str]:
     pairs = [statement.partition("=") for statement in statements]
     if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
         raise UserError(f"--known {wrong[0]}: write QUESTION=ANSWER, as in --known gender=female")
-    return {name: value for name, _, value in pairs}
+    known = {name: value for name, _, value in pairs}
+    if twice := [name for name, _, value in pairs if known[name] != value]:
+        raise UserError(f"--known {twice[0]} has two answers; give one")
+    return known
 
 
 def _typed() -> Iterator[str]:

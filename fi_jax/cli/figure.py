@@ -41,17 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws one figure and writes it."""
-    from fi_jax.errors import require_choice
-    from fi_jax.evaluation.figures import mark_of, style
-    from fi_jax.files import refuse_overwrite, require_writable
+    from fi_jax.evaluation.figures import style
 
     if args.kind in _RENAMED:
         print(f"fi-jax: figure '{args.kind}' is now called '{_RENAMED[args.kind]}'", file=sys.stderr)
         args.kind = _RENAMED[args.kind]
-    require_choice("figure format", args.out.suffix.lstrip(".").lower(), style.FORMATS)
-    read = [path for path in (*args.inputs, args.picture, args.mask) if path]
-    refuse_overwrite([args.out], read, mark_of(args.out))
-    require_writable(args.out.parent)
+    style.check_output(args.out, [path for path in (*args.inputs, args.picture, args.mask) if path])
     draw = {"compare": _compare, "card": _card, "curves": _curves, "graph": _graph, "attribution": _attribution}
     print(style.save(draw.get(args.kind, _of_summary)(args), args.out))
     return 0

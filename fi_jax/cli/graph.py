@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.config import KnowledgeConfig
     from fi_jax.data.datasets import find_dataset
     from fi_jax.errors import UserError
-    from fi_jax.evaluation.figures import mark_of
+    from fi_jax.evaluation.figures import MARK
     from fi_jax.files import refuse_overwrite, write_bytes, write_text
     from fi_jax.knowledge import correlation
     from fi_jax.knowledge.graph_file import graph_bytes
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     marks = {
         "graph.npz": b"names.npy",
         "graph.json": b'"omega"',
-        "graph.png": mark_of("graph.png"),
+        "graph.png": MARK,
         "rules.md": b"fi-jax graph",
     }
     for name, mark in marks.items():

@@ -4,6 +4,7 @@ import argparse
 import ast
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -101,6 +102,9 @@ def _hide_libtpu() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 2 a user's mistake)."""
     argv = sys.argv[1:] if argv is None else argv
+    # A name of a file may be no text, and a terminal may lack letters: they are printed as \\udcff.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     _log_to_console()
     _hide_libtpu()
     if not argv or argv[0] in ("-h", "--help"):
@@ -163,4 +167,7 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             flags = [flag for action in self._actions for flag in action.option_strings]
             guess = did_you_mean(message.removeprefix("unrecognized arguments: ").split()[0], flags)
+            guess = guess or "; write ./-name for a file whose name begins with '-'"
+        elif message.endswith("expected one argument"):
+            guess = "; write --flag=VALUE for a value that begins with '-'"
         raise UserError(f"{self.prog.removeprefix('fi-jax ')}: {message}{guess} (see {self.prog} --help)")

@@ -7,7 +7,6 @@ Only the square around the face is parsed; all else is 0. Files that the command
 """
 
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -56,17 +55,13 @@ def _outputs(path: Path, out: Path, colour: bool) -> list[Path]:
 def _check_outputs(paths: list[Path], out: Path, colour: bool) -> None:
     """Refuses, before any work, to write a file twice, over a picture, over files of others, or where it cannot."""
     from fi_jax.errors import UserError
-    from fi_jax.files import refuse_overwrite
+    from fi_jax.files import refuse_overwrite, require_writable
 
     outputs = [output for path in paths for output in _outputs(path, out, colour)]
     twice = next((output for output in outputs if outputs.count(output) > 1), None)
     if twice:
         raise UserError(f"two pictures would both be written to {twice}; parse them apart")
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise UserError(f"--out '{out}': '{there}' is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"--out '{out}': '{there}' cannot be written")
+    require_writable(out)
     refuse_overwrite(outputs, paths, MARK.encode())
 
 

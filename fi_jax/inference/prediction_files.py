@@ -16,6 +16,10 @@ OUTPUT_SUFFIXES = (".csv", ".parquet", ".jsonl")
 _ROWS_AT_ONCE = 1000
 
 
+def _plain(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _whole(entry: dict[str, Any]) -> str:
     """The picture of a line of a partial file; a `TypeError` or `KeyError` where the line is damaged."""
     if not all(isinstance(row, dict) for row in entry["rows"]):
@@ -90,7 +94,9 @@ class PredictionFile:
         with self.partial.open(encoding="utf-8") as lines:
             next(lines, None)
             for line in lines:
-                yield from json.loads(line)["rows"]
+                for row in json.loads(line)["rows"]:
+                    # A name of bytes that are no UTF-8 (\\udcff for FF) has no text of its own in any format.
+                    yield {k: _plain(v) if isinstance(v, str) else v for k, v in row.items()}
 
     def _write_csv(self, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as opened:

@@ -289,10 +289,10 @@ def test_an_out_that_is_not_a_folder_is_one_line(folder, portrait, tmp_path, cap
     run = ["--box", "full", "--parser", str(folder)]
     for out in (portrait, portrait / "maps"):
         assert main(["segment", str(portrait), "--out", str(out), *run]) == 2
-        assert "is a file, not a folder" in capsys.readouterr().err
+        assert "is a file; give a folder" in capsys.readouterr().err
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert main(["segment", str(portrait), "--out", str(tmp_path / "maps"), *run]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write into" in capsys.readouterr().err
 
 
 def test_thin_pictures_have_no_face_and_huge_boxes_are_clipped(folder, portrait, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """One look for every figure: colours that survive grey print and colour blindness, fonts, and saving."""
 
 import io
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
 from fi_jax.errors import require_choice
-from fi_jax.files import write_bytes
+from fi_jax.evaluation.figures import MARK
+from fi_jax.files import refuse_overwrite, require_writable, write_bytes
 
 # Okabe and Ito's palette (2008), darkest first, so that neighbours differ in lightness too.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -89,10 +91,20 @@ def to_bytes(drawn: Figure, kind: str, outlined: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raises `UserError`, before any work, where `save` could not write `path` or would replace what is no figure."""
+    require_choice("figure format", _kind(path), FORMATS)
+    refuse_overwrite([path], inputs, MARK)
+    require_writable(path.parent)
+
+
 def save(drawn: Figure, path: Path | str) -> Path:
     """Writes the figure in the format that `path` ends with; the file appears whole or not at all."""
     path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    require_choice("figure format", kind, FORMATS)
-    write_bytes(path, to_bytes(drawn, kind))
+    require_choice("figure format", _kind(path), FORMATS)
+    write_bytes(path, to_bytes(drawn, _kind(path)))
     return path
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lstrip(".").lower()
