@@ -4,6 +4,7 @@ A config file (`fi_jax/configs/` has ours) has one function, `config() -> Experi
 on the command line by its dotted name, e.g. `--train.learning-rate 3e-4`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,7 +118,10 @@ class DataConfig:
     def __post_init__(self):
         check_words(self, "data.")
         for name in ("questions_per_face", "open_per_face", "companions_per_face", "workers", "short_segment", "limit"):
-            check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
+            check(
+                0 <= getattr(self, name) < math.inf,
+                f"data.{name} is {getattr(self, name)}; it must be finite and not negative",
+            )
         check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
         for name in ("mixup", "withheld"):
@@ -145,7 +149,10 @@ class LossConfig:
     def __post_init__(self):
         check_words(self, "loss.")
         for name in (*LOSS_TERMS, "pixels", "logic_alpha"):
-            check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it must not be negative")
+            check(
+                0 <= getattr(self, name) < math.inf,
+                f"loss.{name} is {getattr(self, name)}; it must be finite and not negative",
+            )
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,10 @@ class TrainConfig:
         check(not self.patience or self.evaluate_every > 0, "train.patience needs train.evaluate_every")
         check(not self.head_steps or bool(self.init_from), "train.head_steps needs train.init_from")
         for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every", "patience", "head_steps"):
-            check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
+            check(
+                0 <= getattr(self, name) < math.inf,
+                f"train.{name} is {getattr(self, name)}; it must be finite and not negative",
+            )
         check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 
 
@@ -239,6 +249,10 @@ class Experiment:
         return self.model.use_segmentation or self.data.frame == "aligned"
 
     def __post_init__(self):
+        check(
+            self.name.isprintable() and not {"", ".", ".."} & set(self.name.split("/")),
+            f"name {self.name!r} must be that of a folder under the runs",
+        )
         check(
             self.data.batch_size % self.train.accumulate == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",

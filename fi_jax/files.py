@@ -15,13 +15,24 @@ from fi_jax.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Returns the cache folder: `$FI_JAX_CACHE`, else `~/.cache/fi_jax`, else one in the folder for temporary files."""
+    """Returns the cache folder: `$FI_JAX_CACHE`, else `~/.cache/fi_jax`, else one in the folder for temporary files.
+
+    It need not exist, nor be writable.
+    """
     if named := os.environ.get("FI_JAX_CACHE"):
         return Path(named)
     try:
         return Path.home() / ".cache" / "fi_jax"
     except RuntimeError:  # No HOME, and a user that the system does not know (containers).
-        return Path(tempfile.gettempdir()) / f"fi_jax-cache-{os.getuid()}"
+        return temporary_folder() / f"fi_jax-cache-{os.getuid()}"
+
+
+def temporary_folder() -> Path:
+    """Returns the folder for temporary files; where none can be written to (a read-only container), `/tmp`."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/tmp")
 
 
 @contextlib.contextmanager

@@ -31,6 +31,11 @@ from fi_jax.experiments.configs import config_names
     ("make", "says"),
     [
         (lambda: LoraConfig(rank=-1), "lora.rank is -1"),
+        (lambda: TrainConfig(learning_rate=float("inf")), "learning_rate is inf; it must be finite"),
+        *(
+            (lambda name=name: Experiment(name=name), "folder under the runs")
+            for name in ("", ".", "../x", "/x", "a\nb")
+        ),
         (lambda: LoraConfig(alpha=0.0), "lora.alpha"),
         # The other targets are right: a typo would silently train less.
         (lambda: VitConfig(image_size=30, patch_size=8), "image_size 30 is not a multiple of patch_size 8"),
@@ -156,6 +161,9 @@ def test_bad_overrides_are_one_line(flags, says):
             "train.steps",
         ),
         ("import no_such_module_at_all", "no_such_module_at_all"),
+        # Nothing was done, which is no success.
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        (r"raise ValueError('two\nlines')", "two lines"),
     ],
 )
 def test_a_broken_config_file_is_one_line(tmp_path, text, says):

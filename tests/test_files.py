@@ -5,7 +5,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from skimage import data
 
+import fi_jax
 from fi_jax.errors import UserError
 from fi_jax.files import cache_folder, refuse_overwrite
 from fi_jax.weights.hub import resolve_folder
@@ -39,6 +42,13 @@ def test_no_home_and_a_user_that_the_system_does_not_know(monkeypatch):
     with pytest.raises(RuntimeError):
         Path.home()
     assert cache_folder() == Path(tempfile.gettempdir()) / f"fi_jax-cache-{os.getuid()}"
+
+    def nowhere():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr("tempfile.gettempdir", nowhere)
+        assert cache_folder() == Path(f"/tmp/fi_jax-cache-{os.getuid()}")
     with pytest.raises(UserError, match="~/model"):
         resolve_folder("~/model")
     monkeypatch.setenv("FI_JAX_CACHE", "elsewhere")
@@ -56,8 +66,13 @@ def may_be_unknown() -> bool:
 
 
 @pytest.mark.skipif(not may_be_unknown(), reason="cannot become a user that the system does not know")
-def test_a_command_without_home_and_user():
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "FI_JAX_CACHE", "USER")}
-    command = [*UNKNOWN_USER, sys.executable, "-m", "fi_jax", "plan", "tiny"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+def test_ask_without_home_user_and_cache(tmp_path):
+    """As in a container that may write nowhere: what would be kept is made anew."""
+    Image.fromarray(data.astronaut()).save(tmp_path / "photo.png")
+    gone = ("HOME", "FI_JAX_CACHE", "USER")
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    command = [*UNKNOWN_USER, sys.executable, "-m", "fi_jax", "ask", "photo.png", "Is she smiling?", "--head"]
+    environment |= {"FI_JAX_CACHE": "/proc/nowhere", "PYTHONPATH": str(Path(fi_jax.__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("Yes ("), done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr

@@ -41,6 +41,7 @@ def _init(args: argparse.Namespace) -> int:
     path = Path(args.table)
     if not path.exists():
         raise UserError(f"'{path}' does not exist; give a table or a folder with one folder a class")
+    path = path.resolve() if path.name in ("", "..") else path
     out = args.out or path.with_suffix(".yaml")
     if out.exists():
         raise UserError(f"'{out}' is there already; choose another --out, or delete it")

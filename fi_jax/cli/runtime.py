@@ -1,5 +1,6 @@
 """Starts JAX for a command: joins the other processes and turns the compile cache on."""
 
+import contextlib
 import logging
 
 from fi_jax.files import cache_folder
@@ -18,5 +19,9 @@ def start() -> Hosts:
 
     if not hosts.is_first:
         logging.getLogger("fi_jax").setLevel(logging.WARNING)
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    compiled = cache_folder() / "xla"
+    # Where it cannot be made, programs are compiled at every start.
+    with contextlib.suppress(OSError):
+        compiled.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
     return hosts

@@ -88,8 +88,8 @@ def made_by(path: Path, function: str, kind: type[T]) -> T:
         made = getattr(module, function)() if hasattr(module, function) else None
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{what} does not run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what} does not run: {type(error).__name__}: {' '.join(str(error).split())}") from error
     finally:
         sys.path.pop(0)
     if not hasattr(module, function):

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from fi_jax.config import DataConfig
 from fi_jax.errors import UserError
 from fi_jax.faces.alignment import is_mirrored
 from fi_jax.faces.masks import is_of, read_mask, write_mask
-from fi_jax.files import cache_folder, file_sha256, sha256
+from fi_jax.files import cache_folder, file_sha256, sha256, temporary_folder
 from fi_jax.pictures.crop import Box, crop_square_mask, square_box
 from fi_jax.pictures.decode import picture_size
 from fi_jax.pictures.header import Readable, read_bytes
@@ -267,7 +266,7 @@ def _writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
         return folder
-    instead = Path(tempfile.gettempdir()) / f"fi_jax-masks-{os.getuid()}"
+    instead = temporary_folder() / f"fi_jax-masks-{os.getuid()}"
     log.warning(f"'{folder}' cannot be written; segmentation maps are kept in {instead}")
     return instead
 

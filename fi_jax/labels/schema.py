@@ -112,6 +112,8 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
         found = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UserError(f"{where} is not a schema: it is nested too deep") from None
     top = _fields(found, _TOP, where)
     name = _text(top, "name", where)
     if not name.replace("_", "").replace("-", "").isalnum():

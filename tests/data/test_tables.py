@@ -195,13 +195,15 @@ def test_names_in_another_unicode_form_are_found(tmp_path):
     assert len(table_dataset(describe(folder, tmp_path, table)).open().faces) == 4
 
 
-def test_folders_by_class(tmp_path, pictures):
+def test_folders_by_class(tmp_path, pictures, monkeypatch):
+    folder = tmp_path / "faces #1: mine"  # Signs that mean something in YAML.
     for name, some in (("smiling person", range(8)), ("other", range(8, 16))):
-        (tmp_path / "my: faces" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for i in some:
-            Image.fromarray(picture(i)).save(tmp_path / "my: faces" / name / f"{i}.png")
-    assert main(["dataset", "init", str(tmp_path / "my: faces"), "--out", str(tmp_path / "faces.yaml")]) == 0
-    dataset = table_dataset(tmp_path / "faces.yaml")
+            Image.fromarray(picture(i)).save(folder / name / f"{i}.png")
+    monkeypatch.chdir(folder)
+    assert main(["dataset", "init", "."]) == 0
+    dataset = table_dataset(tmp_path / f"{folder.name}.yaml")
     faces = dataset.open().faces
     assert len(faces) == 16 and faces[-1].labels == {"class:other": 0.0, "class:smiling person": 1.0}
 
@@ -236,7 +238,14 @@ def test_mistakes_in_a_schema_are_named(pictures, tmp_path, changes, says):
 
 
 def test_a_damaged_schema_is_one_line(tmp_path):
-    for text in ("a: [", "- 1", "", "name: x\ntable: t\nlabels: 3", "name: {a: b}\ntable: t\nlabels: {}"):
+    for text in (
+        "a: [",
+        "- 1",
+        "",
+        "name: x\ntable: t\nlabels: 3",
+        "name: {a: b}\ntable: t\nlabels: {}",
+        '{"a":' * 2000,
+    ):
         with pytest.raises(UserError):
             read_schema(text)
     rng = np.random.default_rng(0)
