@@ -6,6 +6,7 @@ Everything here is public and stable: names, arguments and results change only w
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -48,11 +49,10 @@ class Model:
         self._bank = {question.name: question for question in questions_for(self._answerer.vocabulary)}
         self.questions: tuple[str, ...] = tuple(self._bank)
         self.statements: tuple[str, ...] = tuple(statement_names(self._answerer.vocabulary))
-        # Changes whenever the model's answers may.
+        # Changes whenever the model's answers may: temperatures and what questions see are in `info`, not in leaves.
         leaves = ((path, np.asarray(leaf).tobytes()) for path, leaf in sorted(model.leaves.items()))
-        self.fingerprint: str = sha256(
-            model.info.get("fingerprint", "") + "".join(sha256(path.encode() + content) for path, content in leaves)
-        )[:16]
+        parts = [repr((model.config, model.info)), *(sha256(path.encode() + content) for path, content in leaves)]
+        self.fingerprint: str = sha256("".join(parts))[:16]
 
     def ask(
         self,
@@ -127,8 +127,8 @@ class Model:
           every_face: all faces, largest first; by default the largest alone.
           whole: the pictures are face crops already.
           batch_size: faces at once on the device.
-          known: what is certain of each picture's face, in their order, as `ask` takes it; None, NaN and "" say
-            nothing. A table's columns are `frame[["gender", "age"]].to_dict("records")`. Not with `every_face`.
+          known: what is certain of each picture's face, in their order, as `ask` takes it; None, NaN, pandas.NA and ""
+            say nothing. A table's columns are `frame[["gender", "age"]].to_dict("records")`. Not with `every_face`.
           progress: told after each batch how many pictures are done.
 
         Yields:
@@ -139,7 +139,7 @@ class Model:
             raise UserError("what is known holds of one face a picture; leave out every_face")
         pictures: Iterator[Picture] = (_picture(image, number) for number, image in enumerate(images))
         if known is not None:
-            pictures = (replace(one, known=_said(row)) for one, row in zip(pictures, known, strict=True))
+            pictures = _told(pictures, known)
         stream = predict_faces(
             self._answerer,
             pictures,
@@ -219,9 +219,13 @@ def _picture(image: PictureLike | Picture, number: int) -> Picture:
     )
 
 
-def _said(row: Mapping[str, Statement | None]) -> dict[str, Statement]:
-    """A table's row without its empty cells."""
-    return {name: value for name, value in row.items() if value is not None and value != "" and value == value}
+def _told(pictures: Iterable[Picture], known: Iterable[Mapping[str, Statement | None]]) -> Iterator[Picture]:
+    """Each picture with its row of `known`; empty cells of a table, pandas' own too, say nothing."""
+    for picture, row in zip_longest(pictures, known):
+        if picture is None or row is None:
+            raise UserError("images and known differ in length; give one row of known a picture")
+        said = {name: value for name, value in row.items() if str(value) not in ("None", "nan", "<NA>", "NaT", "")}
+        yield replace(picture, known=said)
 
 
 def _pil_pixels(image: Image) -> np.ndarray:

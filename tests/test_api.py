@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from PIL import Image
 from skimage import data
 
 import fi_jax
+from fi_jax import api
 from fi_jax.cli.main import main
 from fi_jax.data.synthetic.face import draw_face
+from fi_jax.inference.batch_prediction import Picture
 from fi_jax.inference.prediction_files import PredictionFile
 from fi_jax.pictures.decode import decode
 from fi_jax.pictures.find import find_pictures, is_named_like_pictures
+from fi_jax.weights.bundle import load_model
 
 SOME = ["Smiling", "gender", "age_years"]
 
@@ -83,6 +87,8 @@ def test_what_a_table_states_of_each_face_is_known(model, folder, tmp_path, caps
     command = ["predict", str(tmp_path / "t.csv"), "--out", str(out), *asked]
     assert main([*command, "--known-columns", "gendr=sex"]) == 2 and "mean 'gender'" in capsys.readouterr().err
     assert main([*command, "--known-columns", "gender=sexx"]) == 2 and "mean 'sex'" in capsys.readouterr().err
+    assert main([*command, "--known-columns", "gender=sex", "--every-face"]) == 2
+    # No file of other options is left, which would stop this one.
     assert main([*command, "--known-columns", "gender=sex", "age"]) == 0
     found = pd.read_csv(out)
     # An empty cell says nothing, a wrong one is the picture's error.
@@ -94,6 +100,21 @@ def test_what_a_table_states_of_each_face_is_known(model, folder, tmp_path, caps
     assert found.Smiling_probability[0] == pytest.approx(smiling, abs=2e-3)
     with pytest.raises(fi_jax.UserError, match="every_face"):
         list(model.predict([folder / names[0]], known=[{"age": 45}], every_face=True))
+    asked = {"questions": ["gender"], "by": "head", "whole": True}
+    with pytest.raises(fi_jax.UserError, match="differ in length"):
+        list(model.predict([folder / names[0]], known=[], **asked))
+    # pandas' own empty cell; then a picture of which nothing is known beside one of which something is.
+    (nothing,) = next(model.predict([folder / names[1]], known=[{"gender": pd.NA}], **asked))
+    told = Picture("told", folder / names[1], {"gender": "female"})
+    found = [faces[0].answers[0].probability for faces in model.predict([told, folder / names[1]], **asked)]
+    assert found[0] == 1 and found[1] == pytest.approx(nothing.answers[0].probability, abs=2e-3) and found[1] < 1
+
+
+def test_the_fingerprint_changes_with_what_questions_see(model, monkeypatch):
+    read = load_model("nano")
+    monkeypatch.setattr(api, "load_answerer", lambda _: model._answerer)
+    assert api.Model(read).fingerprint == model.fingerprint
+    assert api.Model(replace(read, info=read.info | {"nearer": []})).fingerprint != model.fingerprint
 
 
 def test_what_cannot_be_read_says_why_and_stops_nothing(model, folder):

@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}; it must be at least 1")
+    if args.known_columns and args.every_face:
+        raise UserError("--known-columns says something of one face a picture; leave out --every-face")
     from fi_jax.api import load
     from fi_jax.files import sha256
     from fi_jax.inference.prediction_files import PredictionFile

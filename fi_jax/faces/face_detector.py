@@ -180,7 +180,9 @@ def locate(
     Raises:
       UserError: see `parse_box` and `choose_face`.
     """
-    if box:
-        return Located(parse_box(box, *image.shape[:2]) if isinstance(box, str) else box, [])
+    if isinstance(box, str):
+        box = parse_box(box, *image.shape[:2]) if box else None
+    if box is not None:
+        return Located(box, [])
     faces = find(image)
     return Located(crop_for_model(choose_face(faces, face, name)), faces)

@@ -113,8 +113,6 @@ def predict_faces(
       threads: pictures read at once; by default as many as there are cores.
       advance: told after each batch how many pictures are done.
 
-    Of all pictures something is `known`, be it nothing, or of none.
-
     Answers are those of `fi-jax ask`: the same crops, maps and calibration.
     """
     threads = threads or os.cpu_count() or 1
@@ -183,8 +181,11 @@ def _answered(
         # Filled up with the first face: one size of batch, one compiled program.
         full = some + [some[0]] * (batch_size - len(some))
         images, masks = np.stack([one.image for one in full]), np.stack([one.mask for one in full])
-        stated = [one.facts for one in full if one.facts is not None]
-        facts = Facts(*map(jnp.concatenate, zip(*stated, strict=True))) if stated else None
+        facts = None
+        if any(one.facts for one in full):
+            nothing = answerer.facts({})
+            stated = [one.facts or nothing for one in full]
+            facts = Facts(*map(jnp.concatenate, zip(*stated, strict=True)))
         probabilities = answerer.answer(images, masks, questions, by_llm=by_llm, facts=facts).of(by_llm)
         for one, row in zip(some, probabilities, strict=False):
             answers = answers_from(answerer, questions, row)[0]

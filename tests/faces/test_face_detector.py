@@ -91,6 +91,7 @@ def test_box_option():
     image = np.zeros((100, 200, 3), np.uint8)
     located = partial(finder.locate, image, finder.find_faces)
     assert located("full") == ((0, 0, 200, 100), []) and located((1, 2, 3, 4)).box == (1, 2, 3, 4)
+    assert list(located(np.array([1, 2, 3, 4])).box) == [1, 2, 3, 4]
     assert located(" 10, 20,60.5,80").box == (10, 20, 60.5, 80)
     # An edge far outside is set to the picture's; a little outside is let be, for the edge is repeated there.
     assert located("0,0,1e9,1e9").box == (0, 0, 200, 100)
