@@ -174,9 +174,10 @@ class Answerer:
     ) -> OptionProbabilities:
         """Answers closed questions by likelihood: one forward pass for all questions about each face.
 
-        Questions that `info["nearer"]` names, alone or by their family, see the face brought nearer, in a pass of their
-        own: as the set that taught them frames faces. Long and short questions go in separate passes too, so that one listing twenty
-        options does not pad forty others.
+        Questions that `info["nearer"]` names, by their name or family, see the face brought nearer, as in the data set
+        that taught them; they take a pass of their own. Long and short questions go in separate passes too, so that
+        one listing twenty options does not pad forty others. `label_scores` are of the faces as they are, unless all
+        questions see them nearer.
         What `facts` state is answered as stated. Other answers follow: the head's scores hear of it where they hear
         each other (`knowledge.score_graph`), and the LLM reads it in the gates of its knowledge tokens.
         """

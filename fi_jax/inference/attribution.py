@@ -90,7 +90,7 @@ def attribute(
     # A second encoder that sees the picture (`model.segmentation_input`) has the picture's baseline.
     without = baseline_pixels(maps) if config.segmentation_input == "picture" else empty
     ends = (baseline_pixels(pixels), pixels), (without, maps)
-    batch = {k: jnp.asarray(v) for k, v in answerer.builder((question,)).build([range(1)]).items()} if by_llm else {}
+    batch = _asked(answerer, question) if by_llm else {}
     labels = jnp.array([-1 if label is None else answerer.vocabulary.index(label) for label in question.labels])
     arguments = (answerer.params, answerer.constants, *ends, batch, labels, jnp.int32(option))
     attributions, scores = _integrate(answerer.model, steps, *arguments)
@@ -100,6 +100,16 @@ def attribute(
     ]
     baseline, log_odds = (float(s) for s in scores)
     return Attribution(question, option, grids[0], grids[1] if config.use_segmentation else None, log_odds, baseline)
+
+
+def _asked(answerer: Answerer, question: Question) -> dict[str, Array]:
+    """The arrays that ask a question where `Answerer.answer` asks it: in a segment, or at the end of the prefix."""
+    batch = dict[str, Any](answerer.builder((question,)).build([range(1)]))
+    if answerer.asks_in_prefix:
+        asked = answerer.builder(()).question_ids(question.text)
+        batch["prefix_tokens"] = np.append(batch["prefix_tokens"], [asked], axis=1)
+        batch["answer_position"] = np.full((1, 1), -1)
+    return {key: jnp.asarray(value) for key, value in batch.items()}
 
 
 def baseline_pixels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:

@@ -93,7 +93,7 @@ def _untrained(folder: Path) -> TrainedModel:
         dtype=dtype,
     )
     config = Experiment(
-        folder.name,
+        "checkpoint",
         model,
         WeightsConfig(llava=str(folder)),
         DataConfig(vocabulary="all", image_size=read.image_encoder.image_size, template="checkpoint"),

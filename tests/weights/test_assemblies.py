@@ -17,6 +17,7 @@ from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.errors import UserError
 from fi_jax.inference.answerer import Answerer, load_answerer
+from fi_jax.inference.attribution import attribute
 from fi_jax.inference.generation import generate, generate_many
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.registry import vocabulary
@@ -327,6 +328,9 @@ def test_picture_and_question_of_a_paligemma_see_each_other(tmp_path):
     answerer = load_answerer(load_model(tmp_path))
     assert answerer.asks_in_prefix
     _equals_transformers(answerer, "paligemma", model)
+    p = answerer.answer(FACE, MAP, [question("gender")]).llm[0, 0]
+    explained = attribute(answerer, FACE[0], MAP[0], question("gender"), 0, steps=1)
+    assert explained.log_odds == pytest.approx(float(np.log(p[0] / p[1])), abs=1e-3)
     texts = ["Is this person smiling?"] * 2
     builder = answerer.builder(())
     for text, ours in zip(texts, generate_many(answerer, FACE, MAP, texts, 3)[0], strict=True):
@@ -353,7 +357,7 @@ def test_options_of_several_tokens_are_scored_by_their_likelihood(untrained):
     assert not answerer._has_short_answers(longer) and p.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_command_asks_a_checkpoint(untrained, tmp_path, capsys):
+def test_the_command_asks_a_checkpoint(untrained, tmp_path, capsys, monkeypatch):
     from PIL import Image
 
     answerer, _ = untrained
@@ -365,3 +369,5 @@ def test_the_command_asks_a_checkpoint(untrained, tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)["answers"][0]
     assert answer["answer"] in ("Yes", "No")
     assert main([*command, "--box", "full", "--head"]) == 2
+    monkeypatch.chdir(folder)
+    assert load_model(".").config.weights.llava == "."
