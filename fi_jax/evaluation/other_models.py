@@ -89,7 +89,7 @@ class OtherModel:
         self.is_instruction_tuned = True
         self.info: dict[str, Any] = {"name": name, "sources": []}
         self.config = Experiment(
-            name=name, data=DataConfig(vocabulary="all", image_size=336), model=ModelConfig(use_segmentation=False)
+            data=DataConfig(vocabulary="all", image_size=336), model=ModelConfig(use_segmentation=False)
         )
         self._continuation = cache(self._tokens_of)
 
