@@ -81,6 +81,8 @@ def quantise_frozen(leaves: dict[str, Any], precision: Precision, differentiated
     `leaves` are flat and given up: each is dropped once it is quantised. Stacked layers and tuples of one array a layer
     both work; a stack is quantised layer by layer. What is in 8 bits already stays.
     """
+    if precision == "bf16":
+        return leaves
     return {path: quantise_leaf(path, leaves.pop(path), precision, differentiated) for path in list(leaves)}
 
 

@@ -142,7 +142,10 @@ def setup(
         return quantise_leaf(path, layer, config.model.frozen_precision)
 
     given_leaves = dict(initial.leaves) if initial else {}
-    leaves, base_info = assemble(config, given_leaves, mesh, store=store, announce=True)
+    # Prompts that the LLM makes are those of its kernels as they are: these are then rounded afterwards.
+    known = set(initial.info["labels"]) if initial else set()
+    makes_prompts = config.weights.text_encoder == "llm" and not known.issuperset(vocabulary.names)
+    leaves, base_info = assemble(config, given_leaves, mesh, store=None if makes_prompts else store, announce=True)
     data, make_maps = config.data, None
     # Stage pretrain looks at pictures alone.
     reads_maps = config.reads_maps if config.train.stage != "pretrain" else config.data.frame == "aligned"
