@@ -34,6 +34,8 @@ class LoraConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
+        # A config file may have a list, which cannot be a key of a cache.
+        object.__setattr__(self, "targets", tuple(self.targets))
         check(self.rank >= 0, f"lora.rank is {self.rank}; it must be 0 (no adapter) or more")
         check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
         check(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; it must lie in [0, 1)")

@@ -91,11 +91,10 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh, num_hosts: int = 1
     for count, what in ((shards, "data x fsdp devices"), (num_hosts, "hosts")):
         if micro % count:
             near = max(count, round(micro / count) * count) * accumulate
-            fewer = batch_size // count
             raise UserError(
                 f"a batch of {micro} faces a step does not divide over {count} {what}; "
                 f"set data.batch_size to a multiple of {count * accumulate} ({near} is the nearest)"
-                + (f", or train.accumulate to {fewer}" if batch_size % count == 0 else "")
+                + (f", or train.accumulate to {batch_size // count}" if batch_size % count == 0 else "")
             )
 
 

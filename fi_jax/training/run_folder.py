@@ -98,7 +98,8 @@ class RunLog:
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
     """Hides torch from an import: tensorboardX loads it where it is installed, for seconds, and does without it."""
-    hidden = "torch" not in sys.modules
+    # At the first import alone: later lines of the log hide nothing from other threads.
+    hidden = sys.modules.keys().isdisjoint(("torch", "tensorboardX"))
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:

@@ -88,12 +88,12 @@ _VIT_NAMES = replace(_DINOV2_NAMES, layers="layers", norms=("layernorm_before", 
 # Files of a tower alone, and of a classifier.
 _VIT_LAYOUT = Layout(
     (
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.attention\.attention\.(q|k|v)[a-z]+\.", r"layers.\1.attention.\2_proj."),
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"layers.\1.attention.o_proj."),
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.intermediate\.dense\.", r"layers.\1.mlp.fc1."),
-        (r"^(?:vit\.)?encoder\.layer\.(\d+)\.output\.dense\.", r"layers.\1.mlp.fc2."),
-        (r"^(?:vit\.)?encoder\.layer\.", "layers."),
-        (r"^vit\.", ""),
+        (r"^(?:\w+\.)?encoder\.layer\.(\d+)\.attention\.attention\.(q|k|v)[a-z]+\.", r"layers.\1.attention.\2_proj."),
+        (r"^(?:\w+\.)?encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"layers.\1.attention.o_proj."),
+        (r"^(?:\w+\.)?encoder\.layer\.(\d+)\.intermediate\.dense\.", r"layers.\1.mlp.fc1."),
+        (r"^(?:\w+\.)?encoder\.layer\.(\d+)\.output\.dense\.", r"layers.\1.mlp.fc2."),
+        (r"^(?:\w+\.)?encoder\.layer\.", "layers."),
+        (r"^(?:vit|ijepa)\.", ""),
     ),
     (*BUFFERS, r"pooler\..*", r"classifier\..*", r"embeddings\.mask_token"),
 )

@@ -113,7 +113,6 @@ def test_padding_faces_change_nothing(small, step):
         np.testing.assert_allclose(value, theirs[1][name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
 def test_micro_batches_send_nothing():
     """Each device's faces are spread over all micro-batches, and none leaves its device."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices()[:8])
@@ -133,6 +132,7 @@ def test_micro_batches_send_nothing():
     np.testing.assert_array_equal(np.sort(got.reshape(16, 2), axis=0), np.asarray(faces))
 
 
+@pytest.mark.slow
 def test_accumulated_equals_the_whole_batch(small, after):
     """Unequal counts in the micro-batches: half of the first one's labels unknown, one question fewer."""
     batch = {key: np.copy(value) for key, value in small.batch.items()}
