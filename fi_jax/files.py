@@ -163,7 +163,7 @@ def _ends(path: Path) -> bytes:
         with path.open("rb") as opened:
             head = opened.read(4096)
             opened.seek(max(opened.seek(0, os.SEEK_END) - 65_536, 0))
-            return head + opened.read()
+            return head + opened.read(65_536)
     except OSError as error:
         raise UserError(f"cannot read '{path}', which would be replaced ({error.strerror or error})") from error
 

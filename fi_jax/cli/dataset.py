@@ -111,9 +111,9 @@ def _token_counter():
 
 
 def _rules(args: argparse.Namespace) -> int:
-
     from fi_jax.data.datasets import DATASET_NAMES, TABLE_PREFIX, find_dataset
     from fi_jax.data.records import label_arrays
+    from fi_jax.errors import UserError
     from fi_jax.evaluation.table import Table
     from fi_jax.knowledge.rule_proposals import propose_rules
 
@@ -122,6 +122,8 @@ def _rules(args: argparse.Namespace) -> int:
     )
     dataset = find_dataset(name)
     records = dataset.open(args.data_root).records("train")
+    if not records:
+        raise UserError(f"{name} has no faces in split 'train', which rules are proposed from")
     vocabulary = dataset.vocabulary
     labels, known = label_arrays(records, vocabulary)
     found = propose_rules(labels, known, vocabulary.names, groups=[group.labels for group in vocabulary.groups])

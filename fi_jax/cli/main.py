@@ -102,7 +102,7 @@ def _hide_libtpu() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 2 a user's mistake)."""
     argv = sys.argv[1:] if argv is None else argv
-    # A name of a file may be no text, and a terminal may lack letters: they are printed as \\udcff.
+    # A name of a file may be no text, and a terminal may lack letters: they are printed as \udcff.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     _log_to_console()
@@ -166,8 +166,10 @@ class _Parser(argparse.ArgumentParser):
         guess = ""
         if message.startswith("unrecognized arguments: "):
             flags = [flag for action in self._actions for flag in action.option_strings]
-            guess = did_you_mean(message.removeprefix("unrecognized arguments: ").split()[0], flags)
-            guess = guess or "; write ./-name for a file whose name begins with '-'"
+            word, *_ = message.removeprefix("unrecognized arguments: ").split() or [""]
+            guess = did_you_mean(word, flags)
+            if not guess and word.startswith("-"):
+                guess = "; write ./-name for a file whose name begins with '-'"
         elif message.endswith("expected one argument"):
             guess = "; write --flag=VALUE for a value that begins with '-'"
         raise UserError(f"{self.prog.removeprefix('fi-jax ')}: {message}{guess} (see {self.prog} --help)")

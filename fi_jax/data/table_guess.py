@@ -60,6 +60,8 @@ def guess_columns(table: Table) -> Guess:
     for name in table.columns:
         if name not in taken:
             guess.labels[name] = _label(name, values[name], guess.doubts)
+            if name.lower() in _SPLITS and not guess.split:
+                guess.doubts.append(f"'{name}' is no split: it would need two of train, val and test, and nothing else")
     return guess
 
 

@@ -65,10 +65,12 @@ def read_faces(dataset: str, root: Path, cache: Path, split: str) -> tuple[Faces
     """Returns the faces to train on and those of `split`, to judge by.
 
     Raises:
-      UserError: the release is not there, or does not tell its people apart.
+      UserError: the release is not there, has no such faces, or does not tell its people apart.
     """
     source, vocabulary = find_dataset(dataset).open(root), find_dataset(dataset).vocabulary
     parts = [source.records("train"), source.records(split)]
+    if not all(parts):
+        raise UserError(f"{dataset} at '{root}' has no faces in split '{split if parts[0] else 'train'}'")
     described = [face_descriptors(records, cache) for records in parts]
     directions = main_directions(described[0], FEATURES)
     made = []

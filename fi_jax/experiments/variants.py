@@ -30,7 +30,7 @@ _NO_MAP = {"model.use_segmentation": False}
 class Condition:
     """What a table makes hard: few labelled faces (0: all of them), a share of wrong labels, labels that no face has.
 
-    With `folds`, that share of the labels is left out in turn, and each is judged where it was.
+    With `folds`, the labels are cut into so many parts; each is left out in turn, and judged where it was.
     """
 
     labelled: int = 0

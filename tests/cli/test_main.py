@@ -69,6 +69,7 @@ def test_help_is_quick():
         (["ask", "nothing.jpg"], "nothing.jpg"),
         (["ask", "x.jpg", "--jsno"], "did you mean '--json'"),
         (["ask", "x.jpg", "-y.jpg"], "write ./-name"),
+        (["pack", "runs/x", "", "--out", "y"], "pack: unrecognized arguments:  (see"),
         (["ask", "x.jpg", "--box", "-9,0,9,9"], "write --flag=VALUE"),
         (["ask", "x.jpg", "--known", "gender=male", "--known", "gender=female"], "gender has two answers"),
         (["evaluate", "tiny", "--checkpoint", "no/run"], "no model 'no/run'"),
