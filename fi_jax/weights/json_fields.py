@@ -69,9 +69,9 @@ class Fields:
             raise self._wrong(name, "must be true or false")
         return value
 
-    def text(self, name: str, default: str) -> str:
+    def text(self, name: str, default: str | None = None) -> str:
         """Returns a text."""
-        value = self.get(name, default)
+        value = self._required(name, default)
         if not isinstance(value, str):
             raise self._wrong(name, "must be a text")
         return value

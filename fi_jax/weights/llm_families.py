@@ -179,7 +179,7 @@ def read_llm(config: Fields) -> LlmConfig:
     Raises:
       UserError: an unknown family, or a field that changes what is computed and that the family does not have.
     """
-    kind = config.text("model_type", "llama")
+    kind = config.text("model_type")
     if kind not in FAMILIES:
         experts = [name for name in _EXPERTS if config.get(name)]
         what = f" with {experts[0]}, a mixture of experts," if experts else ""
@@ -325,7 +325,7 @@ def _refuse_foreign(config: Fields, family: Family, partial_rotary_factor: float
     foreign = [name for name in _FOREIGN if config.get(name) and name not in known]
     foreign += ["partial_rotary_factor"] if "partial_rotary_factor" not in known | set(foreign) else []
     if foreign:
-        kind = config.text("model_type", "llama")
+        kind = config.text("model_type")
         raise UserError(f"{config.where}: {', '.join(foreign)} is set, which a '{kind}' does not have here")
 
 

@@ -279,6 +279,7 @@ def test_pre_v5_rope_scaling_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
+        ({"model_type": None}, "config.json has no model_type"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number of at least 1"),
         ({"hidden_size": "large"}, "hidden_size is 'large'; it must be a whole number"),
         ({"hidden_size": 100, "num_attention_heads": 3}, "hidden_size 100 is not a multiple of num_attention_heads 3"),
