@@ -118,8 +118,10 @@ def baseline_pixels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
 
 
 def _by_token(attributions: Float[Array, "s s 3"], side: int) -> Float[Array, "gy gx"]:
+    """Sums over each patch. An edge narrower than a patch, which no token sees, is left out."""
     grid = attributions.shape[0] // side
-    return attributions.reshape(grid, side, grid, side, 3).sum((1, 3, 4))
+    seen = attributions[: grid * side, : grid * side]
+    return seen.reshape(grid, side, grid, side, 3).sum((1, 3, 4))
 
 
 def _log_odds(model: FaceInsight, params, constants, pixels, maps, batch, labels, option) -> Float[Array, ""]:
