@@ -4,7 +4,6 @@ A config file (`fi_jax/configs/` has ours) has one function, `config() -> Experi
 on the command line by its dotted name, e.g. `--train.learning-rate 3e-4`.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +17,7 @@ from fi_jax.config_model import (  # noqa: F401 (the whole tree has one door)
     RopeScaling,
     VitConfig,
     check,
+    check_not_negative,
     check_words,
 )
 
@@ -117,11 +117,11 @@ class DataConfig:
 
     def __post_init__(self):
         check_words(self, "data.")
-        for name in ("questions_per_face", "open_per_face", "companions_per_face", "workers", "short_segment", "limit"):
-            check(
-                0 <= getattr(self, name) < math.inf,
-                f"data.{name} is {getattr(self, name)}; it must be finite and not negative",
-            )
+        check_not_negative(
+            self,
+            "data.",
+            ("questions_per_face", "open_per_face", "companions_per_face", "workers", "short_segment", "limit"),
+        )
         check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; it must be positive")
         check(0 <= self.augment_strength <= 1, f"data.augment_strength is {self.augment_strength}; it lies in [0, 1]")
         for name in ("mixup", "withheld"):
@@ -148,11 +148,7 @@ class LossConfig:
 
     def __post_init__(self):
         check_words(self, "loss.")
-        for name in (*LOSS_TERMS, "pixels", "logic_alpha"):
-            check(
-                0 <= getattr(self, name) < math.inf,
-                f"loss.{name} is {getattr(self, name)}; it must be finite and not negative",
-            )
+        check_not_negative(self, "loss.", (*LOSS_TERMS, "pixels", "logic_alpha"))
 
 
 @dataclass(frozen=True)
@@ -209,11 +205,11 @@ class TrainConfig:
         check(self.evaluate_faces >= 1, f"train.evaluate_faces is {self.evaluate_faces}; it must be at least 1")
         check(not self.patience or self.evaluate_every > 0, "train.patience needs train.evaluate_every")
         check(not self.head_steps or bool(self.init_from), "train.head_steps needs train.init_from")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every", "patience", "head_steps"):
-            check(
-                0 <= getattr(self, name) < math.inf,
-                f"train.{name} is {getattr(self, name)}; it must be finite and not negative",
-            )
+        check_not_negative(
+            self,
+            "train.",
+            ("learning_rate", "warmup_steps", "weight_decay", "evaluate_every", "patience", "head_steps"),
+        )
         check(0 <= self.ema < 1, f"train.ema is {self.ema}; it must lie in [0, 1)")
 
 

@@ -1,6 +1,8 @@
 """The model's part of the config tree: encoders, language model, knowledge module."""
 
+import math
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +22,13 @@ def check_words(config, where: str) -> None:
     for name, hint in typing.get_type_hints(type(config)).items():
         if typing.get_origin(hint) is Literal:
             require_choice(f"{where}{name}", getattr(config, name), typing.get_args(hint))
+
+
+def check_not_negative(config, where: str, names: Iterable[str]) -> None:
+    """Checks that these fields are finite and at least 0."""
+    for name in names:
+        value = getattr(config, name)
+        check(0 <= value < math.inf, f"{where}{name} is {value}; it must be finite and not negative")
 
 
 @dataclass(frozen=True)
