@@ -95,7 +95,7 @@ class PredictionFile:
             next(lines, None)
             for line in lines:
                 for row in json.loads(line)["rows"]:
-                    # A name of bytes that are no UTF-8 (\\udcff for FF) has no text of its own in any format.
+                    # A name of bytes that are no UTF-8 (\udcff for FF) has no text of its own in any format.
                     yield {k: _plain(v) if isinstance(v, str) else v for k, v in row.items()}
 
     def _write_csv(self, path: Path) -> None:

@@ -54,9 +54,9 @@ def read_params(path: Path | str, dtype: Any = np.float32) -> dict[str, Any]:
         except (NotImplementedError, ValueError) as error:
             raise UserError(f"{path}: {name} ({tensors[name].tensor_type.name}) cannot be read: {error}") from None
         for leaf, i in parts:
-            if config.unit_offset_norms and leaf.path.endswith("norm/scale"):
-                value = value - 1
             own = leaf.from_source(_unpermute(value, leaf.heads) if leaf.heads else value)
+            if config.unit_offset_norms and leaf.path.endswith("norm/scale"):
+                own = own - 1
             flat[leaf.path][i if leaf.layers else ...] = own
     return unflatten(flat)
 

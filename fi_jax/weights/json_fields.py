@@ -58,7 +58,7 @@ class Fields:
     def share(self, name: str, default: float) -> float:
         """Returns a number in [0, 1]."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if not _is_number(value) or not 0 <= value <= 1:
             raise self._wrong(name, "must be a number from 0 to 1")
         return float(value)
 
