@@ -1,17 +1,21 @@
 """Measures the training step itself, as `fi-jax train` runs it: one question a face, or forty behind one prefix."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
+
+from jax.sharding import Mesh
 
 from fi_jax.benchmarks import case as cases
 from fi_jax.benchmarks.case import Case
 from fi_jax.benchmarks.measure import compiled, peak_gib, sent, timed
+from fi_jax.config import Experiment
 from fi_jax.inference.prepare import without_adapters
 from fi_jax.models.layer_stack import prepare_frozen
 from fi_jax.parallel.mesh import check_batch, run_on
 from fi_jax.parallel.rules import activation_scope, place, place_batch, replicated, state_shardings
 from fi_jax.training.optimizer import make_optimizer, split_params
-from fi_jax.training.state import init_state
+from fi_jax.training.state import TrainState, init_state
 from fi_jax.training.step import StepInputs, jit_step
 from fi_jax.trees import unflatten
 from fi_jax.weights.assemble import param_shapes
@@ -42,14 +46,29 @@ def train40(case: Case) -> dict:
     return measured | {"seq": seq, "pairs_s": pairs / measured["s"], "tokens_s": seq * case.batch / measured["s"]}
 
 
-def _step(case: Case, questions: int) -> dict:
+@dataclass
+class Ready:
+    """A compiled training step, and what it is called with. `state` is given up by every call."""
+
+    program: Any
+    state: TrainState
+    inputs: StepInputs
+    batch: dict[str, Any]
+    config: Experiment
+    mesh: Mesh
+    # Seconds of compiling.
+    spent: dict
+
+
+def ready_step(case: Case, questions: int, seed: int = 0) -> Ready:
+    """Compiles the step of `case.config` on its mesh, with random weights and a random batch of `case.batch` faces."""
     config = replace(case.config, train=replace(case.config.train, accumulate=1))
     mesh = cases.mesh_of(config)
     config = run_on(config, mesh)
     check_batch(case.batch, 1, mesh)
     shapes = param_shapes(config.model)
     trained, frozen = split_params(unflatten(shapes), config.train.trainable)
-    leaves = cases.random_leaves(trained, "float32", state_shardings(trained, mesh))
+    leaves = cases.random_leaves(trained, "float32", state_shardings(trained, mesh), seed)
     state = init_state(leaves, make_optimizer(config.train), config.train)
     state = place(state, state_shardings(state, mesh))
     inputs = StepInputs(
@@ -57,6 +76,7 @@ def _step(case: Case, questions: int) -> dict:
             frozen,
             config.train.frozen_dtype,
             state_shardings(frozen, mesh) if mesh.size > 1 else None,
+            seed,
             prepare=partial(prepare_frozen, model=config.model),
             # bf16 leaves are the same on any mesh; in 8 bits, whole stacks in 16 would leave holes in the memory.
             unrolled=not config.model.scan_layers and config.model.frozen_precision != "bf16",
@@ -67,13 +87,17 @@ def _step(case: Case, questions: int) -> dict:
     batch = place_batch(cases.random_batch(config, case.batch, questions), mesh)
     with activation_scope(mesh, config.model):
         program, spent = compiled(jit_step(config, state, mesh), state, inputs, batch)
-    collectives = {"collectives": sent(program)} if mesh.size > 1 else {}
-    box, losses = [state], []
-    del leaves, state
+    return Ready(program, state, inputs, batch, config, mesh, spent)
+
+
+def _step(case: Case, questions: int) -> dict:
+    ready = ready_step(case, questions)
+    config = ready.config
+    collectives = {"collectives": sent(ready.program)} if ready.mesh.size > 1 else {}
+    losses = []
 
     def call():
-        new, metrics = program(box.pop(), inputs, batch)
-        box.append(new)
+        ready.state, metrics = ready.program(ready.state, ready.inputs, ready.batch)
         losses.append(metrics["loss"])
         return metrics
 
@@ -85,10 +109,10 @@ def _step(case: Case, questions: int) -> dict:
         "scan_layers": config.model.scan_layers,
         "precision": config.model.frozen_precision,
         **vars(timing),
-        **spent,
+        **ready.spent,
         **collectives,
         "peak_gib": peak_gib(),
-        "trained_m": round(sum(leaf.size for leaf in box[0].trained.values()) / 1e6, 1),
+        "trained_m": round(sum(leaf.size for leaf in ready.state.trained.values()) / 1e6, 1),
         "first_loss": float(losses[0]),
         "last_loss": float(losses[-1]),
     }
