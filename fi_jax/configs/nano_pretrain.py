@@ -23,7 +23,7 @@ def config() -> Experiment:
         train=replace(
             base.train,
             stage="pretrain",
-            steps=14000,
+            steps=8000,
             learning_rate=1e-3,
             learning_rate_scales=(),
             warmup_steps=500,
