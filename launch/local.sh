@@ -31,9 +31,9 @@ require --state-dir "${opt[state-dir]}" '.+' "a folder"
 # The folder of one job: `command`, `pid` (the supervisor; its process group is the job) and `log`.
 job_dir=${opt[state-dir]}/${opt[job]}
 
-# The number may belong to another program by now.
+# The number may belong to another program by now; and the supervisor may be gone, killed, while its processes train.
 alive() {
-  [ -f "$1/pid" ] && ps -o args= -p "$(cat "$1/pid")" 2>/dev/null | grep -q 'local\.sh'
+  [ -f "$1/pid" ] && pgrep -g "$(cat "$1/pid")" -f 'local\.sh| -m fi_jax ' >/dev/null
 }
 
 case $action in
@@ -71,6 +71,7 @@ esac
 require --processes "${opt[processes]}" '[1-9][0-9]?' "1 to 99"
 for name in restarts heartbeat background; do require "--$name" "${opt[$name]}" "$whole_number" "a whole number"; done
 [ -z "${opt[devices]}" ] || require --devices "${opt[devices]}" '[1-9][0-9]{0,3}' "1 to 9999"
+[ -n "$dry_run" ] || need "${opt[python]}" "name one with --python"
 
 if [ "${opt[background]}" != 0 ] && [ -z "${FI_JAX_LOCAL_CHILD-}" ]; then
   if [ -n "$dry_run" ]; then
@@ -117,7 +118,7 @@ forward() {
   stopping=1
   signal TERM
 }
-trap forward TERM INT
+trap forward TERM INT HUP
 
 # To the processes that still run.
 signal() {
@@ -151,7 +152,7 @@ once() {
     [ -z "$stopping" ] || break
     # shellcheck disable=SC2046
     env $(variables "$port" "$i") PYTHONUNBUFFERED=1 "${opt[python]}" -m fi_jax "${words[@]}" \
-      > >(trap '' TERM INT && exec sed -u "s/^/[$i] /") 2>&1 &
+      > >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /") 2>&1 &
     pids+=($!)
   done
   # A signal that came meanwhile has reached those alone that were known then, or nobody.
@@ -183,5 +184,5 @@ done
 # A process that had not begun to listen for SIGTERM (143), or was killed meanwhile (137), lost nothing: the last
 # checkpoint stands.
 if [ -n "$stopping" ]; then case $status in 137 | 143) status=75 ;; esac; fi
-if [ -n "${FI_JAX_LOCAL_CHILD-}" ]; then echo "$status" >"$job_dir/status"; fi
+if [ -n "${FI_JAX_LOCAL_CHILD-}" ]; then echo "$status" >"$job_dir/status" || true; fi
 exit "$status"

@@ -15,12 +15,12 @@ from typing import Any
 
 REQUEUE_STATUS = 75
 STALLED_STATUS = 70
-# SIGUSR1 is what `sbatch --signal` and several schedulers send ahead of the end.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# SIGUSR1 is what `sbatch --signal` and several schedulers send ahead of the end, SIGHUP a terminal that goes.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class PreemptionFlag:
-    """Turns SIGTERM, SIGUSR1 and the first Ctrl-C into a decision that all processes take at the same step.
+    """Turns SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C into a decision that all processes take at the same step.
 
     Use as a context manager around the loop; ask `reached(step)` once at every step, on every process, with the same
     step numbers. A second signal of the same kind acts as it would have without us.
@@ -40,9 +40,11 @@ class PreemptionFlag:
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._announce, args=(reading,), name="signals", daemon=True).start()
         # Among many processes JAX's coordination service owns SIGTERM: any process's notice reaches all of them.
-        mine = _SIGNALS if self.num_processes == 1 else (signal.SIGUSR1, signal.SIGINT)
+        mine = _SIGNALS if self.num_processes == 1 else _SIGNALS[1:]
         for number in mine:
-            self._previous[number] = signal.signal(number, self._handle)
+            # Under nohup nothing happens when the terminal goes.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

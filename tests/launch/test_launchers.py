@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,31 @@ def test_only_jobs_are_deleted(tmp_path):
     folder.mkdir()
     assert "no job 'photos'" in launch("local.sh", "--state-dir", str(tmp_path), "--delete", "photos", status=2)
     assert folder.is_dir() and launch("local.sh", "--state-dir", str(tmp_path), "--list") == ""
+
+
+def test_a_job_whose_launcher_was_killed_is_still_one(tmp_path):
+    """Its processes train on: they are listed, kept from a second start, and ended with the job."""
+    program = tmp_path / "program"
+    program.write_text(
+        '#!/bin/bash\n[ $1 != -c ] || exec python3 "$@"\ntrap "exit 75" TERM\necho up\nwhile :; do sleep 0.1; done\n'
+    )
+    program.chmod(0o755)
+    options = ["--state-dir", str(tmp_path)]
+    command = [*options, "--background", "1", "--job", "j", "--python", str(program), "--", "train", "tiny"]
+    launch("local.sh", *command)
+    leader = int((tmp_path / "j/pid").read_text())
+    deadline = time.monotonic() + 20
+    while "up" not in (tmp_path / "j/log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(leader, signal.SIGKILL)
+    assert "running" in launch("local.sh", *options, "--list")
+    assert "is running" in launch("local.sh", *command, status=2)
+    launch("local.sh", *options, "--delete", "j")
+    assert not processes_of(leader) and not (tmp_path / "j").exists()
+
+
+def processes_of(group: int) -> list[str]:
+    return subprocess.run(["pgrep", "-r", "D,R,S", "-g", str(group)], capture_output=True, text=True).stdout.split()
 
 
 def test_nothing_is_submitted_when_an_option_is_wrong(tmp_path):
