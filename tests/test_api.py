@@ -88,6 +88,8 @@ def test_what_a_table_states_of_each_face_is_known(model, folder, tmp_path, caps
     assert main([*command, "--known-columns", "gendr=sex"]) == 2 and "mean 'gender'" in capsys.readouterr().err
     assert main([*command, "--known-columns", "gender=sexx"]) == 2 and "mean 'sex'" in capsys.readouterr().err
     assert main([*command, "--known-columns", "gender=sex", "--every-face"]) == 2
+    assert main([*command, "--known-columns", "gender=sex", "gender=age"]) == 2
+    assert "gender names two columns" in capsys.readouterr().err
     # No file of other options is left, which would stop this one.
     assert main([*command, "--known-columns", "gender=sex", "age"]) == 0
     found = pd.read_csv(out)

@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.pictures.find import find_pictures
 
     pictures = find_pictures(args.paths, args.column)
-    columns = {name: column or name for name, _, column in (one.partition("=") for one in args.known_columns)}
+    pairs = [one.partition("=") for one in args.known_columns]
+    columns = {name: column or name for name, _, column in pairs}
+    if twice := [name for name, _, column in pairs if columns[name] != (column or name)]:
+        raise UserError(f"--known-columns {twice[0]} names two columns; give one")
     known = _known(args, columns)
     start()
     model = load(args.checkpoint)
