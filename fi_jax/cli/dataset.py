@@ -35,6 +35,7 @@ def _init(args: argparse.Namespace) -> int:
     from fi_jax.data.table_guess import folders_guess, guess_columns, write_schema
     from fi_jax.errors import UserError
     from fi_jax.files import write_text
+    from fi_jax.labels.registry import VOCABULARY_NAMES
     from fi_jax.labels.schema import read_schema
     from fi_jax.tables import read_table
 
@@ -46,6 +47,8 @@ def _init(args: argparse.Namespace) -> int:
     if out.exists():
         raise UserError(f"'{out}' is there already; choose another --out, or delete it")
     name = args.name or "".join(c if c.isalnum() else "_" for c in path.stem)
+    if name in VOCABULARY_NAMES and not args.name:
+        name = f"my_{name}"
     if path.is_dir():
         guess, paths = folders_guess(path), {"folders": path}
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fi_jax.data.tables import SPLIT_WORDS
 from fi_jax.errors import UserError
-from fi_jax.labels.question_bank import question, questions_for
+from fi_jax.labels.question_bank import is_built_in, question, questions_for
 from fi_jax.labels.registry import vocabulary
 from fi_jax.labels.schema import _NO, _YES, as_number
 from fi_jax.pictures.find import PICTURE_SUFFIXES
@@ -59,7 +59,8 @@ def guess_columns(table: Table) -> Guess:
     guess.unknown = [word for word in _UNKNOWN if word in found]
     for name in table.columns:
         if name not in taken:
-            guess.labels[name] = _label(name, values[name], guess.doubts)
+            entry = _label(name, values[name], guess.doubts)
+            _add(guess, name, entry)
             if name.lower() in _SPLITS and not guess.split:
                 guess.doubts.append(f"'{name}' is no split: it would need two of train, val and test, and nothing else")
     return guess
@@ -77,6 +78,18 @@ def _is_picture(value: str) -> bool:
 
 def _share(values: Sequence[str], holds) -> float:
     return sum(map(holds, values)) / max(len(values), 1)
+
+
+def _add(guess: Guess, name: str, entry: dict) -> None:
+    """Adds a column's label. Questions stand once, and names that fi_jax has are not taken for something else."""
+    for key in ("same_as", "question"):
+        asked = {str(other.get(key)).lower(): column for column, other in guess.labels.items() if key in other}
+        if other := asked.get(str(entry.get(key)).lower()):
+            guess.doubts.append(f"'{name}' asks what '{other}' asks; ignored")
+            entry = {"type": "ignore"}
+    if "question" in entry and is_built_in(name):
+        entry, name = {"column": name, **entry}, f"own_{name}"
+    guess.labels[name] = entry
 
 
 def _label(name: str, cells: Sequence[str], doubts: list[str]) -> dict:

@@ -4,7 +4,8 @@ It is YAML, so that a person can write it; `fi-jax dataset init` makes a first o
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -100,6 +101,18 @@ def as_number(value: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+class _Loader(yaml.BaseLoader):
+    """Takes every value as text (YAML would read `no` as false, and 1_000 as a number) and a name once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if isinstance(key.value, str) and names.count(key.value) > 1]:
+            raise UserError(
+                f"'{twice[-1].value}' stands twice, the second time in line {twice[-1].start_mark.line + 1}"
+            )
+        return super().construct_mapping(node, deep)
+
+
 @cache
 def read_schema(text: str, where: str = "the schema") -> Schema:
     """Reads and checks a schema's YAML.
@@ -108,8 +121,9 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
       UserError: what is wrong, with the place in the schema.
     """
     try:
-        # Every value is text: YAML would read `no` as false, and 1_000 as a number.
-        found = yaml.load(text, Loader=yaml.BaseLoader)
+        found = yaml.load(text, Loader=_Loader)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
@@ -118,6 +132,8 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
     name = _text(top, "name", where)
     if not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"{where}: name '{name}' must be letters, digits, '_' and '-'")
+    if name in VOCABULARY_NAMES:
+        raise UserError(f"{where}: name '{name}' is that of a vocabulary of fi_jax; choose another")
     if ("table" in top) == ("folders" in top):
         raise UserError(f"{where} needs either 'table' (a file) or 'folders' (a folder with one folder a class)")
     given = _fields(top.get("labels"), None, f"{where}: labels")
@@ -128,11 +144,16 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
     if "folders" in top and len(columns) != 1:
         raise UserError(f"{where}: folders give one label, but labels names {len(columns)}")
     own = tuple(label for part in parts for label in part.labels)
+    _once((label.name for label in own), f"{where}: label")
+    answered = [column.question.name if column.question else _AGE for column in columns]
+    _once(answered, f"{where}: two columns answer the question")
+    wordings = [text for part in parts for text in part.wordings()]
+    _once(map(str.lower, wordings), f"{where}: two labels have the question")
     known = {label.name for label in own} | {
         label for c in columns if c.question for label in c.question.labels if label
     }
-    box = tuple(map(str, top.get("box") or ()))
-    if len(box) not in (0, 4):
+    box = tuple(_words(top, "box", where))
+    if len(set(box)) != len(box) or len(box) not in (0, 4):
         raise UserError(f"{where}: box must be four columns: left, top, right, bottom")
     return Schema(
         name,
@@ -145,7 +166,7 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
         **{key: _text(top, key, where) for key in ("table", "folders", "images", "person", "split") if key in top},
         picture=_text(top, "picture", where) if "picture" in top else "picture",
         box=box,
-        unknown=frozenset(str(one).strip().lower() for one in _list(top, "unknown", where)) | {""},
+        unknown=frozenset(one.strip().lower() for one in _words(top, "unknown", where)) | {""},
     )
 
 
@@ -155,6 +176,19 @@ class _Part:
     labels: tuple[Label, ...] = ()
     group: Group | None = None
     text: TextColumn | None = None
+
+    def wordings(self) -> tuple[str, ...]:
+        """The texts of the question of one's own that this label adds, if it does."""
+        if self.text:
+            return self.text.wordings
+        question = self.column and self.column.question
+        return (question.text, *question.also) if question and question.is_own else ()
+
+
+def _once(names: Iterable[str], what: str) -> None:
+    """Raises `UserError` for a name that stands twice: which of the two holds could not be told."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{what} '{twice[0]}' twice; leave one out, or rename it")
 
 
 def _label(key: str, given: Any, where: str) -> _Part:
@@ -166,10 +200,13 @@ def _label(key: str, given: Any, where: str) -> _Part:
     column = _text(fields, "column", where) if "column" in fields else key
     if "same_as" in fields:
         return _Part(_built_in(key, column, _text(fields, "same_as", where), kind, fields, where))
-    if key in _built_in_labels():
-        raise UserError(f"{where}: '{key}' is a label that fi_jax has; say 'same_as: {key}', or give it another name")
+    if key in _built_in_labels() or question_bank.is_built_in(key):
+        raise UserError(
+            f"{where}: '{key}' is a label or question that fi_jax has; say 'same_as: {key}', or give it another name "
+            f"and 'column: {key}'"
+        )
     text = _text(fields, "question", where)
-    also = tuple(str(one).strip() for one in _list(fields, "also", where))
+    also = tuple(one.strip() for one in _words(fields, "also", where))
     if kind == "text":
         return _Part(text=TextColumn(column, (text, *also)))
     if kind == "yes/no":
@@ -177,17 +214,20 @@ def _label(key: str, given: Any, where: str) -> _Part:
         label = Label(key, _text(fields, "prompt", where))
         return _Part(Column(key, column, question, _yes_and_no(fields, where)), (label,))
     if kind == "number":
-        edges = tuple(float(edge) for edge in _list(fields, "bins", where) if as_number(str(edge)) is not None)
-        if len(edges) < 1 or len(edges) != len(fields["bins"]) or sorted(set(edges)) != list(edges):
-            raise UserError(f"{where}: bins must be one or more numbers in rising order, the edges between bins")
+        found = [as_number(edge) for edge in _words(fields, "bins", where)]
+        edges = tuple(edge for edge in found if edge is not None and float(f"{edge:g}") == edge)
+        if not found or len(edges) != len(found) or sorted(set(edges)) != list(edges):
+            raise UserError(
+                f"{where}: bins must be one or more numbers in rising order, of 6 digits at most: the edges between bins"
+            )
         names = list(bin_names(edges))
         prompts = {name: f"{key.replace('_', ' ').capitalize()}: {name}." for name in names}
         values: dict[str, int] = {}
     else:
         options = _fields(fields.get("options"), None, f"{where}: options")
-        prompts = {str(name): str(prompt) for name, prompt in options.items()}
+        prompts = {name: _text(options, name, f"{where}: options") for name in options}
         names, edges = list(prompts), ()
-        values = {name.strip().lower(): at for at, name in enumerate(names)}
+        values = _chosen_by(names, where)
     if not 2 <= len(names) <= 26:
         raise UserError(f"{where}: {len(names)} options; a question takes 2 to 26")
     labels = tuple(Label(f"{key}:{name}", prompts[name]) for name in names)
@@ -208,13 +248,21 @@ def _built_in(key: str, column: str, name: str, kind: str, fields: Mapping, wher
         return Column(key, column, question, _yes_and_no(fields, where))
     # Option of ours -> value in the table; the option's own words by default.
     given = _fields(fields.get("options") or {}, question.options, f"{where}: options")
-    values = {str(given.get(option, option)).strip().lower(): at for at, option in enumerate(question.options)}
+    given = {option: option for option in question.options} | given
+    values = _chosen_by([_text(given, option, f"{where}: options") for option in question.options], where)
     return Column(key, column, question, values)
 
 
+def _chosen_by(values: Sequence[str], where: str) -> dict[str, int]:
+    """Which option a value in the table chooses; upper and lower case mean the same."""
+    words = [value.strip().lower() for value in values]
+    _once(words, f"{where}: options have the value")
+    return {word: at for at, word in enumerate(words)}
+
+
 def _yes_and_no(fields: Mapping, where: str) -> dict[str, int]:
-    yes = [str(one).strip().lower() for one in _list(fields, "yes", where)] or list(_YES)
-    no = [str(one).strip().lower() for one in _list(fields, "no", where)] or list(_NO)
+    yes = [one.strip().lower() for one in _words(fields, "yes", where)] or list(_YES)
+    no = [one.strip().lower() for one in _words(fields, "no", where)] or list(_NO)
     if both := set(yes) & set(no):
         raise UserError(f"{where}: '{min(both)}' means both yes and no")
     return {value: 0 for value in yes} | {value: 1 for value in no}
@@ -260,6 +308,13 @@ def _list(fields: Mapping, key: str, where: str) -> list:
     if value in (None, ""):
         return []
     return value if isinstance(value, list) else [value]
+
+
+def _words(fields: Mapping, key: str, where: str) -> list[str]:
+    words = _list(fields, key, where)
+    if not all(isinstance(word, str) for word in words):
+        raise UserError(f"{where}: {key} must be some text, or a list of texts")
+    return words
 
 
 def schema_vocabulary(schema: Schema) -> Vocabulary:

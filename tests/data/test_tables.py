@@ -34,6 +34,9 @@ from fi_jax.tables import read_table
 from fi_jax.weights.tokenizers import byte_tokenizer
 
 VOCABULARY = vocabulary("celeba")
+YES_NO = {"type": "yes/no", "question": "Is it?", "prompt": "It."}
+ONE_OF = {"type": "one of", "question": "Which?"}
+SMILES = {"type": "yes/no", "same_as": "Smiling"}
 HEADER = ["file", "subject", "badge", "mood", "sex", "Age", "height", "note"]
 
 
@@ -226,6 +229,16 @@ def test_folders_by_class(tmp_path, pictures, monkeypatch):
             {"labels": {"x": {"type": "yes/no", "question": "Q?", "prompt": "P.", "yes": ["1"], "no": ["1"]}}},
             "both yes and no",
         ),
+        ({"labels": {"x": {**ONE_OF, "options": {"Old": "A.", "old": "B."}}}}, "options have the value 'old' twice"),
+        ({"labels": {"x": {**ONE_OF, "options": {"a": ["A."], "b": "B."}}}}, "options needs 'a', some text"),
+        ({"labels": {"x": {**YES_NO, "also": [["Q?"]]}}}, "also must be some text"),
+        ({"labels": {"x": YES_NO, "y": YES_NO}}, "two labels have the question 'is it?' twice"),
+        ({"labels": {"x:a": YES_NO, "x": {**ONE_OF, "options": {"a": "A.", "b": "B."}}}}, "label 'x:a' twice"),
+        ({"labels": {"x": SMILES, "y": SMILES}}, "two columns answer the question 'Smiling' twice"),
+        ({"labels": {"gender": YES_NO}}, "say 'same_as: gender'"),
+        ({"labels": {"x": {"type": "number", "question": "Q?", "bins": ["1000001", "1000002"]}}}, "6 digits at most"),
+        ({"name": "faces"}, "that of a vocabulary"),
+        ({"box": ["a", "a", "b", "c"]}, "box must be four columns"),
         ({"rules": [{"excludes": ["bagde", ["mood:calm"]]}]}, "did you mean 'badge'"),
         ({"rules": ["badge"]}, "rules: 1 must be a group"),
         ({"box": ["a"]}, "box must be four columns"),
@@ -233,8 +246,33 @@ def test_folders_by_class(tmp_path, pictures, monkeypatch):
     ],
 )
 def test_mistakes_in_a_schema_are_named(pictures, tmp_path, changes, says):
-    with pytest.raises(UserError, match=says.replace("(", "\\(")):
+    with pytest.raises(UserError, match=re.escape(says)):
         table_dataset(describe(pictures, tmp_path, **changes)).open()
+
+
+def test_a_name_that_stands_twice_in_a_schema_is_refused(pictures, tmp_path):
+    path = describe(pictures, tmp_path)
+    path.write_text(path.read_text().replace("labels:\n", "labels:\n  badge: {type: ignore}\n"))
+    with pytest.raises(UserError, match="mine.yaml': 'badge' stands twice, the second time in line "):
+        table_dataset(path)
+
+
+def test_init_makes_a_schema_of_names_that_collide(tmp_path, capsys):
+    write_csv(
+        tmp_path / "faces.csv",
+        [[f"{i}.jpg", "mf"[i % 2], "MF"[i % 2], f"{i % 3}0s", "ab"[i % 2], "ab"[i % 2]] for i in range(40)],
+        header=["file", "sex", "gender", "age_group", "Eye colour", "eye_colour"],
+    )
+    assert main(["dataset", "init", str(tmp_path / "faces.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "'gender' asks what 'sex' asks" in said and "'eye_colour' asks what 'Eye colour' asks" in said
+    schema = read_schema((tmp_path / "faces.yaml").read_text())
+    assert schema.name == "my_faces"
+    assert {column.name: column.column for column in schema.columns} == {
+        "sex": "sex",
+        "own_age_group": "age_group",
+        "Eye colour": "Eye colour",
+    }
 
 
 def test_a_damaged_schema_is_one_line(tmp_path):
@@ -249,7 +287,8 @@ def test_a_damaged_schema_is_one_line(tmp_path):
         with pytest.raises(UserError):
             read_schema(text)
     rng = np.random.default_rng(0)
-    whole = "name: mine\ntable: t.csv\nlabels:\n  a: {type: yes/no, question: Q?, prompt: P.}\nrules: []\n"
+    whole = "name: mine\ntable: t.csv\nlabels:\n  a: {type: yes/no, question: Q, prompt: P.}\nrules: []\n"
+    assert read_schema(whole).name == "mine"
     for _ in range(300):
         letters = list(whole)
         for _ in range(int(rng.integers(1, 4))):
