@@ -163,6 +163,10 @@ def _from_variables(env: Mapping[str, str]) -> Cluster:
 
 
 def _from_slurm(env: Mapping[str, str]) -> Cluster:
+    # Without its number every task would be the first.
+    for name in ("SLURM_STEP_NODELIST", "SLURM_PROCID"):
+        if not env.get(name):
+            raise UserError(f"SLURM_STEP_NUM_TASKS is set but {name} is not; start fi-jax by srun")
     job, step = _integer(env, "SLURM_JOB_ID", 0), _integer(env, "SLURM_STEP_ID", 0)
     port = _FIRST_PORT + (job + 101 * step) % _NUM_PORTS
     return Cluster(
@@ -190,9 +194,10 @@ def _slurm_gpus(env: Mapping[str, str]) -> tuple[int, ...] | None:
     if "CUDA_VISIBLE_DEVICES" in env:
         visible = len([name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name])
     # --gpus-per-task and --gpu-bind let a task see its own GPUs alone, numbered from 0.
-    per_task = re.search(
-        r"(?:^|gpu:)(?:\w+:)?(\d+)$", env.get("SLURM_GPUS_PER_TASK") or env.get("SLURM_TRES_PER_TASK", "")
+    resources = (
+        f"gpu:{env['SLURM_GPUS_PER_TASK']}" if env.get("SLURM_GPUS_PER_TASK") else env.get("SLURM_TRES_PER_TASK")
     )
+    per_task = re.search(r"\bgpu[:=](?:[^,:=]+[:=])?(\d+)(?:,|$)", resources or "")
     own = visible * tasks == on_node or per_task is not None and int(per_task[1]) == visible
     if tasks == 1 or not visible or own or visible == 1 and not on_node:
         return None
@@ -201,7 +206,7 @@ def _slurm_gpus(env: Mapping[str, str]) -> tuple[int, ...] | None:
             f"{tasks} tasks on a node with {visible} GPUs; use one task a GPU or one task a node (or --gpus-per-task)"
         )
     local = _integer(env, "SLURM_LOCALID", 0)
-    if local >= tasks:
+    if not 0 <= local < tasks:
         raise UserError(f"SLURM_LOCALID is {local} but this node has {tasks} tasks; start fi-jax by srun alone")
     share = visible // tasks
     return tuple(range(local * share, (local + 1) * share))

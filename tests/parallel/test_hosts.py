@@ -58,6 +58,9 @@ def test_slurm():
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_TASK": "2"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "h100:2"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=8,gres/gpu:2"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "gres/gpu=2,cpu=8"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=2"}, (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=2,gres/gpu:a100-sxm4.80gb=2"}, None),
         # The same without binding (--gpu-bind=none): all see all four, and share them.
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_TASK": "2"}, (2, 3)),
         # --gpu-bind=single:1 or per_task without a count.
@@ -127,6 +130,9 @@ def test_kubernetes_and_tpu():
         ({"FI_JAX_COORDINATOR": "host:1", "FI_JAX_NUM_PROCESSES": "2", "FI_JAX_PROCESS_ID": "2"}, "0..1"),
         ({"FI_JAX_COORDINATOR": "host:1", "FI_JAX_NUM_PROCESSES": "two"}, "whole number"),
         ({"FI_JAX_CLUSTER": "tpus"}, "did you mean 'tpu'"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "SLURM_STEP_NODELIST is not"),
+        ({**SLURM, "SLURM_PROCID": ""}, "SLURM_PROCID is not"),
+        ({**SLURM, "CUDA_VISIBLE_DEVICES": "0,1", "SLURM_LOCALID": "-1"}, "SLURM_LOCALID is -1"),
         ({"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "0"}, "MEGASCALE_COORDINATOR_ADDRESS is not set"),
         (
             {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "2", "MEGASCALE_COORDINATOR_ADDRESS": "a"},
@@ -140,14 +146,23 @@ def test_incomplete_environment(env, says):
         detect(env)
 
 
-def test_one_process_stops_at_the_next_step():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_one_process_stops_at_the_next_step(number):
+    before = signal.signal(number, signal.SIG_DFL)
     with PreemptionFlag() as flag:
         assert not flag.reached(0)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert flag.reached(1)
         assert flag.exit_status == REQUEUE_STATUS
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.signal(number, before) is signal.SIG_DFL
+
+
+def test_under_nohup_a_terminal_that_goes_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with PreemptionFlag() as flag:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not flag.reached(1)
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_second_ctrl_c_interrupts():
