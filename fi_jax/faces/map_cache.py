@@ -4,8 +4,9 @@ import contextlib
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -196,7 +197,8 @@ def fill_cache(
     """
     from fi_jax.faces.parser import parse_faces
 
-    failed, writes = [], []
+    failed: list[tuple[Face, UserError]] = []
+    writes: deque[Future] = deque()
     shown = progress_bar("parsing faces", len(faces)) if shows_progress else contextlib.nullcontext(lambda: None)
     with ThreadPoolExecutor(_threads()) as pool, shown as advance:
         for face, mask in parse_faces(parser, faces, batch_size, _threads()):
@@ -205,6 +207,9 @@ def fill_cache(
             else:
                 path = Path(cached_map(cache, read_bytes(face.image, face.key), face.box))
                 writes.append(pool.submit(keep_map, path, mask))
+            # A full disk ends the work at once.
+            while writes and writes[0].done():
+                writes.popleft().result()
             advance()
         for write in writes:
             write.result()

@@ -1,4 +1,5 @@
 import io
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +198,28 @@ def test_cache_is_filled_once_in_order_and_unreadable_pictures_are_listed(parser
     assert [face.key for face in lacking] == ["1.jpg", "2.jpg", "bad.jpg"]
     map_cache.fill_cache(parser, lacking, tmp_path, batch_size=3)
     assert [face.key for face in map_cache._without_map(records, tmp_path)] == ["bad.jpg"]
+
+
+def test_a_full_disk_ends_the_parsing_at_once(tmp_path, monkeypatch):
+    from fi_jax.data.records import FaceRecord
+
+    parsed = []
+
+    def parse_faces(parser, faces, *_):
+        for face in faces:
+            parsed.append(face)
+            time.sleep(0.01)
+            yield face, np.zeros((8, 8), np.uint8)
+
+    def full(path, mask):
+        raise UserError(f"cannot write '{path}' (No space left on device)")
+
+    monkeypatch.setattr("fi_jax.faces.parser.parse_faces", parse_faces)
+    monkeypatch.setattr(map_cache, "keep_map", full)
+    faces = [FaceRecord("toy", f"{i}.jpg", "train", b"x") for i in range(1000)]
+    with pytest.raises(UserError, match="No space left"):
+        map_cache.fill_cache(None, faces, tmp_path)
+    assert len(parsed) < 100
 
 
 def test_maps_are_told_apart_by_content_and_box_and_made_once(parser, folder, tmp_path, monkeypatch):
