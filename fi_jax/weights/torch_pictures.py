@@ -9,8 +9,24 @@ from PIL import Image, ImageCms, ImageOps
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white."""
-    image: Any = ImageOps.exif_transpose(Image.open(path))
+    """Reads a picture as `fi-jax ask` does: uint8 `[y, x, 3]`, upright, in sRGB, transparent parts on white.
+
+    Of damaged JPEGs Pillow guesses what is lost, which `ask` refuses.
+
+    Raises:
+      OSError, ValueError: the file is missing, no picture, damaged, or too large.
+    """
+    try:
+        with Image.open(path) as opened:
+            return _upright_srgb(opened, path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # Pillow's readers have errors of their own for damaged and for huge files.
+        raise ValueError(f"{path} is damaged or too large ({error})") from error
+
+
+def _upright_srgb(opened: Image.Image, path: str | Path) -> np.ndarray:
+    image: Any = ImageOps.exif_transpose(opened)
     if image.mode in ("I", "F"):
         raise ValueError(f"{path} has more than 16 bits a value; save it with 8")
     icc = image.info.get("icc_profile")

@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from fuzz import MUTATIONS
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -294,6 +295,29 @@ def test_pictures_are_read_as_ask_reads_them(odd, tmp_path):
         theirs, ours = read_picture(file), decode(file)
         assert theirs.shape == ours.shape and theirs.dtype == ours.dtype
         assert np.abs(theirs.astype(int) - ours).max() <= 1, file.name
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF"])
+def test_damaged_pictures_are_refused_by_the_exported_reader_too(kind, tmp_path):
+    """Seeded damage: an error of the kind that its command prints as one line, or the pixels that `ask` sees."""
+    from fi_jax.weights.torch_pictures import read_picture
+
+    rng, file = np.random.default_rng(0), tmp_path / "x"
+    soft = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((48, 48))
+    soft.save(file, kind)
+    whole, refused = file.read_bytes(), 0
+    for _ in range(MUTATIONS // 2):
+        data = bytearray(whole)
+        place, length = int(rng.integers(min(len(data), 120))), int(2 ** rng.integers(0, 6))
+        data[place : place + length] = rng.bytes(length) if rng.random() < 0.5 else b""
+        file.write_bytes(data)
+        try:
+            theirs = read_picture(file)
+        except (ValueError, OSError):
+            refused += 1
+            continue
+        assert np.abs(theirs.astype(int) - decode(file)).max() <= 1
+    assert refused > 0
 
 
 @pytest.mark.parametrize("box", [None, (3, 6, 95, 91), (-30, -20, 90, 100)])
