@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -315,3 +316,18 @@ def test_a_chat_keeps_the_face_for_questions_that_follow(folder, capsys, monkeyp
     assert said.out == first * 2 + "I do not identify people. I can describe the face instead.\n"
     assert "1,000" in said.err or "1000" in said.err, "a mistake is said, and the conversation goes on"
     assert len(looked) == 2 * searches, "the face is looked for once"
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["faces"] == 1
+
+
+def test_what_takes_long_says_what_it_is(capsys, monkeypatch):
+    from fi_jax.cli import ask
+
+    real = ask.threading.Timer
+    monkeypatch.setattr(ask.threading, "Timer", lambda seconds, work: real(seconds / 100, work))
+    with ask._step("loading the model"):
+        time.sleep(0.2)
+    with ask._step("answering"):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr().err == "loading the model …\n"

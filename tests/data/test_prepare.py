@@ -200,7 +200,7 @@ def test_command(releases, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_command_makes_maps(releases, tmp_path):
+def test_command_makes_maps(releases, tmp_path, monkeypatch, capsys):
     """With a parser of random weights: what the maps show does not matter here, that they travel does."""
     import jax
     import jax.numpy as jnp
@@ -216,7 +216,11 @@ def test_command_makes_maps(releases, tmp_path):
     save_parser(tmp_path / "parser", parser, "float32")
     root, out = releases.expw(), tmp_path / "out"
     command = ["prepare", "expw", "--data-root", str(root), "--out", str(out), "--parser", str(tmp_path / "parser")]
-    assert main(command) == 0
+    monkeypatch.setattr("fi_jax.data.parsing._CHUNK", 4)
+    assert main([*command, "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "8 faces have no segmentation map of their own. Parsing them takes up to about " in said
+    assert "--no-masks skips it" in said
     face = open_source("expw", out).records("all")[3]
     example = make_example(face, vocabulary("expw"), 32)
     expected = parse_crop(parser, example["image"])

@@ -299,6 +299,21 @@ def test_with_every_address_open_names_are_still_checked(hosts, everywhere, name
     assert (refused is None) == known
 
 
+def test_an_open_address_says_what_it_exposes(capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    started = []
+    monkeypatch.setattr("fi_jax.inference.answerer.load_answerer", lambda model: None)
+    monkeypatch.setattr("fi_jax.demo.service.Service", lambda answerer: SimpleNamespace(warm_up=lambda: None))
+    monkeypatch.setattr("fi_jax.demo.app.make_app", lambda *_, any_address: started.append(any_address))
+    monkeypatch.setattr("fi_jax.demo.guard.make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
+    for host, exposes in (("127.0.0.1", False), ("0.0.0.0", True)):
+        assert main(["demo-server", "--port", "0", "--host", host]) == 0
+        said = capsys.readouterr().out
+        assert ("no login, no encryption" in said) == exposes and ("any address of this machine" in said) == exposes
+    assert started == [False, True]
+
+
 def _slow_upload(server, length: int = 100_000) -> socket.socket:
     link = socket.create_connection(("127.0.0.1", server.port))
     link.sendall(
