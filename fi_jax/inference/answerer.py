@@ -211,6 +211,7 @@ class Answerer:
         scores = head = None
         if self.has_head:
             scores = np.asarray(fetch(alignment.scores), np.float32)
+            _require_finite(scores)
             head = head_probabilities(scores, questions, self.vocabulary, self.constants.groups)
             head = self.calibrated(head, questions, "head_temperatures")
             head = self._as_stated(head, questions, facts)
@@ -228,6 +229,7 @@ class Answerer:
             batch = {key: np.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
             logits = self._score(self.params, faces, alignment, batch)
             llm[:, group, : logits.shape[-1]] = option_probabilities(fetch(logits))
+        _require_finite(llm)
         return OptionProbabilities(self._as_stated(self.calibrated(llm, questions), questions, facts), head, scores)
 
     def _as_stated(
@@ -308,6 +310,14 @@ class Answerer:
     def answerable(self, questions: Sequence[Question]) -> list[Question]:
         """Those of the questions whose labels the model's vocabulary has."""
         return answerable(questions, self.vocabulary)
+
+
+def _require_finite(numbers: Float[np.ndarray, "..."]) -> None:
+    if not np.isfinite(numbers).all():
+        raise UserError(
+            "the model's answers are not finite numbers: its weights are damaged, diverged in training, or overflow in "
+            "the type it computes in"
+        )
 
 
 def head_probabilities(

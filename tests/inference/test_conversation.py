@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,6 +51,17 @@ def test_one_question_one_answer(answerer):
     answer = f"{reply.answers[0].option} ({100 * reply.answers[0].probability:.0f} %)"
     assert reply.to_text() == f"{answer}\nanswered: What is this person's gender?"
     assert reply.image.shape == (16, 16, 3)
+
+
+def test_answers_that_are_no_numbers_are_refused(answerer):
+    """Weights that diverged or overflow made "Yes (nan %)"."""
+    image, mask, asked = PICTURE[None, :16, :16], np.zeros((1, 16, 16), np.uint8), [question("gender")]
+    for part, leaf, by_llm in (("head", "log_scale", False), ("llm", "norm", True)):
+        broken = copy.copy(answerer)
+        broken.params = {**answerer.params, part: jax.tree.map(lambda x: x, answerer.params[part])}
+        broken.params[part][leaf] = jax.tree.map(lambda x: x * jnp.nan, broken.params[part][leaf])
+        with pytest.raises(UserError, match="answers are not finite numbers"):
+            broken.answer(image, mask, asked, by_llm=by_llm)
 
 
 def test_questions_asked_alone_share_a_shape_and_are_answered_as_among_others(answerer):
