@@ -196,6 +196,13 @@ def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
     everything = find_pictures([str(folder)])
     assert len(everything) == 6 and folder / "drawn" / "0.PNG" in everything
     assert len(find_pictures([str(folder / "drawn" / "*.PNG"), str(folder / "drawn")])) == 3
+    for hidden in ("._0.PNG", ".thumbnails/0.PNG"):
+        (tmp_path / "mac" / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mac" / hidden).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "mac" / "0.PNG").write_bytes((folder / "drawn" / "0.PNG").read_bytes())
+    for text in (str(tmp_path / "mac"), str(tmp_path / "mac" / "*.PNG")):
+        assert find_pictures([text]) == [tmp_path / "mac" / "0.PNG"]
+    assert find_pictures([str(tmp_path / "mac" / "._*")]) == [tmp_path / "mac" / "._0.PNG"]
     # A question may be longer than any name.
     assert not is_named_like_pictures("Is she smiling? " * 60) and is_named_like_pictures(str(folder))
     (folder / "list.txt").write_text("drawn/0.PNG\n\nportrait.png\n")

@@ -37,7 +37,9 @@ def _named_by(text: str, column: str) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         files = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir()
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir() and not _is_hidden(file.relative_to(path))
         )
         if not files:
             raise UserError(f"folder '{path}' holds no picture ({', '.join(PICTURE_SUFFIXES)})")
@@ -55,12 +57,17 @@ def _named_by(text: str, column: str) -> list[Path]:
         return named
     try:
         matches = Path().glob(text) if not path.is_absolute() else Path("/").glob(text.lstrip("/"))
-        files = sorted(match for match in matches if match.is_file())
+        files = sorted(match for match in matches if match.is_file() and (_is_hidden(path) or not _is_hidden(match)))
     except ValueError as error:  # A pattern such as "a**".
         raise UserError(f"'{text}' is not a pattern of names ({error})") from None
     if not files:
         raise UserError(f"'{text}' is neither a file nor a folder, and no file matches it")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    """As `._NAME`, which is no picture, beside every picture that came from a Mac."""
+    return any(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def picture_rows(path: Path, column: str = "") -> list[tuple[Path, Row]]:
