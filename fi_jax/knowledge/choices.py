@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from fi_jax.config import KnowledgeConfig
-from fi_jax.knowledge.logic import LogProbs, log_probs
+from fi_jax.knowledge.logic import LogProbs, log_probs, softmax_log_probs
 from fi_jax.labels.vocabulary import Vocabulary
 
 Groups = Bool[Array | np.ndarray, "g n"]
@@ -32,17 +32,13 @@ def score_log_probs(scores: Float[Array, "b n"], groups: Groups | None) -> LogPr
     alone = log_probs(scores)
     if groups is None:
         return alone
-    yes = _options(scores.astype(jnp.float32), groups)
-    # The likeliest option leaves what the others have; of the rest each is at most a half, and 1 - p is exact.
-    likeliest = jax.nn.one_hot(jnp.argmax(yes, -1), yes.shape[-1], dtype=bool)
-    left = jax.nn.logsumexp(jnp.where(likeliest, _NONE, yes), axis=-1, keepdims=True)
-    no = jnp.where(likeliest, left, jnp.log1p(-jnp.exp(jnp.where(likeliest, -1.0, yes))))
+    options = softmax_log_probs(jnp.where(groups, scores[:, None], _NONE))
     times = jnp.asarray(groups).sum(0)
 
     def mean(logs: Float[Array, "b g n"]) -> Float[Array, "b n"]:
         return jax.nn.logsumexp(jnp.where(groups, logs, _NONE), axis=1) - jnp.log(jnp.maximum(times, 1))
 
-    return LogProbs(*(jnp.where(times > 0, mean(one), own) for one, own in zip((yes, no), alone, strict=True)))
+    return LogProbs(*(jnp.where(times > 0, mean(one), own) for one, own in zip(options, alone, strict=True)))
 
 
 def yes_no_logits(scores: Float[Array, "b n"], groups: Groups | None) -> Float[Array, "b n"]:
@@ -51,11 +47,6 @@ def yes_no_logits(scores: Float[Array, "b n"], groups: Groups | None) -> Float[A
         return scores
     said = score_log_probs(scores, groups)
     return said.yes - said.no
-
-
-def _options(scores: Float[Array, "b n"], groups: Groups) -> Float[Array, "b g n"]:
-    """Logarithm of each group's softmax; `_NONE` or so outside the group."""
-    return jax.nn.log_softmax(jnp.where(groups, scores[:, None], _NONE), axis=-1)
 
 
 def score_cross_entropy(
@@ -75,7 +66,7 @@ def score_cross_entropy(
         return jnp.sum(bernoulli * known), jnp.sum(known)
     alone = known * ~jnp.asarray(groups).any(0)
     told = jnp.asarray(groups) & (known[:, None] > 0)
-    yes = _options(scores, groups)
+    yes = softmax_log_probs(jnp.where(groups, scores[:, None], _NONE)).yes
     mass = jnp.where(told, labels[:, None], 0.0)
     has_rest = (told != groups).any(-1)
     rest = jnp.where(has_rest, jnp.maximum(1 - mass.sum(-1), 0.0), 0.0)

@@ -74,6 +74,17 @@ def log_probs(logits: Float[Array, "b n"]) -> LogProbs:
     return LogProbs(jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits))
 
 
+def softmax_log_probs(logits: Float[Array, "*b k"]) -> LogProbs:
+    """Returns what a choice says of each option, exact wherever the probability is.
+
+    The likeliest option leaves what the others have; of the rest each is at most a half, and 1 - p is exact.
+    """
+    yes = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    likeliest = jax.nn.one_hot(jnp.argmax(yes, -1), yes.shape[-1], dtype=bool)
+    left = jax.nn.logsumexp(jnp.where(likeliest, -jnp.inf, yes), axis=-1, keepdims=True)
+    return LogProbs(yes, jnp.where(likeliest, left, jnp.log1p(-jnp.exp(jnp.where(likeliest, -1.0, yes)))))
+
+
 def compile_rules(rules: Sequence[Rule], vocabulary: Vocabulary) -> RuleTable:
     """Returns `rules` as arrays over `vocabulary`; an unknown label is a `UserError`."""
     groups = [frozenset(rule.labels) for rule in rules if rule.kind == "exactly_one"]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fi_jax.knowledge.logic import LogProbs
+from fi_jax.knowledge.logic import LogProbs, softmax_log_probs
 
 
 def option_probabilities(logits: Float[Array, "b q k"]) -> Float[Array, "b q k"]:
@@ -42,12 +42,7 @@ def label_log_probs(
         # Where nothing was asked, any finite number will do: it is out of scope.
         return jnp.where(times > 0, top[:, :num_labels] + jnp.log(jnp.where(times > 0, shares / times, 1.0)), 0.0)
 
-    yes = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    # The likeliest option leaves what the others have; of the rest each is at most a half, and 1 - p is exact.
-    likeliest = jax.nn.one_hot(jnp.argmax(yes, -1), yes.shape[-1], dtype=bool)
-    left = jax.nn.logsumexp(jnp.where(likeliest, -jnp.inf, yes), axis=-1, keepdims=True)
-    no = jnp.where(likeliest, left, jnp.log1p(-jnp.exp(jnp.where(likeliest, -1.0, yes))))
-    return LogProbs(mean(yes), mean(no)), times > 0
+    return LogProbs(*map(mean, softmax_log_probs(logits))), times > 0
 
 
 def _places(batch: dict[str, Array], num_labels: int) -> Int[Array, "b qk"]:
