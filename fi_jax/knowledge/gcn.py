@@ -7,18 +7,6 @@ from jaxtyping import Array, Float
 from fi_jax.config import KnowledgeConfig
 
 
-class _Kernel(nn.Module):
-    """A bias-free projection, as in ML-GCN."""
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n f"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
-
-
 class PromptGcn(nn.Module):
     """T_p^l = ρ(Ĉ T_p^{l-1} W^{l-1}) over label prompts, ρ = LeakyReLU(leaky_slope).
 
@@ -43,7 +31,7 @@ class PromptGcn(nn.Module):
         if config.residual or not config.enabled:
             skip = base
             if prompts.shape[-1] != config.align_size:
-                skip = _Kernel(config.align_size, self.dtype, name="residual")(base)
+                skip = nn.Dense(config.align_size, use_bias=False, dtype=self.dtype, name="residual")(base)
         if not config.enabled:
             return skip
         # The n x n product is small and its rows are averages of many prompts: keep it in float32.
@@ -51,7 +39,7 @@ class PromptGcn(nn.Module):
         x = base
         for layer in range(config.depth):
             width = config.align_size if layer == config.depth - 1 else config.hidden_size
-            projected = _Kernel(width, self.dtype, name=f"layer_{layer}")(x)
+            projected = nn.Dense(width, use_bias=False, dtype=self.dtype, name=f"layer_{layer}")(x)
             mixed = graph @ projected.astype(jnp.float32)
             x = nn.leaky_relu(mixed, config.leaky_slope).astype(self.dtype)
         return x + skip if config.residual else x
