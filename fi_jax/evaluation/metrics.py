@@ -129,14 +129,6 @@ def interval(samples: Float[Array, "r"], level: float = 0.95) -> tuple[float, fl
     return float(low), float(high)
 
 
-def exact_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of Clopper and Pearson (1934) of a share of `count` faces."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * count), count).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
-
-
 def majority_class(target: Int[Array, "f"], num_classes: int) -> int:
     """The commonest known class (the first of equals)."""
     return int(np.bincount(target[target >= 0], minlength=num_classes).argmax())

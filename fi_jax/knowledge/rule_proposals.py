@@ -73,7 +73,7 @@ def propose_rules(
             # Most pairs end here; an interval costs more than a division.
             if violations > most_rate * support:
                 continue
-            low, high = violation_interval(violations, support)
+            low, high = exact_interval(violations, support)
             if high < rate / 3:
                 rule = make(names[i], (names[j],), "proposed from the annotations")
                 found.append(Proposal(rule, support, violations, (low, high), rate * support))
@@ -107,7 +107,7 @@ def _without_redundant(found: Sequence[Proposal]) -> list[Proposal]:
     return [one for one in found if not is_redundant(one.rule)]
 
 
-def violation_interval(violations: int, support: int, level: float = 0.95) -> tuple[float, float]:
-    """Returns the exact (Clopper–Pearson) interval of a rate; of none it is not [0, 0]."""
-    found = binomtest(violations, support).proportion_ci(level, method="exact")
+def exact_interval(count: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """Returns the exact interval of a share (Clopper and Pearson 1934); of none it is not [0, 0]."""
+    found = binomtest(count, of).proportion_ci(level, method="exact")
     return float(found.low), float(found.high)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fi_jax.knowledge.rule_proposals import propose_rules, violation_interval
+from fi_jax.knowledge.rule_proposals import exact_interval, propose_rules
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -58,4 +58,4 @@ def test_few_faces_support_nothing():
     ("violations", "support", "low", "high"), [(0, 100, 0.0, 0.0362), (100, 100, 0.9638, 1.0), (5, 100, 0.0164, 0.1128)]
 )
 def test_intervals_are_exact(violations, support, low, high):
-    assert violation_interval(violations, support) == pytest.approx((low, high), abs=1e-4)
+    assert exact_interval(violations, support) == pytest.approx((low, high), abs=1e-4)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fi_jax.evaluation import calibration, metrics
+from fi_jax.knowledge.rule_proposals import exact_interval
 
 Array = np.ndarray
 # Groups smaller than this are shown but take no part in the gap between best and worst: chance would decide it.
@@ -39,7 +40,8 @@ def score(stats: Float[Array, "f s"], metric: Metric, resamples: int, samples: A
     sums = stats.sum(0, dtype=np.float64)
     value = metric.of(sums)
     if metric.faces is not None and value in (0, 1):
-        low, high = metrics.exact_interval(float(value), int(metric.faces(sums)))
+        faces = int(metric.faces(sums))
+        low, high = exact_interval(round(value * faces), faces)
     else:
         low, high = metrics.interval(metric.of(samples))
     return {"value": number(value), "low": number(low), "high": number(high)}
