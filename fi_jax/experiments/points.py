@@ -6,6 +6,8 @@ import pprint
 import typing
 from typing import Any, Literal
 
+from flax.traverse_util import flatten_dict, unflatten_dict
+
 from fi_jax.config import Experiment
 from fi_jax.config_tree import flat_fields, from_dict, to_dict
 from fi_jax.errors import UserError, did_you_mean
@@ -17,16 +19,12 @@ Point = dict[str, Any]
 
 def apply(config: Experiment, point: Point) -> Experiment:
     """Returns `config` with the point's fields set. Raises `UserError` for an unknown field or a value of another type."""
-    values = to_dict(config)
+    values = flatten_dict(to_dict(config), sep=".")
     for name, value in point.items():
         hint = field_type(name)
         _check_type(name, value, hint)
-        *parents, last = name.split(".")
-        part = values
-        for parent in parents:
-            part = part[parent]
-        part[last] = float(value) if hint is float else value
-    return from_dict(Experiment, values)
+        values[name] = float(value) if hint is float else value
+    return from_dict(Experiment, unflatten_dict(values, sep="."))
 
 
 def field_type(name: str) -> Any:

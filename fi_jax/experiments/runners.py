@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from flax.traverse_util import flatten_dict
+
 from fi_jax.config import Experiment
 from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
@@ -105,14 +107,9 @@ def groups(points: Sequence[tuple[T, Experiment]]) -> list[list[tuple[T, Experim
     """Sorts points into groups that can be one program: equal but for the fields that members may differ in."""
     found: dict[str, list[tuple[T, Experiment]]] = {}
     for point, config in points:
-        values = to_dict(config)
-        for name in ("name", *FIELDS):
-            *parents, last = name.split(".")
-            part = values
-            for parent in parents:
-                part = part[parent]
-            part.pop(last)
-        found.setdefault(json.dumps(values, sort_keys=True), []).append((point, config))
+        fields = flatten_dict(to_dict(config), sep=".")
+        shared = {name: value for name, value in fields.items() if name not in ("name", *FIELDS)}
+        found.setdefault(json.dumps(shared, sort_keys=True), []).append((point, config))
     return list(found.values())
 
 
