@@ -157,23 +157,17 @@ def knowledge_leaves(cfg: KnowledgeConfig, root: str) -> list[Leaf]:
 
 def head_leaves(model: ModelConfig, root: str) -> list[Leaf]:
     """Rows of `models.face_insight.AlignmentHead`."""
-    width = model.knowledge.align_size
-    sizes = {"image": model.image_encoder.hidden_size, "out": width}
-    if model.use_segmentation:
-        sizes["segmentation"] = model.segmentation_encoder.hidden_size
-    linear = [leaf for name, size in sizes.items() for leaf in _linear(name, root + name, size, width, bias=False)]
+    width, rank = model.knowledge.align_size, model.knowledge.score_rank
+    sizes = {"image": (model.image_encoder.hidden_size, width), "out": (width, width)}
     scalars = ["log_scale", "bias"]
+    if model.use_segmentation:
+        sizes["segmentation"] = (model.segmentation_encoder.hidden_size, width)
     if model.knowledge.score_graph != "off":
         scalars.append("relations/strength")
-        ranks = ("speak", "hear") if model.knowledge.score_rank else ()
-        linear += [
-            leaf
-            for name in ranks
-            for leaf in _linear(
-                f"relations/{name}", f"{root}relations.{name}", width, model.knowledge.score_rank, bias=False
-            )
-        ]
-    return [*linear, *(Leaf(name, (), root + name.replace("/", "."), ()) for name in scalars)]
+        sizes |= dict.fromkeys(("relations/speak", "relations/hear") if rank else (), (width, rank))
+    keys = {name: root + name.replace("/", ".") for name in (*sizes, *scalars)}
+    linear = [leaf for name, size in sizes.items() for leaf in _linear(name, keys[name], *size, bias=False)]
+    return [*linear, *(Leaf(name, (), keys[name], ()) for name in scalars)]
 
 
 def llava_leaves(model: Assembly) -> list[Leaf]:
