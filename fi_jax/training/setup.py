@@ -27,6 +27,7 @@ from fi_jax.data.pipeline import (
 )
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import maps_as_read, with_maps
+from fi_jax.knowledge.correlation import shared_places
 from fi_jax.knowledge.logic import compile_rules
 from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.questions import Question
@@ -143,9 +144,8 @@ def setup(
 
     given_leaves = dict(initial.leaves) if initial else {}
     # Prompts that the LLM makes are those of its kernels as they are: these are then rounded afterwards.
-    known = set(initial.info["labels"]) if initial else set()
-    makes_prompts = config.weights.text_encoder == "llm" and not known.issuperset(vocabulary.names)
-    leaves, base_info = assemble(config, given_leaves, mesh, store=None if makes_prompts else store, announce=True)
+    as_they_are = config.weights.text_encoder == "llm" and bool(_new_labels(initial, vocabulary))
+    leaves, base_info = assemble(config, given_leaves, mesh, store=None if as_they_are else store, announce=True)
     data, make_maps = config.data, None
     # Stage pretrain looks at pictures alone.
     reads_maps = config.reads_maps if config.train.stage != "pretrain" else config.data.frame == "aligned"
@@ -280,13 +280,13 @@ def _checked_initial(config: Experiment, vocabulary: Vocabulary, given: TrainedM
             f"'{config.train.init_from}' was trained on faces cut with data.frame {frame}, this run cuts them with "
             f"{config.data.frame}: its encoders have to be trained anew, or give --data.frame {frame}"
         )
-    before = set(initial.info.get("labels", ()))
-    if not before & set(vocabulary.names):
+    fresh = _new_labels(initial, vocabulary)
+    if len(fresh) == len(vocabulary):
         raise UserError(
             f"train.init_from '{config.train.init_from}' knows none of the labels of vocabulary '{vocabulary.name}'; "
             "join them, as in --data.vocabulary faces+tables, or start from nothing"
         )
-    if fresh := [name for name in vocabulary.names if name not in before]:
+    if fresh:
         log.info(
             f"{len(fresh)} labels that '{config.train.init_from}' does not know start fresh: {', '.join(fresh[:8])}"
         )
@@ -297,15 +297,19 @@ def _prompts(
     config: Experiment, initial: TrainedModel | None, leaves: Leaves, vocabulary: Vocabulary, tokenizer
 ) -> np.ndarray:
     """T_p^0 (`n d0`): of labels that the model before knew, its own; of others, the text encoder's."""
-    places = {name: at for at, name in enumerate(initial.info["labels"])} if initial else {}
-    known = [places.get(name, -1) for name in vocabulary.names]
-    if initial and min(known) >= 0:
-        return np.asarray(initial.prompts, np.float32)[known]
-    prompts = np.array(label_prompts(config, leaves, vocabulary, tokenizer), np.float32)
+    prompts = np.zeros((len(vocabulary), config.model.knowledge.prompt_size), np.float32)
+    if _new_labels(initial, vocabulary):
+        prompts[:] = label_prompts(config, leaves, vocabulary, tokenizer)
     if initial:
-        kept = np.array(known) >= 0
-        prompts[kept] = np.asarray(initial.prompts, np.float32)[np.array(known)[kept]]
+        shared, before = shared_places(initial.info["labels"], vocabulary.names)
+        prompts[shared] = initial.prompts[before]
     return prompts
+
+
+def _new_labels(initial: TrainedModel | None, vocabulary: Vocabulary) -> list[str]:
+    """The labels that the model before does not know."""
+    known = initial.info.get("labels", ()) if initial else ()
+    return [name for name in vocabulary.names if name not in known]
 
 
 def _given(config: Experiment, initial: TrainedModel | None, paths: set[str]) -> set[str]:
