@@ -208,7 +208,8 @@ def judge_rules(block: Block, baselines: Mapping[str, Answer], resamples: int, c
 
     The rate is the share of faces whose answers break at least one rule. Beside it: the same of the true labels
     where known (`annotations`), of the majority's answers (`baseline`), every rule's own rate, how often each label is
-    answered (`positive_rates`), up to `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding costs (`consistency_cost`).
+    answered (`positive_rates`), up to `MOST_EXAMPLES` faces with the rules they break, and what consistent decoding
+    costs (`consistency_cost`).
     """
     block = _judged_by_rules(block)
     if not block.predictions:

@@ -1,7 +1,8 @@
-"""Does knowledge help where labels are few, wrong, or not there? Heads over features that no label has shaped, judged label by label.
+"""Does knowledge help where labels are few, wrong, or not there? Heads over features that no label has shaped.
 
-A cell is a condition (how many faces are labelled, what share of their labels is flipped, which labels no face has), a variant
-and a seed. The seed draws the labelled faces too. Every cell's scores of the judged faces are written before anything is measured.
+A cell is a condition (how many faces are labelled, what share of their labels is flipped, which labels no face has), a
+variant and a seed. The seed draws the labelled faces too. Labels are judged one by one; every cell's scores of the judged
+faces are written before anything is measured.
 """
 
 import hashlib

@@ -59,8 +59,8 @@ class ScoreGraph(nn.Module):
 
     E_ij = strength · lift_ij + speak(T_i) · hear(T_j): edges start at the log-lift of the masked counts; the second part,
     zero at first, is learnt and reads the prompts, so that a label that was never counted has edges by what its words
-    mean; it does not shape them. No label speaks to itself, nor options of one choice to each other. Trained with some of each face's labels
-    revealed at random (`revealed`), so that stated facts mean something.
+    mean; it does not shape them. No label speaks to itself, nor options of one choice to each other. Trained with some
+    of each face's labels revealed at random (`revealed`), so that stated facts mean something.
     """
 
     config: KnowledgeConfig

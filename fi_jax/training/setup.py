@@ -113,7 +113,8 @@ def setup(
 ) -> tuple[Setup, list[TrainState]]:
     """Loads and makes everything. What can be checked without a picture is checked before one is looked at.
 
-    `initial` starts the runs instead of the model that `train.init_from` names. Maps are made as faces are read; with `data.workers`, whose processes have no parser, all of them at once.
+    `initial` starts the runs instead of the model that `train.init_from` names. Maps are made as faces are read; with
+    `data.workers`, whose processes have no parser, all of them at once.
 
     Returns:
       What the runs share, and the state at step 0 of each, on the mesh.

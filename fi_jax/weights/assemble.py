@@ -38,9 +38,10 @@ _WHOLE = 2**31
 
 
 class Base(NamedTuple):
-    """Leaves of a pre-trained base (arrays, or what was stored of them), flat, and what names it: `{"llm": {"name": …, "hash": …}, …}`."""
+    """A pre-trained base: flat leaves (arrays, or what was stored of them), and what names it."""
 
     leaves: dict[str, Any]
+    # `{"llm": {"name": …, "hash": …}, …}`.
     info: dict
 
 

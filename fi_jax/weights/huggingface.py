@@ -77,7 +77,10 @@ def load_llm(
     placement: Placement | None = None,
     store: Store | None = None,
 ) -> tuple[LlmConfig, dict, LoadReport]:
-    """Loads a causal LM (`llm_families.FAMILIES`), or the one inside a model of pictures and text, as the tree of `models.llm.Llm`. Arguments as `load_llava`."""
+    """Loads a causal LM (`llm_families.FAMILIES`), or that of a model of pictures and text, as the tree of `models.llm.Llm`.
+
+    Arguments as `load_llava`.
+    """
     folder = resolve_folder(name_or_folder)
     config = hf_config.read_llm_config(folder)
     leaves, layout = leaf_table.llm_leaves(config), llm_layout(folder, config)

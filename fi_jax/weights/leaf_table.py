@@ -1,7 +1,7 @@
 """The one table of leaves: name, shape and layout of every parameter in our trees, Hugging Face, GGUF, PEFT and PyTorch.
 
-A row is a `Leaf` (`weights.leaf`). Every reader and writer of a format walks these rows; none knows a name of its own. What families
-of encoders and LLMs call their parts is said in `towers` and `llm_families`.
+A row is a `Leaf` (`weights.leaf`). Every reader and writer of a format walks these rows; none knows a name of its own.
+What families of encoders and LLMs call their parts is said in `towers` and `llm_families`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -11,7 +11,8 @@ This file stands alone (it imports nothing of fi_jax) and lies in every exported
     python face_insight.py CROP.png "Is this person smiling?" [--mask MASK.png]
 
 `crop` is a square RGB picture of one face (numpy uint8 `[y, x, 3]`), `mask` its segmentation map (uint8 `[y, x]`, the
-19 classes in face_insight.json's order); `model.frame(picture, box)` makes both. Shapes below: b faces, i image tokens, n labels, d width, t tokens.
+19 classes in face_insight.json's order); `model.frame(picture, box)` makes both. Shapes below: b faces, i image tokens,
+n labels, d width, t tokens.
 """
 
 import copy
