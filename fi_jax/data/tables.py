@@ -13,7 +13,6 @@ from fi_jax.data.splits import hash_split
 from fi_jax.errors import UserError, did_you_mean
 from fi_jax.labels.question_bank import question
 from fi_jax.labels.schema import Column, Schema, as_number, read_schema, schema_vocabulary
-from fi_jax.pictures.crop import Box
 from fi_jax.tables import Row, Table, read_table, read_text
 
 SPLIT_WORDS: dict[str, Split] = {
@@ -67,7 +66,7 @@ def _read(schema: Schema, folder: Path, root: Path | str = "") -> Source:
     faces: list[FaceRecord] = []
     meaningless: Counter[tuple[str, str]] = Counter()
     for key, row in present.items():
-        box, problem = _box(schema, row)
+        box, problem = read_box([row[name] for name in schema.box]) if schema.box else (None, "")
         labels, age = _labels(schema, row, meaningless)
         texts = _texts(schema, row)
         if problem or not (labels or age is not None or texts):
@@ -144,10 +143,6 @@ def _texts(schema: Schema, row: Row) -> tuple[tuple[str, str], ...]:
     """Every wording of an open question with its answer, where one is known."""
     known = [one for one in schema.texts if row[one.column].lower() not in schema.unknown]
     return tuple((wording, row[one.column]) for one in known for wording in one.wordings)
-
-
-def _box(schema: Schema, row: Row) -> tuple[Box | None, str]:
-    return read_box([row[name] for name in schema.box]) if schema.box else (None, "")
 
 
 def _splits(

@@ -84,7 +84,7 @@ def abstract_step(config: Experiment, mesh: Mesh) -> AbstractStep:
     trained, frozen = split_shapes(config)
     vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
     n = len(vocabulary)
-    state = jax.eval_shape(lambda: init_state(_zeros(trained), make_optimizer(config.train), config.train))
+    state = jax.eval_shape(lambda leaves: init_state(leaves, make_optimizer(config.train), config.train), trained)
     groups = head_groups(config.model.knowledge, vocabulary)
     related = Relations(_shape((n, n)), _shape((n,))) if config.model.knowledge.score_graph != "off" else None
     constants = Constants(_shape((n, config.model.knowledge.prompt_size)), _shape((n, n)), groups, related)
@@ -136,10 +136,6 @@ def _compilable(config: Experiment, mesh: Mesh) -> Experiment:
     if mesh.devices.flat[0].platform != "cpu":
         return config
     return replace(config, model=replace(config.model, attention="xla", scan_layers=True))
-
-
-def _zeros(shapes: dict[str, Any]) -> dict[str, Any]:
-    return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}
 
 
 def _shape(shape: tuple[int, ...]) -> Any:

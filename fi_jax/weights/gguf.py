@@ -161,7 +161,7 @@ def _config(reader, path) -> LlmConfig:
     window, sliding = _windows(fields, family, layers)
     interval = family.no_rope_interval
     # The largest Gemma 2 and 3 divide by another size than a head's, which llama.cpp too knows by their depth.
-    wide = (kind, layers) in (("gemma2", 46), ("gemma3_text", 62))
+    scale = hidden / heads if (kind, layers) in (("gemma2", 46), ("gemma3_text", 62)) else float(head_dim)
     return LlmConfig(
         vocab_size=_shape(tensors["token_embd.weight"])[0],
         hidden_size=hidden,
@@ -181,7 +181,7 @@ def _config(reader, path) -> LlmConfig:
         max_position_embeddings=longest,
         family=kind,
         hidden_act="gelu_tanh" if family.fixed.get("scale_embeddings") else "silu",
-        query_pre_attn_scalar=_query_scalar(family, hidden / heads if wide else head_dim),
+        query_pre_attn_scalar=scale if "query_pre_attn_scalar" in family.defaults else 0.0,
         attention_softcap=_softcap(fields, "attn_logit_softcapping", family.defaults.get("attention_softcap", 0.0)),
         logit_softcap=_softcap(fields, "final_logit_softcapping", family.defaults.get("logit_softcap", 0.0)),
         partial_rotary_factor=rotated / head_dim,
@@ -193,10 +193,6 @@ def _config(reader, path) -> LlmConfig:
         else 0.0,
         **family.fixed,
     )
-
-
-def _query_scalar(family: Family, size: float) -> float:
-    return float(size) if "query_pre_attn_scalar" in family.defaults else 0.0
 
 
 def _softcap(fields: Fields, name: str, default: float) -> float:

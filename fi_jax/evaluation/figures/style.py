@@ -52,6 +52,7 @@ _SETTINGS = {
     "svg.hashsalt": "fi_jax",
 }
 FORMATS = ("png", "svg", "pdf")
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def look(i: int) -> dict[str, Any]:
@@ -76,10 +77,6 @@ def figure(
     return drawn
 
 
-def _metadata(kind: str) -> dict:
-    return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
-
-
 def to_bytes(drawn: Figure, kind: str, outlined: bool = False) -> bytes:
     """Returns the figure as PNG, SVG or PDF bytes, the same ones every time.
 
@@ -87,7 +84,7 @@ def to_bytes(drawn: Figure, kind: str, outlined: bool = False) -> bytes:
     """
     buffer = io.BytesIO()
     with styled(), matplotlib.rc_context({"svg.fonttype": "path" if outlined else "none"}):
-        drawn.savefig(buffer, format=kind, metadata=_metadata(kind), bbox_inches="tight", pad_inches=0.12)
+        drawn.savefig(buffer, format=kind, metadata=_UNDATED.get(kind), bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
 
 
