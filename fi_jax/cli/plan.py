@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("plan takes the mesh as --mesh data=2,fsdp=1,tensor=1")
     from fi_jax.parallel.topology import (
         CHIPS,
+        count_flops,
         find_libtpu,
         gpu_facts,
         gpu_hosts,
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from fi_jax.config import MeshConfig
     from fi_jax.labels.question_bank import questions_for
     from fi_jax.labels.schema import find_vocabulary
+    from fi_jax.parallel.collectives import collectives
     from fi_jax.parallel.mesh import check_batch, make_mesh
     from fi_jax.parallel.report import Facts, Request, render, report
     from fi_jax.training.abstract import split_shapes, trace_answers, trace_step
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     check_batch(config.data.batch_size, config.train.accumulate if args.work == "train" else 1, placed)
     labels = find_vocabulary(config.data.vocabulary, config.data.schemas)
     trained, frozen = split_shapes(config)
-    hlo = chip = spent = None
+    sent = chip = spent = None
     if not args.no_compile:
         print(
             f"compiling {args.work} of {config.name} for {math.prod(mesh.values())} devices, which takes minutes",
@@ -101,17 +103,18 @@ def run(args: argparse.Namespace) -> int:
         traced = {"train": trace_step, "score": trace_answers}[args.work](config, placed)
         try:
             compiled = traced.lower().compile()
-            hlo = compiled.as_text()
+            sent = collectives(compiled.as_text(), mesh)
+            flops = count_flops(traced.jaxpr) / math.prod(mesh.values())
             if hosts:
-                chip = gpu_facts(args.topology, traced.jaxpr, hlo, mesh)
+                chip = gpu_facts(args.topology, flops, sent, mesh)
             elif args.topology:
-                chip = tpu_facts(args.topology, traced.jaxpr, compiled, mesh)
+                chip = tpu_facts(args.topology, flops, compiled.memory_analysis(), sent)
         except jax.errors.JaxRuntimeError as error:
             chip = too_large(args.topology, error)
         spent = time.process_time() - start
     known = CHIPS.get(args.topology.partition(":")[0])
     memory = args.memory_gib or (known.memory_gib if known else 0.0)
-    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), hlo, chip, spent)
+    facts = Facts(trained, frozen, len(labels), len(questions_for(labels)), sent, chip, spent)
     made = report(Request(config, mesh, memory, args.faces, args.work), facts)
     print(render(made, as_json=args.json))
     return int(made["fits"] is False)

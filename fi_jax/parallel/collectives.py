@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Their asynchronous forms give operands and results.
-_WITH_OPERANDS = ("all-gather", "collective-permute")
+# Asynchronous forms that give operands and results.
+_WITH_OPERANDS = ("all-gather-start", "collective-permute-start")
 _BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
@@ -27,11 +27,14 @@ _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _LOOP = re.compile(r"\bcondition=(%[\w.\-]+), body=(%[\w.\-]+)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _BELOW = re.compile(r"ROOT .* compare\((%[\w.\-]+), (%[\w.\-]+)\), direction=LT")
-
+# What a TPU's compiler sends to other slices leaves through the hosts, each pair of `send` and `recv` a collective.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x')
 
 # A permute of a product: XLA sends a matrix around a ring piece by piece while it multiplies (a decomposed gather).
 RING = "ring permute"
-_ORDER = (*_KINDS, RING)
+BETWEEN_SLICES = " between slices"
+_ORDER = (*_KINDS, RING, *(kind + BETWEEN_SLICES for kind in _KINDS))
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,12 @@ def collectives(hlo: str, mesh: Mapping[str, int] | None = None) -> list[Collect
             found = _INSTRUCTION.search(line)
             if found is None:
                 continue
-            kind = found[2].removesuffix("-start")
-            if kind in _KINDS:
+            if kind := _kind(found[2], line):
                 channel = _CHANNEL.search(line)
-                key = _named(kind, line), _crossed(line, mesh) if mesh else "", channel[1] if channel else ""
-                add(key, 1, _size(found[1], started=kind != found[2] and kind in _WITH_OPERANDS))
+                key = kind, _crossed(line, mesh) if mesh else "", channel[1] if channel else ""
+                add(key, 1, _size(*found.groups()))
                 continue
-            repeat = _trips(line, computations) if kind == "while" else 1
+            repeat = _trips(line, computations) if found[2] == "while" else 1
             for called in (called.strip("% ") for match in _CALLED.finditer(line) for called in match[1].split(",")):
                 for inner, (count, size) in totals(called).items():
                     add(inner, repeat * count, repeat * size)
@@ -81,7 +83,8 @@ def collectives(hlo: str, mesh: Mapping[str, int] | None = None) -> list[Collect
     sums: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for (kind, axes, _), (count, size) in totals(entry).items():
         sums[kind, axes] = sums[kind, axes][0] + count, sums[kind, axes][1] + size
-    found = sorted(sums.items(), key=lambda item: (_ORDER.index(item[0][0]), item[0][1]))
+    order = {kind: place for place, kind in enumerate(_ORDER)}
+    found = sorted(sums.items(), key=lambda item: (order.get(item[0][0], len(order)), item[0]))
     return [Collective(kind, *total, axes) for (kind, axes), total in found]
 
 
@@ -111,13 +114,24 @@ def _constant(text: str, name: str) -> int:
     return max(int(found[1]), 1) if found else 1
 
 
-def _named(kind: str, line: str) -> str:
-    return RING if kind == "collective-permute" and re.search(r'op_name="[^"]*dot_general"', line) else kind
+def _kind(name: str, line: str) -> str:
+    """What kind of collective an instruction is; empty where it is none."""
+    if name == "send" and (transfer := _TRANSFER.search(line)):
+        sent = transfer[1].lower().replace("_", "-")
+        return ("collective-permute" if sent == "one-to-one" else sent) + BETWEEN_SLICES
+    kind = name.removesuffix("-start")
+    if kind == "collective-permute" and re.search(r'op_name="[^"]*dot_general"', line):
+        return RING
+    return kind if kind in _KINDS else ""
 
 
 def _crossed(line: str, mesh: Mapping[str, int]) -> str:
     """The mesh axes along which the members of a collective's first group differ."""
     members = _first_group(line)
+    if slices := _SLICES.search(line):
+        # The slices' devices lie one slice after the other in a mesh; the same place in each takes part.
+        count, devices = len(slices[1].split(",")), math.prod(mesh.values())
+        members = list(range(0, devices, devices // count))
     if members is None:
         return ""
     places = np.unravel_index(members, tuple(mesh.values()))
@@ -159,10 +173,11 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _size(shapes: str, started: bool) -> int:
-    """Bytes of a result. What only `started` lists its operands first, and on a TPU two numbers of its own last."""
+def _size(shapes: str, name: str) -> int:
+    """Bytes of an instruction's result, without a TPU's own numbers and the operands that what only started lists."""
     found = _SHAPE.findall(shapes)
-    if started:
-        found = [one for one in found if one != ("u32", "")]
+    if name in ("send", *_WITH_OPERANDS):
+        found = [one for one in found if one not in (("u32", ""), ("token", ""))]
+    if name in _WITH_OPERANDS:
         found = found[len(found) // 2 :]
     return sum(_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found)

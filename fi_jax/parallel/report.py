@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fi_jax.config import Experiment
-from fi_jax.parallel.collectives import collectives
+from fi_jax.parallel.collectives import Collective
 from fi_jax.parallel.memory import (
     GIB,
     MARGIN,
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the plan is made of: parameter shapes ({path: shape with dtype}), counts, and the compiled program's text.
+    """What the plan is made of: parameter shapes ({path: shape with dtype}), counts, and what the compiled program sends.
 
     `chip` is what is known of a topology's chips (`topology.tpu_facts`, `gpu_facts`), `compile_s` processor seconds.
     """
@@ -60,7 +60,7 @@ class Facts:
     frozen: dict[str, Any]
     num_labels: int
     num_questions: int
-    hlo: str | None = None
+    sent: list[Collective] | None = None
     chip: dict[str, Any] | None = None
     compile_s: float | None = None
 
@@ -100,7 +100,7 @@ def report(request: Request, facts: Facts) -> dict[str, Any]:
         "memory_gib": request.memory_gib or None,
         "fits": None,
         "advice": [],
-        "collectives": None if facts.hlo is None else [asdict(one) for one in collectives(facts.hlo, sizes)],
+        "collectives": None if facts.sent is None else [asdict(one) for one in facts.sent],
         "compile_s": facts.compile_s,
         "chip": facts.chip and dict(facts.chip),
     }

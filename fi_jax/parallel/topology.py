@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fi_jax.errors import UserError
-from fi_jax.parallel.collectives import collectives
+from fi_jax.parallel.collectives import BETWEEN_SLICES, Collective
 
 VARIABLE = "FI_JAX_LIBTPU"
 
@@ -28,13 +28,16 @@ class Chip(NamedTuple):
     hbm: float
     links: float
     memory_gib: float
+    # Bytes a second to other slices, one way: its part of its host's network cards.
+    network: float = math.inf
 
 
-# https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e ("key chip specifications"; ICI in Gbit/s there).
+# https://docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e ("key specifications"; links and networks in Gbit/s). The
+# network is 2 x 100 and 4 x 200 Gbit/s for the eight chips of a host of v5e and v6e, 50 Gbit/s a chip of v5p.
 TPUS = {
-    "v5e": Chip(197e12, 819e9, 1600e9 / 8, 16),
-    "v5p": Chip(459e12, 2765e9, 4800e9 / 8, 95),
-    "v6e": Chip(918e12, 1600e9, 3200e9 / 8, 32),
+    "v5e": Chip(197e12, 819e9, 1600e9 / 8, 16, 25e9 / 8),
+    "v5p": Chip(459e12, 2765e9, 4800e9 / 8, 95, 50e9 / 8),
+    "v6e": Chip(918e12, 1600e9, 3200e9 / 8, 32, 100e9 / 8),
 }
 # NVIDIA's data sheets of the SXM forms (dense operations; NVLink, half of both ways).
 GPUS = {
@@ -125,13 +128,13 @@ def count_flops(jaxpr: Any) -> float:
     return total
 
 
-def tpu_facts(topology: str, jaxpr: Any, compiled: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
+def tpu_facts(topology: str, flops: float, stats: Any, sent: list[Collective]) -> dict[str, Any]:
     """What the compiler says of one program on each chip: `memory` in bytes, `flops` of its matrix products, `roofline`.
 
-    The roofline is the seconds that a step takes at least, by what limits it: every operation at the peak, arguments
-    and results through memory once, collectives at the speed of all links. None of them can be had in practice.
+    `flops` are those of a chip, `stats` the program's `memory_analysis`. The roofline is the seconds that a step takes at
+    least, by what limits it: every operation at the peak, arguments and results through memory once, collectives at the
+    speed of all links, those between slices at that of the network. None of them can be had in practice.
     """
-    stats = compiled.memory_analysis()
     memory = {
         "arguments": stats.argument_size_in_bytes,
         "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -139,13 +142,16 @@ def tpu_facts(topology: str, jaxpr: Any, compiled: Any, mesh: Mapping[str, int])
         "program": stats.generated_code_size_in_bytes,
     }
     memory["all"] = sum(memory.values())
-    flops = count_flops(jaxpr) / math.prod(mesh.values())
-    sent = sum(one.bytes for one in collectives(compiled.as_text()))
     chip = CHIPS.get(topology.partition(":")[0])
     limits = {}
     if chip is not None:
         moved = stats.argument_size_in_bytes + stats.output_size_in_bytes
-        limits = {"compute_s": flops / chip.flops, "memory_s": moved / chip.hbm, "links_s": sent / chip.links}
+        inside, between = (
+            sum(one.bytes for one in sent if one.kind.endswith(BETWEEN_SLICES) is away) for away in (False, True)
+        )
+        limits = {"compute_s": flops / chip.flops, "memory_s": moved / chip.hbm, "links_s": inside / chip.links}
+        if between:
+            limits["network_s"] = between / chip.network
     return {"topology": topology, "memory": memory, "flops": flops, "roofline": limits}
 
 
@@ -159,16 +165,14 @@ def too_large(topology: str, error: Exception) -> dict[str, Any]:
     return {"topology": topology, "memory": {"temporary": held, "all": held}, "flops": 0.0, "roofline": {}}
 
 
-def gpu_facts(topology: str, jaxpr: Any, hlo: str, mesh: Mapping[str, int]) -> dict[str, Any]:
+def gpu_facts(topology: str, flops: float, sent: list[Collective], mesh: Mapping[str, int]) -> dict[str, Any]:
     """The operations of one program on each GPU, and the seconds that they and what is sent take at least.
 
     Links are those within a host; `between_hosts` names the mesh axes that leave it, whose network is not known here.
     """
     chip, (_, inside) = CHIPS[topology.partition(":")[0]], gpu_hosts(topology) or (1, 1)
-    flops = count_flops(jaxpr) / math.prod(mesh.values())
-    sent = sum(one.bytes for one in collectives(hlo))
     # Devices are numbered host by host, the last axis fastest.
     strides = {axis: math.prod(list(mesh.values())[i + 1 :]) for i, axis in enumerate(mesh)}
     leaving = [axis for axis, size in mesh.items() if size > 1 and strides[axis] * size > inside]
-    limits = {"compute_s": flops / chip.flops, "links_s": sent / chip.links}
+    limits = {"compute_s": flops / chip.flops, "links_s": sum(one.bytes for one in sent) / chip.links}
     return {"topology": topology, "flops": flops, "roofline": limits, "between_hosts": leaving}

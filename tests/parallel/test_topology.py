@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ from fi_jax.cli.configs import load_config
 from fi_jax.cli.main import main
 from fi_jax.config import MeshConfig
 from fi_jax.errors import UserError
-from fi_jax.parallel.collectives import RING, Collective, collectives
+from fi_jax.parallel.collectives import BETWEEN_SLICES, RING, Collective, collectives
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.report import Facts, Request, render, report
-from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu, gpu_facts, gpu_hosts, too_large
+from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu, gpu_facts, gpu_hosts, too_large, tpu_facts
 from fi_jax.training.abstract import split_shapes, trace_answers, trace_step
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,56 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     ]
 
 
+def test_what_crosses_between_slices():
+    """Two slices of four chips: sums over `data` leave through the hosts, one of them in a loop of three turns."""
+    text = """%condition (p: (s32[])) -> pred[] {
+  %end = s32[]{:T(128)} constant(3)
+  %at = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %below = pred[]{:T(512)} compare(%at, %end), direction=LT
+}
+
+%body (p: (s32[])) -> (s32[]) {
+  %one = s32[]{:T(128)} constant(1)
+  %at.1 = s32[]{:T(128)} get-tuple-element(%p), index=0
+  SEND
+  %next = s32[]{:T(128)} add(%at.1, %one)
+  ROOT %tuple = (s32[]{:T(128)}) tuple(%next)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %inside = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  SEND
+  %recv-done = (f32[1,1,128]{2,1,0:T(1,128)}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %loop = (s32[]{:T(128)}) while(%t), condition=%condition, body=%body
+}
+"""
+    attributes = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_host_transfer_rendezvous="all-reduce.341_0",_xla_megascale_reduce_operation="SUM",'
+        '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    shape = "(f32[1,1,128]{2,1,0:T(1,128)}, u32[], token[])"
+    pair = (
+        f"%send = {shape} send(%x, %after), channel_id=3, {attributes}\n"
+        f"  %recv = {shape} recv(%after), channel_id=2, {attributes}"
+    )
+    sent = collectives(text.replace("SEND", pair, 1).replace("SEND", pair.replace("=3,", "=5,")), MESH)
+    assert sent == [
+        Collective("all-reduce", 1, 32, "fsdp"),
+        Collective("all-reduce between slices", 4, 4 * 512, "data"),
+    ]
+    stats = SimpleNamespace(
+        argument_size_in_bytes=1,
+        output_size_in_bytes=1,
+        alias_size_in_bytes=1,
+        temp_size_in_bytes=1,
+        generated_code_size_in_bytes=1,
+    )
+    limits = tpu_facts("v5e:2x2*2", 0.0, stats, sent)["roofline"]
+    assert limits["links_s"] == 32 / 200e9 and limits["network_s"] == 2048 / 3.125e9
+    assert "network_s" not in tpu_facts("v5e:2x4", 0.0, stats, sent[:1])["roofline"]
+
+
 def test_libtpu_is_found_or_asked_for(tmp_path, capsys):
     with pytest.raises(UserError, match=f"neither --libtpu nor {VARIABLE}"):
         find_libtpu("", {})
@@ -179,9 +230,9 @@ def test_gpu_hosts_and_their_mesh(capsys):
     assert main(["plan", "7b", "--topology", "h100:4", "--mesh", "fsdp=8"]) == 2
     assert "multiplies to 8 but h100:4 has 32 GPUs" in capsys.readouterr().err
     mesh = {"data": 4, "fsdp": 8, "tensor": 1}
-    made = gpu_facts("h100:4", jax.make_jaxpr(lambda x: x @ x)(jnp.zeros((64, 64))).jaxpr, "", mesh)
-    assert made["between_hosts"] == ["data"] and made["flops"] == 2 * 64**3 / 32
-    assert gpu_facts("h100:8x4", jax.make_jaxpr(jnp.sin)(1.0).jaxpr, "", mesh)["between_hosts"] == ["data", "fsdp"]
+    made = gpu_facts("h100:4", 989e9, [Collective("all-reduce", 2, 450_000_000)], mesh)
+    assert made["between_hosts"] == ["data"] and made["roofline"] == pytest.approx({"compute_s": 1e-3, "links_s": 1e-3})
+    assert gpu_facts("h100:8x4", 0.0, [], mesh)["between_hosts"] == ["data", "fsdp"]
 
 
 def test_answers_are_traced_without_gradients():
@@ -198,7 +249,13 @@ def test_answers_are_traced_without_gradients():
 @pytest.mark.skipif(VARIABLE not in os.environ, reason=f"needs libtpu: set {VARIABLE} (docs/tpu.md)")
 @pytest.mark.parametrize(
     ("topology", "mesh"),
-    [("v5e:2x2", "fsdp=4"), ("v5e:2x4", "fsdp=8"), ("v5e:2x4", "data=2,fsdp=2,tensor=2"), ("v5e:2x4", "data=8")],
+    [
+        ("v5e:2x2", "fsdp=4"),
+        ("v5e:2x4", "fsdp=8"),
+        ("v5e:2x4", "data=2,fsdp=2,tensor=2"),
+        ("v5e:2x4", "data=8"),
+        ("v5e:2x2*2", "data=2,fsdp=4"),
+    ],
 )
 def test_tiny_is_compiled_for_chips(topology, mesh):
     """No collective that nobody asked for: those that cut parameters need are gathers, sums and their rings."""
@@ -210,8 +267,21 @@ def test_tiny_is_compiled_for_chips(topology, mesh):
     made = json.loads(done.stdout)
     assert done.returncode == 0 and made["fits"] is True, done.stderr
     assert made["chip"]["memory"]["all"] < 2**30 and made["chip"]["flops"] > 1e8
-    assert {one["kind"] for one in made["collectives"]} <= {"all-reduce", "all-gather", "reduce-scatter", RING}
+    between = [one for one in made["collectives"] if one["kind"].endswith(BETWEEN_SLICES)]
+    assert {one["kind"] for one in made["collectives"] if one not in between} <= {
+        "all-reduce",
+        "all-gather",
+        "reduce-scatter",
+        RING,
+    }
     crossed = {axis for one in made["collectives"] for axis in one["axes"].split("+")}
     assert crossed == {part.split("=")[0] for part in mesh.split(",")}
     if mesh == "data=8":
         assert {one["kind"] for one in made["collectives"]} == {"all-reduce"}
+    if "*" in topology:
+        # Sums of gradients over `data` alone leave a slice.
+        assert {(one["kind"], one["axes"]) for one in between} == {("all-reduce between slices", "data")}
+        assert between[0]["bytes"] >= made["parameters"]["trained"] and made["chip"]["roofline"]["network_s"] > 0
+        assert all(one in between or one["axes"] == "fsdp" for one in made["collectives"])
+    else:
+        assert not between
