@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--libtpu", default="", help="where libtpu is (default: FI_JAX_LIBTPU, or installed)")
     args = parser.parse_args()
-    device = topology_devices("v5e:1x1", find_libtpu(args.libtpu))[0]
+    device = topology_devices("v5e:1x1", find_libtpu(args.libtpu), most=1)[0]
     for name, (faces, questions) in CASES.items():
         kept = 2 * faces * (PREFIX + questions * TAIL) * HEADS * SIZE * 2
         for way, (run, shapes) in {"plain": plain(faces, questions), "paged": paged(faces, questions)}.items():

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faces", type=int, default=1, help="faces at once in inference, for the KV cache (default 1)")
     parser.add_argument(
         "--topology",
+        type=str.lower,
         default="",
         help="TPUs to compile for, as in v5e:4x4, or v5e:4x4*2 for two slices; or GPU hosts (of 8), as in h100:4",
     )
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     devices = None
     if args.topology and not hosts:
-        devices = topology_devices(args.topology, find_libtpu(args.libtpu))
+        devices = topology_devices(args.topology, find_libtpu(args.libtpu), math.prod(mesh.values()))
     placed = make_mesh(MeshConfig(**mesh), devices)
     check_batch(config.data.batch_size, config.train.accumulate if args.work == "train" else 1, placed)
     labels = find_vocabulary(config.data.vocabulary, config.data.schemas)

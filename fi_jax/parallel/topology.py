@@ -80,8 +80,26 @@ def find_libtpu(given: str, env: Mapping[str, str] = os.environ) -> Path:
     )
 
 
-def topology_devices(topology: str, libtpu: Path) -> list[Any]:
-    """Returns the devices of a topology, as in `v5e:4x4`, or of several slices of it, `v5e:4x4*2`. Raises `UserError`."""
+def topology_devices(topology: str, libtpu: Path, most: int) -> list[Any]:
+    """Returns the devices of a topology, as in `v5e:4x4`, or of several slices of it, `v5e:4x4*2`.
+
+    Raises `UserError` where libtpu knows none of this name, or it has more than `most` chips (of millions, libtpu thinks
+    for hours).
+    """
+    form = "write it as v5e:4x4, slices as v5e:4x4*2, GPU hosts as h100:4"
+    if not (match := re.fullmatch(r"((\w+):(\d+(?:x\d+)*)\w*)(?:\*([1-9]\d*))?", topology)):
+        raise UserError(f"'{topology}' is no topology; {form}")
+    name, kind, sizes, slices = match.groups()
+    in_slice = math.prod(map(int, sizes.split("x")))
+    if (chips := in_slice * int(slices or 1)) > most:
+        raise UserError(f"the mesh multiplies to {most} but {topology} has {chips} chips")
+    options: dict[str, Any] = {"num_slices": int(slices)} if slices else {}
+    if in_slice == 1:
+        # A host has four chips, unless it is said.
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if kind == "v4":
+        # Two cores are one device, as JAX has it on v4 and, without being told, here on v5p.
+        options["chip_config_name"] = "megacore"
     os.environ |= {
         "TPU_LIBRARY_PATH": str(libtpu),
         "TPU_SKIP_MDS_QUERY": "1",
@@ -92,18 +110,11 @@ def topology_devices(topology: str, libtpu: Path) -> list[Any]:
     }
     from jax.experimental import topologies
 
-    name, _, slices = topology.partition("*")
     try:
-        options: dict[str, Any] = {"num_slices": int(slices)} if slices else {}
-        if math.prod(map(int, name.partition(":")[2].split("x"))) == 1:
-            # A host has four chips, unless it is said.
-            options["chips_per_host_bounds"] = (1, 1, 1)
         return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
-    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"libtpu knows no topology '{topology}' ({reason}); write it as v5e:4x4 or v5e:4x4*2, GPU hosts as h100:4"
-        ) from error
+        raise UserError(f"libtpu knows no topology '{topology}' ({reason}); {form}") from error
 
 
 def count_flops(jaxpr: Any) -> float:

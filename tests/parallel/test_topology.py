@@ -18,7 +18,16 @@ from fi_jax.errors import UserError
 from fi_jax.parallel.collectives import BETWEEN_SLICES, RING, Collective, collectives
 from fi_jax.parallel.mesh import make_mesh
 from fi_jax.parallel.report import Facts, Request, render, report
-from fi_jax.parallel.topology import VARIABLE, count_flops, find_libtpu, gpu_facts, gpu_hosts, too_large, tpu_facts
+from fi_jax.parallel.topology import (
+    VARIABLE,
+    count_flops,
+    find_libtpu,
+    gpu_facts,
+    gpu_hosts,
+    too_large,
+    topology_devices,
+    tpu_facts,
+)
 from fi_jax.training.abstract import split_shapes, trace_answers, trace_step
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +188,15 @@ def test_libtpu_is_found_or_asked_for(tmp_path, capsys):
     file.touch()
     for given in (tmp_path, file.parent, file):
         assert find_libtpu(str(given), {}) == find_libtpu("", {VARIABLE: str(given)}) == file
+    for wrong, says in [
+        ("v5e", "is no topology"),
+        ("v5e:4x4*0", "is no topology; write it as"),
+        ("v5e:4x4*x", "is no topology"),
+        ("v5e:4x4*", "is no topology"),
+        ("v5e:16x16*100000", "multiplies to 8 but v5e:16x16[*]100000 has 25600000 chips"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            topology_devices(wrong, file, 8)
     assert main(["plan", "tiny", "--topology", "v5e:2x2", "--no-compile"]) == 2
     assert "leave --no-compile out" in capsys.readouterr().err
 
