@@ -23,7 +23,9 @@ require() {
 }
 
 # Values that stand in a script, a manifest or a path: what is not of this form could mean something else there.
-whole_number='[0-9]{1,9}'
+# Without leading zeros, with which bash reads octal.
+whole_number='0|[1-9][0-9]{0,8}'
+positive='[1-9][0-9]{0,8}'
 # No folder but its own, no option, no pattern.
 plain_name='[A-Za-z0-9][A-Za-z0-9._-]*'
 one_word='[A-Za-z0-9_][A-Za-z0-9_.:,/@%+=-]*'

@@ -64,7 +64,10 @@ esac
 [ ${#words[@]} -gt 0 ] || die "nothing to do: give fi-jax train's arguments after '--', as in: $0 --image IMAGE -- nano"
 [ -n "${opt[image]}" ] || die "give the container image: --image IMAGE"
 require --job "${opt[job]}" "$k8s_name" "$k8s_says"
-for name in nodes slices gpus-per-node chips-per-node max-restarts notice; do
+for name in nodes slices chips-per-node; do
+  require "--$name" "${opt[$name]}" "$positive" "a positive whole number"
+done
+for name in gpus-per-node max-restarts notice; do
   require "--$name" "${opt[$name]}" "$whole_number" "a whole number"
 done
 read_env
@@ -77,6 +80,9 @@ if [ -n "${opt[tpu-type]}" ]; then
   [ "$chips" -eq $((opt[nodes] * opt[chips-per-node])) ] ||
     die "topology ${opt[tpu-topology]} has $chips chips, but --nodes ${opt[nodes]} of --chips-per-node ${opt[chips-per-node]} are $((opt[nodes] * opt[chips-per-node]))"
   check_mesh $((chips * opt[slices])) "${opt[slices]} x ${opt[tpu-topology]}"
+  [[ ,$mesh, =~ ,data=([0-9]+), ]] && data=${BASH_REMATCH[1]} || data=1
+  [ $((data % opt[slices])) -eq 0 ] ||
+    die "mesh.data is $data; with --slices ${opt[slices]} it must be a multiple of that: no other axis crosses slices"
 elif [ "${opt[gpus-per-node]}" != 0 ]; then
   check_mesh $((opt[nodes] * opt[gpus-per-node])) "--nodes ${opt[nodes]} of --gpus-per-node ${opt[gpus-per-node]}"
 fi

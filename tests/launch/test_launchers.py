@@ -151,6 +151,8 @@ def test_jobset_gives_each_pod_its_place():
         (["--image", "i", "--tpu-type", "t", "--", "7b"], "--tpu-topology"),
         (["--image", "i", "--slices", "2", "--", "7b"], "for TPUs"),
         (["--image", "i", "--nodes", "two", "--", "7b"], "whole number"),
+        (["--image", "i", "--slices", "0", "--", "7b"], "positive whole number"),
+        (["--image", "i", "--nodes", "08", "--", "7b"], "positive whole number"),
     ],
 )
 def test_jobset_mistakes(arguments, says):
@@ -295,6 +297,7 @@ def test_line_breaks_in_arguments_survive():
         ("gke/train.sh", TPU, ["--mesh.data", "-1", "--mesh.fsdp", "8"], ""),
         ("gke/train.sh", TPU, ["--mesh.data=1", "--mesh.fsdp=4", "--mesh.tensor=2"], "multiplies to 8"),
         ("gke/train.sh", [*TPU, "--slices", "2"], ["--mesh.data=2", "--mesh.fsdp=16"], ""),
+        ("gke/train.sh", [*TPU, "--slices", "2"], ["--mesh.fsdp=-1"], "mesh.data is 1; with --slices 2"),
         ("gke/train.sh", GPU, ["--mesh.data", "3"], "multiplies to 3"),
     ],
 )
