@@ -105,11 +105,11 @@ class _Loader(yaml.BaseLoader):
     """Takes every value as text (YAML would read `no` as false, and 1_000 as a number) and a name once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value]
-        if twice := [key for key, _ in node.value if isinstance(key.value, str) and names.count(key.value) > 1]:
-            raise UserError(
-                f"'{twice[-1].value}' stands twice, the second time in line {twice[-1].start_mark.line + 1}"
-            )
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise UserError(f"'{key.value}' stands twice, the second time in line {key.start_mark.line + 1}")
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
         return super().construct_mapping(node, deep)
 
 
@@ -277,14 +277,15 @@ def _rule(given: Any, known: set[str], where: str) -> Rule:
     fields = _fields(given, ("implies", "excludes", "source"), where)
     kinds = [kind for kind in ("implies", "excludes") if kind in fields]
     value = fields.get(kinds[0]) if len(kinds) == 1 else None
-    if not (isinstance(value, list) and len(value) == 2):
+    premise, others = value if isinstance(value, list) and len(value) == 2 else (None, None)
+    others = others if isinstance(others, list) else [others]
+    if not all(isinstance(label, str) for label in (premise, *others)):
         raise UserError(f"{where} must be 'implies: [label, [labels]]' or 'excludes: [label, [labels]]'")
-    premise, others = str(value[0]), [str(one) for one in (value[1] if isinstance(value[1], list) else [value[1]])]
     for label in (premise, *others):
         if label not in known:
             raise UserError(f"{where}: '{label}' is no label of the schema{did_you_mean(label, known)}")
     make = implies if kinds == ["implies"] else excludes
-    return make(premise, others, str(fields.get("source", "the schema")))
+    return make(premise, others, _text({"source": "the schema"} | fields, "source", where))
 
 
 def _fields(given: Any, known: tuple[str, ...] | None, where: str) -> dict[str, Any]:

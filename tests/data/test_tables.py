@@ -241,6 +241,7 @@ def test_folders_by_class(tmp_path, pictures, monkeypatch):
         ({"box": ["a", "a", "b", "c"]}, "box must be four columns"),
         ({"rules": [{"excludes": ["bagde", ["mood:calm"]]}]}, "did you mean 'badge'"),
         ({"rules": ["badge"]}, "rules: 1 must be a group"),
+        ({"rules": [{"excludes": [["badge"], "badge"]}]}, "rules: 1 must be 'implies: [label, [labels]]'"),
         ({"box": ["a"]}, "box must be four columns"),
         ({"picture": "fil"}, "no column 'fil'; did you mean 'file'"),
     ],
