@@ -128,6 +128,8 @@ class Checkpoints:
             state = TrainState(**self._manager.restore(step, args=args).tree["state"])
             if about.get("checksum") not in (None, int(checksum(state))):
                 raise Damaged("its numbers are not those that were saved")
+            if int(state.step) != step:
+                raise Damaged(f"it is of step {int(state.step)}, under another number")
             if not all_finite(state):
                 raise Damaged("some of its numbers are not finite")
         return state

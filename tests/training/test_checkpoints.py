@@ -206,6 +206,16 @@ def test_an_empty_step_folder_is_passed_over(opened, tmp_path):
     assert_same(state, state_at(10))
 
 
+def test_a_checkpoint_under_another_number_is_passed_over(opened, tmp_path):
+    checkpoints = opened()
+    checkpoints.save(state_at(10), CARRIED, INFO)
+    checkpoints.wait()
+    shutil.copytree(tmp_path / "run/checkpoints/10", tmp_path / "run/checkpoints/20")
+    (state,) = restore_last([opened()], [state_at(0)], CARRIED)
+    assert_same(state, state_at(10))
+    assert [path.name.split("-")[0] for path in (tmp_path / "run/damaged").iterdir()] == ["20"]
+
+
 def test_when_all_are_damaged_nothing_is_moved(opened, tmp_path):
     checkpoints = opened()
     checkpoints.save(state_at(10), CARRIED, INFO)
