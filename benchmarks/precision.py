@@ -12,6 +12,7 @@ bfloat16; elsewhere in float32, with fp8 products emulated.
 import argparse
 import json
 from dataclasses import replace
+from itertools import product
 
 import jax
 import numpy as np
@@ -58,26 +59,25 @@ def main() -> int:
 def curves(args: argparse.Namespace) -> None:
     """Losses of `--steps` training steps, for each precision and seed."""
     on_gpu = jax.default_backend() == "gpu"
-    for precision in args.precisions:
+    for seed, precision in product(args.seeds, args.precisions):
         flags = ["--model.frozen-precision", precision, "--model.attention", "flash" if on_gpu else "xla"]
         flags += ["--train.steps", str(args.steps), "--train.warmup-steps", str(min(20, args.steps - 1))]
         config = load_config(args.config, [*flags, "--model.remat", "dots"])
         config = cases.small(config) if args.small else config
-        for seed in args.seeds:
-            ready = ready_step(Case(config, args.batch), questions=1, seed=1000 * seed)
-            batches = [
-                place_batch(cases.random_batch(ready.config, args.batch, 1, 100 * seed + number), ready.mesh)
-                for number in range(args.batches)
-            ]
-            losses = []
-            for step in range(args.steps):
-                ready.state, metrics = ready.program(ready.state, ready.inputs, batches[step % args.batches])
-                losses.append(metrics["loss"])
-            losses = [float(loss) for loss in losses]
-            means = {step: round(float(np.mean(losses[step - 10 : step])), 4) for step in SHOWN if step <= len(losses)}
-            print(json.dumps({"config": args.config, "precision": precision, "seed": seed, "loss": means}), flush=True)
-            # The next seed's weights need the room.
-            del ready, batches, metrics
+        ready = ready_step(Case(config, args.batch), questions=1, seed=1000 * seed)
+        batches = [
+            place_batch(cases.random_batch(ready.config, args.batch, 1, 100 * seed + number), ready.mesh)
+            for number in range(args.batches)
+        ]
+        losses = []
+        for step in range(args.steps):
+            ready.state, metrics = ready.program(ready.state, ready.inputs, batches[step % args.batches])
+            losses.append(metrics["loss"])
+        losses = [float(loss) for loss in losses]
+        means = {step: round(float(np.mean(losses[step - 10 : step])), 4) for step in SHOWN if step <= len(losses)}
+        print(json.dumps({"config": args.config, "precision": precision, "seed": seed, "loss": means}), flush=True)
+        # The next one's weights need the room.
+        del ready, batches, metrics
 
 
 def answers(args: argparse.Namespace) -> None:
