@@ -43,13 +43,19 @@ def broken(rule: Rule, holds: dict[str, bool]) -> bool:
 def by_enumeration(p, labels, known, rule) -> float | None:
     """Chance in float64 that a rule is broken, facts taking the place of what is said; None out of scope.
 
-    Exclusions count pairs of which one is known; where all labels are annotated, what is said counts.
+    Exclusions count pairs of which one is known; where all labels are annotated, what is said counts. What the
+    annotations break themselves is out of scope.
     """
     premise = [rule.premise] if rule.premise else []
     at = {name: VOCAB.index(name) for name in (*premise, *rule.labels)}
     complete = all(known[i] for i in at.values())
     facts = {} if complete else {name: bool(labels[i]) for name, i in at.items() if known[i]}
     if not complete and not facts:
+        return None
+    held = [name for name in rule.labels if facts.get(name)]
+    if len(held) >= 2 and rule.kind in ("at_most_one", "exactly_one"):
+        return None
+    if held and rule.kind == "excludes" and facts.get(rule.premise):
         return None
     pairs = []
     if rule.kind == "excludes":
