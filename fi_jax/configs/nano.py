@@ -90,7 +90,7 @@ def config() -> Experiment:
         ),
         train=TrainConfig(
             stage="instruct",
-            steps=1300,
+            steps=3000,
             learning_rate=1e-3,
             warmup_steps=100,
             learning_rate_scales=((r".*_encoder/.*|head/.*|knowledge/.*", 0.1),),

@@ -20,7 +20,7 @@ def config() -> Experiment:
         train=replace(
             base.train,
             stage="align",
-            steps=6500,
+            steps=7000,
             learning_rate=1.2e-3,
             learning_rate_scales=((r"image_encoder/.*", 0.7),),
             warmup_steps=300,
