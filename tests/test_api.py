@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +19,7 @@ import fi_jax
 from fi_jax import api
 from fi_jax.cli.main import main
 from fi_jax.data.synthetic.face import draw_face
-from fi_jax.inference.batch_prediction import Picture
+from fi_jax.inference.batch_prediction import FacePrediction, Picture
 from fi_jax.inference.prediction_files import PredictionFile
 from fi_jax.pictures.decode import decode
 from fi_jax.pictures.find import find_pictures, is_named_like_pictures
@@ -190,6 +192,21 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(model, folder, tmp_p
     assert "2 of 3 pictures were done before" in capsys.readouterr().out
     assert list(pd.read_csv(out)["image"]) == names
     assert main(command) == 2 and "there already" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_what_was_predicted(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    names, out = [f"{i}{'x' * 200}.png" for i in range(40)], tmp_path / "out.csv"
+    found = ([FacePrediction(name, error="damaged")] for name in names)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+        with pytest.raises(fi_jax.UserError, match=r"cannot write '.*out.csv.partial' \(File too large\).*repeat"):
+            list(PredictionFile(out, [], {}).write(found))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    file = PredictionFile(out, [], {})
+    assert 0 < len(file.done) < 40 and file.done == set(names[: len(file.done)])
 
 
 def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):

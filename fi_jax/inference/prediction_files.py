@@ -70,16 +70,22 @@ class PredictionFile:
         return done
 
     def write(self, predictions: Iterable[Sequence[FacePrediction]]) -> Iterator[Sequence[FacePrediction]]:
-        """Appends each picture's predictions as they come, and passes them on."""
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        with self.partial.open("a", encoding="utf-8", errors="backslashreplace") as lines:
-            if not lines.tell():
-                lines.write(json.dumps(self._header) + "\n")
-            for faces in predictions:
-                entry = {"image": faces[0].image, "rows": [face.to_row() for face in faces]}
-                lines.write(json.dumps(entry) + "\n")
-                lines.flush()
-                yield faces
+        """Appends each picture's predictions as they come, and passes them on; a full disk is a `UserError`."""
+        try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            with self.partial.open("a", encoding="utf-8", errors="backslashreplace") as lines:
+                if not lines.tell():
+                    lines.write(json.dumps(self._header) + "\n")
+                for faces in predictions:
+                    entry = {"image": faces[0].image, "rows": [face.to_row() for face in faces]}
+                    lines.write(json.dumps(entry) + "\n")
+                    lines.flush()
+                    yield faces
+        except OSError as error:
+            raise UserError(
+                f"cannot write '{self.partial}' ({error.strerror or error}); free space, and repeat the command: it goes "
+                "on from what is done"
+            ) from error
 
     def finish(self) -> int:
         """Writes `path` from the partial file, which goes; returns the number of rows."""
