@@ -1,11 +1,14 @@
-"""Findings about files that take long, kept in the cache folder as JSON."""
+"""Findings about files that take long, kept as JSON in the cache folder, or as arrays in a folder that is named."""
 
 import json
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
 
 from fi_jax.errors import UserError
-from fi_jax.files import cache_folder, is_intact, seal, sha256, write_json
+from fi_jax.files import atomic_path, cache_folder, is_intact, seal, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +22,28 @@ def kept_json(kind: str, described: Iterable[str], find: Callable[[], dict]) -> 
     if is_intact(path):
         return json.loads(path.read_text())
     found = find()
+    _keep(path, lambda: write_json(path, found))
+    return found
+
+
+def kept_arrays(path: Path, find: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the arrays that `find` returns, kept in `path` (.npz), on the terms of `kept_json`."""
+    if is_intact(path):
+        with np.load(path) as arrays:
+            return dict(arrays)
+    found = find()
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **found)
+
+    _keep(path, write)
+    return found
+
+
+def _keep(path: Path, write: Callable[[], None]) -> None:
     try:
-        write_json(path, found)
+        write()
         seal(path)
     except UserError as error:
         log.warning(f"{error}; going on without the cache")
-    return found

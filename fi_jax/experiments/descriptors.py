@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fi_jax.data.examples import fingerprint
+from fi_jax.data.kept import kept_arrays
 from fi_jax.data.records import FaceRecord
-from fi_jax.files import atomic_path, is_intact, seal
 from fi_jax.pictures.crop import load_square
 from fi_jax.progress import progress_bar
 
@@ -34,21 +34,19 @@ def describe(image: UInt8[np.ndarray, "y x 3"]) -> Float[np.ndarray, "d"]:
 
 def face_descriptors(records: Sequence[FaceRecord], cache: Path) -> Float[np.ndarray, "f d"]:
     """`describe` of every face, kept in folder `cache`."""
-    file = cache / f"descriptors-{fingerprint(records)[:16]}.npy"
-    if not is_intact(file):
 
-        def one(record: FaceRecord) -> np.ndarray:
-            return describe(load_square(record.image, record.box, _SIDE, record.key))
+    def one(record: FaceRecord) -> np.ndarray:
+        return describe(load_square(record.image, record.box, _SIDE, record.key))
 
+    def find() -> dict[str, np.ndarray]:
         found = []
         with ThreadPoolExecutor(2) as pool, progress_bar("describing faces", len(records)) as advance:
             for row in pool.map(one, records):
                 found.append(row)
                 advance()
-        with atomic_path(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, np.stack(found))
-        seal(file)
-    return np.load(file)
+        return {"descriptors": np.stack(found)}
+
+    return kept_arrays(cache / f"descriptors-{fingerprint(records)[:16]}.npz", find)["descriptors"]
 
 
 class Directions(NamedTuple):

@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 
 from fi_jax.config import Experiment
 from fi_jax.data.examples import stamp
+from fi_jax.data.kept import kept_arrays
 from fi_jax.data.pipeline import evaluation_batches, open_dataset, stream_places
 from fi_jax.data.records import FaceRecord, label_arrays
 from fi_jax.errors import UserError
 from fi_jax.faces.map_cache import with_maps
-from fi_jax.files import atomic_path, is_intact, seal
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces
@@ -124,15 +124,8 @@ def face_features(
     for path in sorted(towers):
         digest.update(np.ascontiguousarray(towers[path]).tobytes())
     file = cache / f"{digest.hexdigest()[:16]}.npz"
-    # A file that was damaged is made anew.
-    if not is_intact(file):
-        found = _encode_all(config, towers, records, mask_cache)
-        with atomic_path(file) as temporary:
-            np.savez(temporary, **found)
-        seal(file)
-    with np.load(file) as arrays:
-        segmentation = arrays.get("segmentation")
-        return Features(arrays["image"], segmentation, labels, known)
+    found = kept_arrays(file, lambda: _encode_all(config, towers, records, mask_cache))
+    return Features(found["image"], found.get("segmentation"), labels, known)
 
 
 def _encode_all(config: Experiment, towers: dict, records: Sequence[FaceRecord], mask_cache: str) -> dict:

@@ -9,6 +9,7 @@ from fuzz import MUTATIONS, bounded_memory
 
 from fi_jax.data.datasets import find_dataset, open_source
 from fi_jax.data.examples import examine
+from fi_jax.data.kept import kept_arrays
 from fi_jax.data.prepare import prepare
 from fi_jax.errors import UserError
 from fi_jax.knowledge.graph_file import read_graph
@@ -126,6 +127,26 @@ def test_kept_findings_are_made_anew(releases, monkeypatch, tmp_path):
             path.write_bytes(mutated(good, rng))
             assert open_source("utkface", releases.root / "utkface") == source and examine(source.records()) == expected
             assert path.read_bytes() == good
+
+
+def test_kept_arrays_are_made_once_anew_when_damaged_and_not_kept_where_nothing_can_be(tmp_path, caplog):
+    made = []
+
+    def find() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"a": np.arange(100.0)}
+
+    path, rng = tmp_path / "cache" / "x.npz", random.Random(0)
+    for _ in range(2):
+        assert (kept_arrays(path, find)["a"] == np.arange(100)).all() and len(made) == 1
+    good = path.read_bytes()
+    for count in range(2, 10):
+        path.write_bytes(mutated(good, rng))
+        assert (kept_arrays(path, find)["a"] == np.arange(100)).all() and len(made) == count
+    (tmp_path / "file").write_text("in the folder's place")
+    with caplog.at_level("WARNING", logger="fi_jax"):
+        assert (kept_arrays(tmp_path / "file" / "x.npz", find)["a"] == np.arange(100)).all()
+    assert "going on without the cache" in caplog.text
 
 
 def test_a_manifest_that_leads_out_of_its_folder(releases, tmp_path):
