@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    from fi_jax.cli.runtime import keep_programs
     from fi_jax.config import DataConfig
     from fi_jax.data.datasets import TABLE_PREFIX, open_source
     from fi_jax.data.parsing import make_maps
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.dataset, args.data_root)
     maps = None
     if args.parser != "none" and not args.no_masks and any(face.mask is None for face in source.faces):
+        keep_programs()
         maps = Maps(map_folder(DataConfig(), args.parser), lambda faces: make_maps(faces, args.parser, workers))
     here = (int(part[1]), int(part[2]))
     manifest, worked = prepare(source, Path(args.out), maps, args.faces_per_shard, here, workers)

@@ -15,13 +15,18 @@ def start() -> Hosts:
     On a cluster, set it to a folder that all hosts share: one compiles, the others read.
     """
     hosts = initialise()
-    import jax
-
     if not hosts.is_first:
         logging.getLogger("fi_jax").setLevel(logging.WARNING)
+    keep_programs()
+    return hosts
+
+
+def keep_programs() -> None:
+    """Points JAX's compile cache to the cache folder, and no more: for commands whose processes work apart."""
+    import jax
+
     compiled = cache_folder() / "xla"
     # Where it cannot be made, programs are compiled at every start.
     with contextlib.suppress(OSError):
         compiled.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(compiled))
-    return hosts

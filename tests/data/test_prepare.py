@@ -206,6 +206,7 @@ def test_command_makes_maps(releases, tmp_path, monkeypatch, capsys):
     import jax.numpy as jnp
 
     from fi_jax.faces.parser import FaceParser, parse_crop, save_parser
+    from fi_jax.files import cache_folder
     from fi_jax.models.segformer import Segformer, SegformerConfig
 
     config = SegformerConfig(
@@ -217,7 +218,10 @@ def test_command_makes_maps(releases, tmp_path, monkeypatch, capsys):
     root, out = releases.expw(), tmp_path / "out"
     command = ["prepare", "expw", "--data-root", str(root), "--out", str(out), "--parser", str(tmp_path / "parser")]
     monkeypatch.setattr("fi_jax.data.parsing._CHUNK", 4)
+    jax.config.update("jax_compilation_cache_dir", None)
     assert main([*command, "--workers", "1"]) == 0
+    # Its processes are given the folder; without it each would compile for seconds.
+    assert jax.config.jax_compilation_cache_dir == str(cache_folder() / "xla")
     said = capsys.readouterr().out
     assert "8 faces have no segmentation map of their own. Parsing them takes up to about " in said
     assert "--no-masks skips it" in said
