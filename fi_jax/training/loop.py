@@ -18,7 +18,7 @@ from fi_jax.models.face_insight import Constants
 from fi_jax.parallel.hosts import Hosts, check_shared, ends_together, from_first
 from fi_jax.parallel.preemption import PreemptionFlag, Watchdog
 from fi_jax.parallel.rules import activation_scope, fetch, place, state_shardings
-from fi_jax.training.callbacks import Callback, Diverged, Line, Log, Progress, Save
+from fi_jax.training.callbacks import Callback, Diverged, Log, Progress, Save
 from fi_jax.training.checkpoints import Checkpoints, restore_last
 from fi_jax.training.members import check_members, member, shared_config, side_by_side, stack
 from fi_jax.training.run_folder import RunLog, check_unlocked, diverged_at, locked
@@ -122,12 +122,24 @@ def _train(
 ) -> int:
     if finish and not any((folders[0] / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{folders[0]} has no checkpoint to finish at; train without --finish first")
+    if configs[0].train.evaluate_every and make_judge is None:
+        raise ValueError("train.evaluate_every needs make_judge")
     for folder in folders:
         check_unlocked(folder)
     run, states = setup(configs, hosts, initial)
     config, count = shared_config(configs), len(configs)
     log.info(f"run folder {folders[0]}" if count == 1 else f"run folders under {folders[0].parent}")
     check_shared(folders[0], hosts)
+
+    def keep(name: str, i: int, state: TrainState, **info: Any) -> None:
+        """Writes a run's model into its folder. All processes must call it."""
+        model = finished_model(configs[i], state, run.carried, run.constants[i], run.info | info)
+        if hosts.is_first:
+            save_model(folders[i] / name, model)
+
+    def keep_best(i: int, state: TrainState) -> None:
+        keep("best", i, state, steps=int(state.step))
+
     with ExitStack() as stack_of:
         _lock(stack_of, folders, hosts)
         # Closed whatever happens: a manager left open complains when Python ends.
@@ -142,25 +154,15 @@ def _train(
         if start:
             log.info(f"resumed at step {start}")
             measured.restore([about.get("log", {}) for about in saved])
-        validate = None
-        if config.train.evaluate_every:
-            if make_judge is None:
-                raise ValueError("train.evaluate_every needs make_judge")
-
-            def keep_best(i: int, state: TrainState) -> None:
-                info = {**run.info, "steps": int(state.step)}
-                model = finished_model(configs[i], state, run.carried, run.constants[i], info)
-                if hosts.is_first:
-                    save_model(folders[i] / "best", model)
-
-            validate = Validate(configs, make_judge(run), [one.write for one in logs], keep_best, measured)
-            if start:
-                validate.restore([about.get("best", {}) for about in saved])
+        judge = make_judge(run) if make_judge and config.train.evaluate_every else None
+        validate = Validate(configs, judge, [one.write for one in logs], keep_best, measured)
+        if start:
+            validate.restore([about.get("best", {}) for about in saved])
         state = stack(states)
         state = place(state, state_shardings(state, run.mesh))
         del states
         step = jit_step(config, state, run.mesh, side_by_side if count > 1 else None)
-        steps = start if finish or (validate and validate.has_ended) else config.train.steps
+        steps = start if finish or validate.has_ended else config.train.steps
         stack_of.enter_context(ends_together(hosts))
         preempted = stack_of.enter_context(PreemptionFlag(hosts.count))
         watchdog = stack_of.enter_context(Watchdog(config.train.stall_seconds))
@@ -170,12 +172,9 @@ def _train(
             watchdog.beat()
             now.stop |= preempted.reached(now.step)
 
-        def best_of() -> list[Line]:
-            return validate.saved() if validate else [{} for _ in configs]
-
         about = {**run.info, "data": run.fingerprint}
-        save = Save(checkpoints, run.carried, about, config.train.checkpoint_every, measured, best_of)
-        if validate and not start:
+        save = Save(checkpoints, run.carried, about, config.train.checkpoint_every, measured, validate.saved)
+        if not start:
             validate.judge_all(state)
         log.info(
             f"compiling the step, then training from step {start} to {steps}" if start < steps else "no step is left"
@@ -185,20 +184,21 @@ def _train(
             state,
             # Nothing is read for a run that has no step left.
             run.batches(start) if start < steps else iter(()),
-            [measured, *([validate] if validate else []), stop, save],
+            [measured, validate, stop, save],
             steps,
         )
         for kept in checkpoints:
             kept.wait()
-        if int(state.step) < steps and not (validate and validate.has_ended):
+        if int(state.step) < steps and not validate.has_ended:
             log.info(f"stopped at step {int(state.step)}; the same command resumes there")
             return preempted.exit_status
     taken = int(state.step)
-    info = {**run.info, "steps": taken} if taken < config.train.steps else run.info
-    for i, (folder, one) in enumerate(zip(folders, configs)):
-        model = finished_model(one, member(state, i, count), run.carried, run.constants[i], info)
-        if hosts.is_first and i not in measured.diverged:
-            save_model(folder / "model", model)
+    ended = {"steps": taken} if taken < config.train.steps else {}
+    for i, folder in enumerate(folders):
+        if i in measured.diverged:
+            continue
+        keep("model", i, member(state, i, count), **ended)
+        if hosts.is_first:
             log.info(f"done: {folder / 'model'}")
     if measured.diverged:
         raise Diverged(measured.diverged, count)

@@ -29,12 +29,15 @@ class Validate:
     def __init__(
         self,
         configs: Sequence[Experiment],
-        judge: Judge,
+        judge: Judge | None,
         writers: Sequence[Callable[[int, Line], None]],
         keep_best: Callable[[int, TrainState], None],
         measured: Log,
     ):
-        """`writers` get each run's lines (of many processes, the first has any); `keep_best` saves a run's model."""
+        """`writers` get each run's lines (of many processes, the first has any); `keep_best` saves a run's model.
+
+        Without a `judge` (no `train.evaluate_every`) nothing is judged.
+        """
         self._configs, self._judge, self._writers = configs, judge, writers
         self._keep_best, self._measured = keep_best, measured
         # Of each run: the best value, its step, and how many evaluations have come since.
@@ -49,7 +52,7 @@ class Validate:
 
     def __call__(self, now: Progress) -> None:
         """Judges where it is due; asks to stop when nothing gets better."""
-        if now.is_due(self._configs[0].train.evaluate_every):
+        if self._judge and now.is_due(self._configs[0].train.evaluate_every):
             # What is not finite has no answers.
             self._measured.check(all_finite(now.state, int(len(self._configs) > 1)), now.step)
             self.judge_all(now.state)
@@ -63,7 +66,7 @@ class Validate:
         """Judges every run at this state, logs it and keeps the model of a run that is better than ever."""
         step = int(state.step)
         for i, config in enumerate(self._configs):
-            if i in self._measured.diverged:
+            if self._judge is None or i in self._measured.diverged:
                 continue
             one, name = member(state, i, len(self._configs)), config.train.best_metric
             line = self._judge(one, i)
