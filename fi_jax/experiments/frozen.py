@@ -40,7 +40,7 @@ from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.bundle import TrainedModel
 
 _TOWERS = ("image_encoder/", "segmentation_encoder/")
-_HEAD = ("knowledge/", "head/")
+HEAD = ("knowledge/", "head/")
 # Of the encoders and of what is trained over them, whatever type the base was trained in.
 _DTYPE: Literal["float32"] = "float32"
 
@@ -86,7 +86,7 @@ def frozen_config(config: Experiment, base: TrainedModel) -> Experiment:
     train = replace(
         config.train,
         stage="align",
-        trainable=tuple(f"{part}.*" for part in _HEAD),
+        trainable=tuple(f"{part}.*" for part in HEAD),
         frozen_dtype=_DTYPE,
         init_from="",
         accumulate=1,
@@ -167,7 +167,7 @@ class Trained(NamedTuple):
 
 def fresh_head(config: Experiment) -> Leaves:
     """The leaves of a head and a graph network that have learnt nothing."""
-    return init_leaves(config.model, [p for p in param_shapes(config.model) if p.startswith(_HEAD)], config.train.seed)
+    return init_leaves(config.model, [p for p in param_shapes(config.model) if p.startswith(HEAD)], config.train.seed)
 
 
 def train_on_features(

@@ -4,29 +4,27 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fi_jax.config import Experiment, LossConfig
 from fi_jax.config_tree import to_dict
 from fi_jax.errors import UserError
-from fi_jax.experiments.frozen import Trained, face_features, label_scores, train_on_features
+from fi_jax.experiments.frozen import HEAD, Trained, face_features, label_scores, train_on_features
 from fi_jax.experiments.validation import make_judge
 from fi_jax.files import cache_folder
 from fi_jax.models.face_insight import label_probs
 from fi_jax.parallel.hosts import Hosts
 from fi_jax.training.checkpoints import check_same_config
 from fi_jax.training.loop import train, train_members
-from fi_jax.training.run_folder import check_unlocked
-from fi_jax.training.setup import setup
+from fi_jax.training.setup import Fitting
 from fi_jax.weights.bundle import WEIGHTS, TrainedModel, load_model, save_model
 
 log = logging.getLogger(__name__)
 
-_HEAD = (r"knowledge/.*", r"head/.*")
 # Of fitting a head: thousands of faces a second, and the learning rate of heads over frozen encoders.
 _FACES, _LEARNING_RATE = 64, 1e-3
 
@@ -36,8 +34,12 @@ def train_run(config: Experiment, folder: Path, hosts: Hosts, **resuming: bool) 
 
     `resuming`, the exit status and the errors are those of `training.loop.train`.
     """
-    initial = fitted_head(config, folder, hosts) if config.train.head_steps else None
-    return train(config, folder, hosts, make_judge=make_judge, initial=initial, **resuming)
+    if not config.train.head_steps:
+        return train(config, folder, hosts, make_judge=make_judge, **resuming)
+    if hosts.count > 1:
+        raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
+    fit_head = partial(fitted_head, config, folder)
+    return train(config, folder, hosts, make_judge=make_judge, fit_head=fit_head, **resuming)
 
 
 def train_runs(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts) -> int:
@@ -47,21 +49,18 @@ def train_runs(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Ho
     return train_members(configs, folders, hosts, make_judge)
 
 
-def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
-    """Returns the model of `train.init_from` with a head that has learnt the data's labels, kept in `folder`/head.
+def fitted_head(config: Experiment, folder: Path, given: Fitting) -> dict[str, np.ndarray]:
+    """Returns the leaves of a head and graph network that have learnt the data's labels; the model is in `folder`/head.
 
     The encoders' features are computed once. Where a face's label is not stated, the head learns what it said before,
     so that old answers stay (learning without forgetting, Li & Hoiem 2016; on the head alone: ours).
     """
-    if hosts.count > 1:
-        raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
-    check_unlocked(folder)
     if (folder / "head" / WEIGHTS).is_file():
         found = load_model(folder / "head")
         # Of another config, it is fitted anew.
         with contextlib.suppress(UserError):
             check_same_config(to_dict(found.config), to_dict(config), any_root=True)
-            return found
+            return {path: leaf for path, leaf in found.leaves.items() if path.startswith(HEAD)}
     fitting = replace(
         config,
         model=replace(config.model, dtype="float32"),
@@ -74,7 +73,7 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
             learning_rate=_LEARNING_RATE,
             learning_rate_scales=(),
             warmup_steps=config.train.head_steps // 20,
-            trainable=_HEAD,
+            trainable=tuple(f"{part}.*" for part in HEAD),
             accumulate=1,
             ema=0.0,
             evaluate_every=0,
@@ -82,14 +81,12 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
             log_every=config.train.head_steps,
         ),
     )
-    base = load_model(config.train.init_from)
-    run, (state,) = setup([fitting], hosts, base)
-    records = run.mixture.records
-    features = face_features(base, records, cache_folder() / "features", config.data.mask_cache, run.vocabulary)
-    start = jax.device_get(state.trained)
-    scores = label_scores(Trained(fitting, start, run.constants[0], []), features)
-    said = label_probs(jnp.asarray(scores), run.constants[0].groups)
-    kept = np.isin(run.vocabulary.names, base.info["labels"]) & ~features.known
+    start = {path: np.asarray(leaf, np.float32) for path, leaf in given.leaves.items() if path.startswith(HEAD)}
+    records, constants = given.mixture.records, given.constants
+    features = face_features(given.base, records, cache_folder() / "features", config.data.mask_cache, given.vocabulary)
+    scores = label_scores(Trained(fitting, start, constants, []), features)
+    said = label_probs(jnp.asarray(scores), constants.groups)
+    kept = np.isin(given.vocabulary.names, given.base.info["labels"]) & ~features.known
     # What is stated weighs as much as all that is kept: a few new labels would drown among a hundred old ones.
     weight = kept.sum(1, keepdims=True) / np.maximum(features.known.sum(1, keepdims=True), 1)
     features = features._replace(
@@ -97,11 +94,9 @@ def fitted_head(config: Experiment, folder: Path, hosts: Hosts) -> TrainedModel:
         known=np.where(features.known, np.maximum(weight, 1.0), kept).astype(np.float32),
     )
     log.info(f"fitting the head: {config.train.head_steps} steps on the features of {len(records)} faces")
-    (trained,) = train_on_features([fitting], [start], run.constants, features, run.mixture.epoch)
-    leaves = base.leaves | {path: np.asarray(leaf, np.float32) for path, leaf in trained.leaves.items()}
-    constants = run.constants[0]
-    model = TrainedModel(
-        config, leaves, np.asarray(constants.prompts), np.asarray(constants.graph), run.info, constants.relations
-    )
+    (trained,) = train_on_features([fitting], [start], [constants], features, given.mixture.epoch)
+    fitted = {path: np.asarray(leaf, np.float32) for path, leaf in trained.leaves.items()}
+    prompts, graph = np.asarray(constants.prompts), np.asarray(constants.graph)
+    model = TrainedModel(config, given.base.leaves | fitted, prompts, graph, given.info, constants.relations)
     save_model(folder / "head", model)
-    return model
+    return fitted

@@ -22,7 +22,7 @@ from fi_jax.training.callbacks import Callback, Diverged, Log, Progress, Save
 from fi_jax.training.checkpoints import Checkpoints, restore_last
 from fi_jax.training.members import check_members, member, shared_config, side_by_side, stack
 from fi_jax.training.run_folder import RunLog, check_unlocked, diverged_at, locked
-from fi_jax.training.setup import Setup, setup
+from fi_jax.training.setup import FitHead, Setup, setup
 from fi_jax.training.state import Leaves, TrainState, final_leaves
 from fi_jax.training.step import Batch, Metrics, jit_step
 from fi_jax.training.validation import Judge, Validate
@@ -64,7 +64,7 @@ def train(
     hosts: Hosts,
     *,
     make_judge: MakeJudge | None = None,
-    initial: TrainedModel | None = None,
+    fit_head: FitHead | None = None,
     finish: bool = False,
     accept_changed_data: bool = False,
 ) -> int:
@@ -72,7 +72,7 @@ def train(
 
     Args:
       make_judge: called once where the config has `train.evaluate_every`.
-      initial: starts the run instead of the model that `train.init_from` names.
+      fit_head: makes the head that the run starts with, of the model that `train.init_from` names.
       finish: end a run that was stopped where its last checkpoint is: its model is written without another step.
       accept_changed_data: resume although the faces are not those that the checkpoint was trained on.
 
@@ -83,7 +83,7 @@ def train(
       UserError: before any compute, for what can be checked before.
       Diverged: the loss, its gradient or a weight is not finite; the checkpoints are from before that.
     """
-    return _train([config], [folder], hosts, make_judge, initial, finish, accept_changed_data)
+    return _train([config], [folder], hosts, make_judge, fit_head, finish, accept_changed_data)
 
 
 def train_members(
@@ -116,7 +116,7 @@ def _train(
     folders: Sequence[Path],
     hosts: Hosts,
     make_judge: MakeJudge | None,
-    initial: TrainedModel | None = None,
+    fit_head: FitHead | None = None,
     finish: bool = False,
     accept_changed_data: bool = False,
 ) -> int:
@@ -126,7 +126,7 @@ def _train(
         raise ValueError("train.evaluate_every needs make_judge")
     for folder in folders:
         check_unlocked(folder)
-    run, states = setup(configs, hosts, initial)
+    run, states = setup(configs, hosts, fit_head)
     config, count = shared_config(configs), len(configs)
     log.info(f"run folder {folders[0]}" if count == 1 else f"run folders under {folders[0].parent}")
     check_shared(folders[0], hosts)

@@ -4,9 +4,9 @@ import logging
 import math
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -108,13 +108,30 @@ class Setup:
         return (place_batch(batch, self.mesh) for batch in stream)
 
 
+class Fitting(NamedTuple):
+    """What a head is fitted with before the runs start."""
+
+    # The model of `train.init_from`.
+    base: TrainedModel
+    mixture: Mixture
+    vocabulary: Vocabulary
+    constants: Constants
+    # All parameters, flat.
+    leaves: Leaves
+    # As `Setup` has it.
+    info: dict[str, Any]
+
+
+# Returns the leaves of the head and the graph network to start from, on the host.
+FitHead = Callable[[Fitting], dict[str, np.ndarray]]
+
+
 def setup(
-    configs: Sequence[Experiment], hosts: Hosts, initial: TrainedModel | None = None
+    configs: Sequence[Experiment], hosts: Hosts, fit_head: FitHead | None = None
 ) -> tuple[Setup, list[TrainState]]:
     """Loads and makes everything. What can be checked without a picture is checked before one is looked at.
 
-    `initial` starts the runs instead of the model that `train.init_from` names. Maps are made as faces are read; with
-    `data.workers`, whose processes have no parser, all of them at once.
+    Maps are made as faces are read; with `data.workers`, whose processes have no parser, all of them at once.
 
     Returns:
       What the runs share, and the state at step 0 of each, on the mesh.
@@ -127,7 +144,7 @@ def setup(
     check_batch(config.data.batch_size, config.train.accumulate, mesh, hosts.count)
     check_same("config", repr(list(configs)), hosts)
     vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
-    initial = _checked_initial(config, vocabulary, initial)
+    initial = _checked_initial(config, vocabulary)
     # Finds patterns that match nothing.
     trained, frozen = split_shapes(config)
     jax.eval_shape(make_optimizer(config.train).init, trained)
@@ -166,6 +183,12 @@ def setup(
     counts = cache(lambda: training_counts(mixture.records, config.data.counted, vocabulary))
     prompts = _prompts(config, initial, leaves, vocabulary, tokenizer)
     constants = [make_constants(one, prompts, counts, initial) for one in configs]
+    info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
+    info["init_from"] = config.train.init_from
+    if fit_head and initial:
+        fitted = fit_head(Fitting(initial, mixture, vocabulary, constants[0], leaves, info))
+        initial = replace(initial, leaves=initial.leaves | fitted)
+        leaves |= {path: place(leaf, leaves[path].sharding) for path, leaf in fitted.items()}
     words = config.weights.knowledge_connector == "words" and not (initial and _CONNECTOR in initial.leaves)
     if words:
         started = word_connector(config, leaves, constants[0], vocabulary, tokenizer)
@@ -187,8 +210,6 @@ def setup(
     frozen = prepare_frozen(frozen, run_on(config, mesh).model)
 
     states = [_first_state(one, start, mesh) for one, start in zip(configs, starts)]
-    info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
-    info["init_from"] = config.train.init_from
     if make_maps and data.workers:
         with_maps([*mixture.records, *mixture.validation], config.data, config.weights.parser)
         make_maps = None
@@ -270,11 +291,11 @@ def make_transform(
     return ("short", "long") if len(builders) > 1 else ("",), transform
 
 
-def _checked_initial(config: Experiment, vocabulary: Vocabulary, given: TrainedModel | None) -> TrainedModel | None:
-    """The model that training starts from, where there is one: the given one, else that of `train.init_from`."""
+def _checked_initial(config: Experiment, vocabulary: Vocabulary) -> TrainedModel | None:
+    """The model of `train.init_from`, where there is one."""
     if not config.train.init_from:
         return None
-    initial = given or load_model(config.train.init_from)
+    initial = load_model(config.train.init_from)
     frame = initial.config.data.frame
     if frame != config.data.frame:
         log.warning(
