@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +82,8 @@ def fitted_head(config: Experiment, folder: Path, given: Fitting) -> dict[str, n
             log_every=config.train.head_steps,
         ),
     )
-    start = {path: np.asarray(leaf, np.float32) for path, leaf in given.leaves.items() if path.startswith(HEAD)}
+    # On the host, whatever the mesh.
+    start: dict[str, Any] = {p: np.asarray(leaf, np.float32) for p, leaf in given.leaves.items() if p.startswith(HEAD)}
     records, constants = given.mixture.records, given.constants
     features = face_features(given.base, records, cache_folder() / "features", config.data.mask_cache, given.vocabulary)
     scores = label_scores(Trained(fitting, start, constants, []), features)

@@ -41,7 +41,7 @@ def score(stats: Float[Array, "f s"], metric: Metric, resamples: int, samples: A
     value = metric.of(sums)
     if metric.faces is not None and value in (0, 1):
         faces = int(metric.faces(sums))
-        low, high = exact_interval(round(value * faces), faces)
+        low, high = exact_interval(round(float(value) * faces), faces)
     else:
         low, high = metrics.interval(metric.of(samples))
     return {"value": number(value), "low": number(low), "high": number(high)}
