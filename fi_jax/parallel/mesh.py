@@ -1,7 +1,7 @@
 """The device mesh: three named axes laid over the devices, checked before anything is computed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -74,12 +74,13 @@ def run_on(config: Experiment, mesh: Mesh) -> Experiment:
     return replace(config, model=replace(config.model, scan_layers=True))
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """Number of pieces the batch axis is cut into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def batch_shards(mesh: Mesh | Mapping[str, int]) -> int:
+    """Number of pieces the batch axis is cut into, on a mesh or on bare axis sizes."""
+    sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
+    return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh, num_hosts: int = 1) -> None:
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh | Mapping[str, int], num_hosts: int = 1) -> None:
     """Raises `UserError` unless a global batch cuts evenly into accumulation steps, devices and hosts.
 
     `batch_size` counts faces of all hosts and all `accumulate` microbatches together.

@@ -18,6 +18,7 @@ from fi_jax.errors import UserError
 from fi_jax.parallel.collectives import BETWEEN_SLICES, Collective
 
 VARIABLE = "FI_JAX_LIBTPU"
+INSTALL = "pip install 'fi_jax[tpu-plan]', or into a folder: pip install --target DIR --no-deps 'libtpu==0.0.42.*'"
 
 
 class Chip(NamedTuple):
@@ -75,9 +76,7 @@ def find_libtpu(given: str, env: Mapping[str, str] = os.environ) -> Path:
         if named and path.is_file():
             return path
     where = f"'{named}' has no libtpu.so" if named else f"neither --libtpu nor {VARIABLE} says where libtpu is"
-    raise UserError(
-        f"{where}; pip install 'fi_jax[tpu-plan]', or into a folder: pip install --target DIR --no-deps libtpu"
-    )
+    raise UserError(f"{where}; {INSTALL}")
 
 
 def topology_devices(topology: str, libtpu: Path, most: int) -> list[Any]:
@@ -114,7 +113,9 @@ def topology_devices(topology: str, libtpu: Path, most: int) -> list[Any]:
         return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"libtpu knows no topology '{topology}' ({reason}); {form}") from error
+        if "INVALID_ARGUMENT" in reason:
+            raise UserError(f"libtpu knows no topology '{topology}' ({reason}); {form}") from error
+        raise UserError(f"{libtpu} cannot be used ({reason}); install it anew: {INSTALL}") from error
 
 
 def count_flops(jaxpr: Any) -> float:

@@ -14,7 +14,7 @@ def test_mesh_text():
     assert read_mesh("") == {"data": 1, "fsdp": 1, "tensor": 1}
 
 
-@pytest.mark.parametrize("text", ["dta=8", "data", "data=-1", "data=x", "data=0"])
+@pytest.mark.parametrize("text", ["dta=8", "data", "data=-1", "data=x", "data=0", "data=4,data=2"])
 def test_wrong_mesh_text(text):
     with pytest.raises(UserError):
         read_mesh(text)

@@ -197,6 +197,8 @@ def test_libtpu_is_found_or_asked_for(tmp_path, capsys):
     ]:
         with pytest.raises(UserError, match=says):
             topology_devices(wrong, file, 8)
+    assert main(["plan", "tiny", "--mesh", "tensor=1000000"]) == 2
+    assert "8192 devices at most" in capsys.readouterr().err
     assert main(["plan", "tiny", "--topology", "v5e:2x2", "--no-compile"]) == 2
     assert "leave --no-compile out" in capsys.readouterr().err
 
