@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from fi_jax.labels.face_parts import FLIPPED
+from fi_jax.models.flash import platform
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _one_by_one() -> bool:
     A batch's do not: 40 MB for 64 faces, and 1.5 times the time. A loop over a batch that is cut over devices would
     gather it on each of them.
     """
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
+    return platform() == "cpu" and jax.device_count() == 1
 
 
 def _augment_face(

@@ -18,11 +18,21 @@ STILL = Augmentation(
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
 MASK = RNG.integers(0, 19, (3, 24, 24), dtype=np.uint8)
+# Before the tests choose a way themselves.
+CHOICE = module._one_by_one
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def encoder(size: int) -> VitConfig:
     return VitConfig(image_size=size, patch_size=4)
+
+
+@pytest.mark.parametrize(("where", "count", "alone"), [("cpu", 1, True), ("cpu", 8, False), ("tpu", 1, False)])
+def test_faces_come_one_by_one_on_a_lone_cpu(monkeypatch, where, count, alone):
+    """A plan for TPUs is made on a CPU: where the step will run decides."""
+    monkeypatch.setattr(module, "platform", lambda: where)
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    assert CHOICE() is alone
 
 
 @pytest.fixture(params=[True, False], ids=["one by one", "together"], autouse=True)
