@@ -234,7 +234,8 @@ def _llm_bytes(model: ModelConfig, shapes: Shapes, size: int, tensor: int) -> fl
         # `models.flash` keeps its output for its own backward pass.
         attended = heads / tensor * size * tokens
     kept = {
-        "none": everything * size * tokens + weights,
+        # Beside what one layer works on: the norms' inputs in float32, and the parts of silu.
+        "none": ((everything + 2 * c.intermediate_size / tensor) * size + 2 * d * (4 - size)) * tokens + weights,
         # The layer's input is the residual stream before it; `models.llm` names the rest.
         "dots": named * size * tokens + attended,
         "full": d * size * tokens,

@@ -76,7 +76,7 @@ def run_on(config: Experiment, mesh: Mesh) -> Experiment:
 
 def batch_shards(mesh: Mesh | Mapping[str, int]) -> int:
     """Number of pieces the batch axis is cut into, on a mesh or on bare axis sizes."""
-    sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
+    sizes = mesh if isinstance(mesh, Mapping) else mesh.shape
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
