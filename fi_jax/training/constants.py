@@ -1,6 +1,7 @@
 """What a run reads and never trains: T_p^0, Ĉ, the head's choices, and the relations between labels of one face."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from fi_jax.data.datasets import find_dataset
 from fi_jax.knowledge.choices import head_groups
 from fi_jax.knowledge.correlation import Counts, build_graph, extended_graph, normalised, with_bridges
 from fi_jax.knowledge.score_graph import Relations, count_relations, extended_relations
+from fi_jax.labels.question_bank import questions_for
 from fi_jax.labels.schema import find_vocabulary
 from fi_jax.labels.vocabulary import Vocabulary
 from fi_jax.models.face_insight import Constants
@@ -38,6 +40,27 @@ def learnt_from(config: Experiment, initial: TrainedModel | None) -> list[str]:
     """Data sets that a model has learnt from: this stage's, and those of every stage before it."""
     before = initial.info.get("sources", []) if initial else []
     return list(dict.fromkeys([*before, *(find_dataset(source.name).name for source in config.data.sources)]))
+
+
+def carried_on(config: Experiment, vocabulary: Vocabulary, initial: TrainedModel | None) -> dict[str, Any]:
+    """What the answers of the model before went by and its successor's go by too: mirror images, temperatures, and which
+    questions see the face brought nearer, where all their labels were known before and faces are cut as before.
+    """
+    if initial is None:
+        return {}
+    before, questions = set(initial.info["labels"]), questions_for(vocabulary)
+
+    def is_old(name: str) -> bool:
+        about = [question.labels for question in questions if name in (question.name, question.family)]
+        return bool(about) and all(label in before for labels in about for label in labels if label)
+
+    same_head = config.model.knowledge.head == initial.config.model.knowledge.head
+    names = ("mirror", "temperatures", *(("head_temperatures",) if same_head else ()))
+    found = {name: initial.info[name] for name in names if initial.info.get(name)}
+    near = initial.info.get("nearer", ()) if config.data.frame == initial.config.data.frame else ()
+    if kept := [name for name in near if is_old(name)]:
+        found["nearer"] = kept
+    return found
 
 
 def _graph(

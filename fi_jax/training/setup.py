@@ -44,7 +44,7 @@ from fi_jax.parallel.rules import local_rows, place, place_batch, replicated, st
 from fi_jax.prompting.builders import training_builders
 from fi_jax.prompting.question_sampling import training_sequences
 from fi_jax.training.abstract import split_shapes
-from fi_jax.training.constants import learnt_from, make_constants
+from fi_jax.training.constants import carried_on, learnt_from, make_constants
 from fi_jax.training.fingerprint import fingerprint
 from fi_jax.training.members import shares_encoders
 from fi_jax.training.numbers import stacked_numbers
@@ -184,7 +184,7 @@ def setup(
     prompts = _prompts(config, initial, leaves, vocabulary, tokenizer)
     constants = [make_constants(one, prompts, counts, initial) for one in configs]
     info = {"labels": list(vocabulary.names), "base": base_info, "sources": learnt_from(config, initial)}
-    info["init_from"] = config.train.init_from
+    info |= {"init_from": config.train.init_from, **carried_on(config, vocabulary, initial)}
     if fit_head and initial:
         fitted = fit_head(Fitting(initial, mixture, vocabulary, constants[0], leaves, info))
         initial = replace(initial, leaves=initial.leaves | fitted)

@@ -7,8 +7,10 @@ import pytest
 
 from fi_jax.config import DataConfig, Experiment, SourceConfig
 from fi_jax.knowledge.correlation import empty, update
+from fi_jax.labels.questions import yes_no
 from fi_jax.labels.registry import vocabulary
-from fi_jax.training.constants import learnt_from, make_constants
+from fi_jax.labels.vocabulary import Label
+from fi_jax.training.constants import carried_on, learnt_from, make_constants
 from fi_jax.weights.bundle import TrainedModel
 
 FACES = vocabulary("faces")
@@ -45,3 +47,20 @@ def test_labels_that_another_set_does_not_state_keep_their_rows(before):
     # Both hold of every face: each is the other's one neighbour.
     np.testing.assert_allclose(graph[np.ix_(stated, stated)], [[0.8, 0.2], [0.2, 0.8]], rtol=1e-5)
     assert learnt_from(other, before) == ["utkface", "expw"]
+
+
+def test_old_questions_are_answered_as_before(before):
+    """Mirror images, temperatures and nearer views are those of the model before, where it knew all labels."""
+    said = {"mirror": True, "nearer": ["Male", "age_years", "mine"], "head_temperatures": {"gender": 2.0}}
+    before = replace(before, info=before.info | said)
+    kept = said | {"nearer": ["Male", "age_years"]}
+    assert carried_on(CONFIG, FACES, None) == {} and carried_on(CONFIG, FACES, before) == kept
+    grown = replace(FACES, labels=(*FACES.labels, Label("mine", "Mine.")), questions=(yes_no("mine", "Is it mine?"),))
+    assert carried_on(CONFIG, grown, before) == kept
+    del kept["nearer"]
+    few = replace(before, info=before.info | {"labels": ["Smiling"]})
+    aligned = replace(CONFIG, data=replace(CONFIG.data, frame="aligned"))
+    assert carried_on(CONFIG, FACES, few) == carried_on(aligned, FACES, before) == kept
+    knowledge = replace(CONFIG.model.knowledge, head="bernoulli")
+    other = replace(CONFIG, model=replace(CONFIG.model, knowledge=knowledge))
+    assert "head_temperatures" not in carried_on(other, FACES, before)
