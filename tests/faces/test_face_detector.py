@@ -58,6 +58,14 @@ def test_a_fifty_megapixel_picture_is_searched_small():
     assert any(overlap(face, (2750, 1650, 3750, 2650)) > 0.5 for face in faces)
 
 
+def test_boxes_about_the_same_place_are_looked_at_once():
+    near, apart = [(100, 100, 140, 140), (105, 95, 155, 145)], (300, 100, 340, 140)
+    assert finder._regions([near[0], apart, near[1]]) == [
+        ((260, 60, 380, 180), 40, 40),
+        ((55, 45, 205, 195), 40, 50),
+    ]
+
+
 def test_tiny_and_flat_pictures_have_no_face():
     for shape in [(1, 1, 3), (5, 400, 3), (128, 128, 3), (4000, 1, 3), (2, 40_000, 3), (20_000, 700, 3)]:
         assert finder.find_faces(np.full(shape, 128, np.uint8)) == []
@@ -76,7 +84,7 @@ def test_suppression_keeps_disjoint_boxes_largest_first(boxes):
     assert areas == sorted(areas, reverse=True)
     assert bool(kept) == bool(boxes)
     for dropped in set(boxes) - set(kept):
-        assert any(finder._intersection(dropped, k) > 0.3 * finder.area(dropped) * 0.999 for k in kept)
+        assert any(finder._overlaps(dropped, k, 0.3 * 0.999) for k in kept)
 
 
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(10, 100))
