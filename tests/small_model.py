@@ -17,6 +17,7 @@ from fi_jax.config import (
     VitConfig,
     WeightsConfig,
 )
+from fi_jax.inference.answerer import Answerer
 from fi_jax.knowledge.choices import head_groups
 from fi_jax.knowledge.logic import RuleTable, compile_rules
 from fi_jax.labels.question_bank import questions_for
@@ -145,3 +146,13 @@ def make_small() -> Small:
     rules = RuleTable(*map(jnp.asarray, compile_rules(rules_for(vocabulary), vocabulary)))
     inputs = StepInputs(frozen, constants, rules)
     return Small(config, vocabulary, builder, leaves, inputs, trained, _make_batch(vocabulary, builder, 1, 4))
+
+
+def small_answerer(config: Experiment) -> Answerer:
+    """An answerer of random leaves, adapters too, and random prompts without correlation."""
+    rng = np.random.default_rng(0)
+    leaves = init_leaves(config.model, list(param_shapes(config.model)), 0)
+    leaves = {path: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in leaves.items()}
+    n = len(find_vocabulary(config.data.vocabulary))
+    constants = Constants(jnp.asarray(rng.normal(size=(n, 20)), jnp.float32), jnp.eye(n))
+    return Answerer(config, unflatten(leaves), constants, byte_tokenizer(), {})

@@ -43,6 +43,7 @@ def make_judge(setup: Setup) -> Judge:
     # Members differ in numbers alone: one compiled program serves them all.
     for other in answerers[1:]:
         other._faces, other._score = answerers[0]._faces, answerers[0]._score
+        other._score_branches = answerers[0]._score_branches
     sets = dict.fromkeys(source.name for source in config.data.sources)
     asked = [(dataset.name, answerers[0].answerable(dataset.questions)) for dataset in map(find_dataset, sets)]
     asked = [(name, questions) for name, questions in asked if questions]

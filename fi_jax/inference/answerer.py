@@ -1,6 +1,6 @@
 """A trained model ready to answer: pictures and maps in, probabilities of closed answers or generated text out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from tokenizers import Tokenizer
 
 from fi_jax.config import Experiment
@@ -17,6 +17,7 @@ from fi_jax.errors import UserError
 from fi_jax.faces.alignment import nearer
 from fi_jax.faces.masks import flip
 from fi_jax.inference.prepare import merged_while_read, prepare_for_inference, without_adapters
+from fi_jax.inference.scoring import AskedBranch, ask_branch, option_logits
 from fi_jax.knowledge.choices import Groups, head_groups, yes_no_logits
 from fi_jax.knowledge.logic import Facts
 from fi_jax.knowledge.score_graph import with_facts
@@ -29,6 +30,7 @@ from fi_jax.models.face_insight import Alignment, Constants, FaceInsight, Faces,
 from fi_jax.models.pixels import encoder_pixels
 from fi_jax.models.projections import GPU_OPTIONS
 from fi_jax.parallel.rules import fetch
+from fi_jax.prompting.branches import Branch, branches
 from fi_jax.prompting.builders import slots_of
 from fi_jax.prompting.probabilities import option_probabilities
 from fi_jax.prompting.sequences import SequenceBuilder
@@ -84,6 +86,7 @@ class Answerer:
         self.vocabulary: Vocabulary = find_vocabulary(config.data.vocabulary, config.data.schemas)
         self.model = FaceInsight(config.model)
         self._builders: dict[tuple[Question, ...], SequenceBuilder] = {}
+        self._branches: dict[tuple[Question, ...], tuple[list[Branch], list[AskedBranch]]] = {}
         self._one_token: dict[Question, bool] = {}
 
     @property
@@ -123,6 +126,13 @@ class Answerer:
 
         eight_bits = jax.default_backend() == "gpu" and self.config.model.frozen_precision != "bf16"
         return jax.jit(run, compiler_options=GPU_OPTIONS if eight_bits else None)
+
+    @cached_property
+    def _score_branches(self):
+        def run(params, *inputs):
+            return self.model.apply({"params": params}, *inputs, method=option_logits)
+
+        return jax.jit(run)
 
     def facts(self, known: Mapping[str, Statement] | None) -> Facts | None:
         """What is stated of one face (`labels.facts.stated_labels`), rules included."""
@@ -224,10 +234,7 @@ class Answerer:
         for i in set(range(len(questions))) - set(short):
             own = self._long_answers(faces, alignment, questions[i])
             llm[:, i, : own.shape[1]] = own
-        for group in self._by_length(questions, short):
-            rows = cast(dict[str, np.ndarray], self.builder([questions[i] for i in group]).build([range(len(group))]))
-            batch = {key: np.broadcast_to(value, (len(image), *value.shape[1:])) for key, value in rows.items()}
-            logits = self._score(self.params, faces, alignment, batch)
+        for group, logits in self._option_logits(faces, alignment, questions, short):
             llm[:, group, : logits.shape[-1]] = option_probabilities(fetch(logits))
         _require_finite(llm)
         return OptionProbabilities(self._as_stated(self.calibrated(llm, questions), questions, facts), head, scores)
@@ -301,11 +308,51 @@ class Answerer:
         scores = np.stack([part.sum(1) for part in np.split(of_tokens, np.cumsum(lengths)[:-1], axis=1)], 1)
         return np.asarray(option_probabilities(jnp.asarray(scores[:, None])))[:, 0]
 
+    def _option_logits(
+        self, faces: Faces, alignment: Alignment, questions: Sequence[Question], which: Sequence[int]
+    ) -> Iterator[tuple[list[int], Float[Array, "b q k"]]]:
+        """Yields questions of `which` and the logits of their options, until all were asked.
+
+        The kernels of "flash" run a prefix and its questions as one sequence; elsewhere the prefix is run once for all.
+        """
+        if self.config.model.attention == "flash":
+            for group in self._by_length(questions, which):
+                rows = cast(
+                    dict[str, np.ndarray], self.builder([questions[i] for i in group]).build([range(len(group))])
+                )
+                b = len(faces.image_pooled)
+                batch = {key: np.broadcast_to(value, (b, *value.shape[1:])) for key, value in rows.items()}
+                yield group, self._score(self.params, faces, alignment, batch)
+        elif which:
+            groups, asked = self._branched(tuple(questions[i] for i in which))
+            found = self._score_branches(self.params, faces, alignment, self.builder(()).prefix, asked)
+            for branch, logits in zip(groups, found, strict=True):
+                yield [which[i] for i in branch.which], logits
+
     def _by_length(self, questions: Sequence[Question], which: Sequence[int]) -> list[list[int]]:
         lengths = {i: len(self.tokenizer.encode(questions[i].text, add_special_tokens=False).ids) for i in which}
         short = [i for i, n in lengths.items() if n <= 16]
         long = [i for i, n in lengths.items() if n > 16]
         return [group for group in (short, long) if group]
+
+    def _branched(self, questions: tuple[Question, ...]) -> tuple[list[Branch], list[AskedBranch]]:
+        """Questions in branches; made once. A question alone is padded, so that others share its program."""
+        if questions not in self._branches:
+            spell = self.builder(())
+            segments = [spell.question_ids(question.text) for question in questions]
+            options = [[spell.answer_ids(answer)[0] for answer in question.answers] for question in questions]
+            found = branches(segments)
+            asked = [
+                ask_branch(
+                    [segments[i] for i in branch.which],
+                    len(branch.opening),
+                    [options[i] for i in branch.which],
+                    _ALONE if len(questions) == 1 else 1,
+                )
+                for branch in found
+            ]
+            self._branches[questions] = found, asked
+        return self._branches[questions]
 
     def answerable(self, questions: Sequence[Question]) -> list[Question]:
         """Those of the questions whose labels the model's vocabulary has."""
@@ -347,9 +394,9 @@ def head_probabilities(
 def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     """Assembles a trained model on the default device, its base LLM included, in the config's compute dtype.
 
-    On a GPU in bfloat16, adapters are merged into their kernels and the LLM's layers are unrolled; where the config's
-    frozen kernels are in 8 bits, adapters are merged and then rounded with them. `merge` false leaves the parameters as
-    they were trained, stacks and adapters, everywhere.
+    On a GPU in bfloat16 the LLM's layers are unrolled. There, in float32 and where the config's frozen kernels are in 8
+    bits, adapters are merged into their kernels, before those are rounded. `merge` false leaves the parameters as they
+    were trained, stacks and adapters, everywhere.
     """
     if model.config.train.stage == "pretrain":
         raise UserError(
@@ -368,7 +415,7 @@ def load_answerer(model: TrainedModel, *, merge: bool = True) -> Answerer:
     )
     check_base(model, base)
     leaves = {path: jax.tree.map(jnp.asarray, leaves.pop(path)) for path in list(leaves)}
-    if merge and (accelerated or eight_bits):
+    if merge and (accelerated or eight_bits or config.model.dtype == "float32"):
         leaves = prepare_for_inference(leaves, config.model)
         config = replace(config, model=without_adapters(config.model))
     params = unflatten(leaves)

@@ -117,20 +117,42 @@ class Llm(nn.Module):
         continuations: int = 1,
     ) -> tuple[Float[Array, "b p d"], KVCache]:
         """Runs a prefix; returns its hidden states and a cache with `continuations` empty tails of `tail_length`."""
-        b, p = x.shape[:2]
+        p = x.shape[1]
         hidden, (k, v) = self._forward(x, PrefixLayout(p), p + tail_length, keep_kv=True)
-        c = self.config
-        shape, dtype = (b, continuations, c.num_kv_heads, tail_length, c.head_dim), jax.tree.leaves(k)[0].dtype
         if self.kv_precision == "int8":
             k, v = jax.tree.map(quantise_tokens, (k, v))
+        return hidden, self._cache(k, v, x.shape[0], tail_length, continuations)
+
+    def branch(self, cache: KVCache, tail: int, length: int, tail_length: int, continuations: int) -> KVCache:
+        """A cache whose prefix goes on with the first `length` tokens of one tail, and `continuations` empty tails of it."""
+
+        def joined(prefix, tails):
+            own = tails[..., tail, :, :length, :]
+            if isinstance(prefix, Rows):
+                own = quantise_tokens(own)
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-2), prefix, own)
+
+        def is_one(leaf):
+            return isinstance(leaf, Rows)
+
+        k, v = (
+            jax.tree.map(joined, prefix, tails, is_leaf=is_one)
+            for prefix, tails in ((cache.prefix_k, cache.tail_k), (cache.prefix_v, cache.tail_v))
+        )
+        return self._cache(k, v, cache.tail_valid.shape[0], tail_length, continuations)
+
+    def _cache(self, k, v, b: int, tail_length: int, continuations: int) -> KVCache:
+        """Keys and values of a prefix, and empty tails."""
+        c = self.config
+        shape = (b, continuations, c.num_kv_heads, tail_length, c.head_dim)
 
         def empty():
             if self.scan_layers:
-                return jnp.zeros((c.num_layers, *shape), dtype)
-            return tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers))
+                return jnp.zeros((c.num_layers, *shape), self.dtype)
+            return tuple(jnp.zeros(shape, self.dtype) for _ in range(c.num_layers))
 
         tail_valid = jnp.zeros((b, continuations, tail_length), bool)
-        return hidden, KVCache(k, v, empty(), empty(), tail_valid, jnp.zeros((), jnp.int32))
+        return KVCache(k, v, empty(), empty(), tail_valid, jnp.zeros((), jnp.int32))
 
     def extend(
         self,

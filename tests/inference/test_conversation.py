@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import small_config
+from small_model import small_answerer, small_config
 
 from fi_jax.errors import UserError
 from fi_jax.faces.framing import FramedFace
@@ -16,12 +16,7 @@ from fi_jax.inference.answerer import Answerer, check_base
 from fi_jax.inference.answers import Answer, Request, Response
 from fi_jax.inference.conversation import consistent_options, replies, respond
 from fi_jax.labels.question_bank import question
-from fi_jax.labels.registry import vocabulary as find_vocabulary
-from fi_jax.models.face_insight import Constants
-from fi_jax.trees import unflatten
-from fi_jax.weights.assemble import init_leaves, param_shapes
 from fi_jax.weights.bundle import TrainedModel
-from fi_jax.weights.tokenizers import byte_tokenizer
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 BOX = (2.0, 4.0, 26.0, 30.0)
@@ -36,12 +31,7 @@ def answerer() -> Answerer:
         model=replace(config.model, use_segmentation=False),
         data=replace(config.data, vocabulary="utkface"),
     )
-    rng = np.random.default_rng(0)
-    leaves = init_leaves(config.model, list(param_shapes(config.model)), 0)
-    leaves = {path: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in leaves.items()}
-    n = len(find_vocabulary("utkface"))
-    constants = Constants(jnp.asarray(rng.normal(size=(n, 20)), jnp.float32), jnp.eye(n))
-    return Answerer(config, unflatten(leaves), constants, byte_tokenizer(), {})
+    return small_answerer(config)
 
 
 def test_one_question_one_answer(answerer):
