@@ -2,7 +2,7 @@
 
 The detector is the LBP cascade that scikit-image bundles (Zhang et al. 2007 features, OpenCV's frontal-face
 training): frontal faces of any size, no download, tens of milliseconds a picture. A rough search says where to look
-closely: a quarter of the time, and nothing missed in benchmarks/README.md.
+closely: a third of the time of looking everywhere, which is done where it finds nothing.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ MAX_SEARCH_SIDE = 640
 # Faces narrower than this in the searched picture are not looked for.
 MIN_FACE = 32
 # A second look goes this far around a first one, in sides of its box, and for faces so many times as large or small.
-ROOM = 1.0
+ROOM = 0.5
 NEAR_SIZE = 1.5
 # In tight face crops the face takes at least this share of the shorter side.
 TIGHT_FACE = 0.45
@@ -78,13 +78,14 @@ def _search(grey: UInt8[np.ndarray, "y x"]) -> list[Box]:
     height, width = grey.shape
     found = []
     for (left, top, right, bottom), smallest, largest in _regions(
-        _detect(grey, MIN_FACE, min(grey.shape), step=2.4, scale=1.21, agreeing=1)
+        _detect(grey, MIN_FACE, min(grey.shape), step=2.4, agreeing=1)
     ):
         x, y = max(round(left), 0), max(round(top), 0)
         part = np.ascontiguousarray(grey[y : min(round(bottom), height), x : min(round(right), width)])
         boxes = _detect(part, max(round(smallest / NEAR_SIZE), MIN_FACE), round(largest * NEAR_SIZE))
         found += [(box[0] + x, box[1] + y, box[2] + x, box[3] + y) for box in boxes]
-    return found
+    # Of sixteen copies of one portrait, shifted by a pixel each, a rough search alone missed one.
+    return found or _detect(grey, MIN_FACE, min(grey.shape))
 
 
 class _Region(NamedTuple):
