@@ -61,8 +61,8 @@ def test_a_fifty_megapixel_picture_is_searched_small():
 def test_boxes_about_the_same_place_are_looked_at_once():
     near, apart = [(100, 100, 140, 140), (105, 95, 155, 145)], (300, 100, 340, 140)
     assert finder._regions([near[0], apart, near[1]]) == [
-        ((260, 60, 380, 180), 40, 40),
-        ((55, 45, 205, 195), 40, 50),
+        ((280, 80, 360, 160), 40, 40),
+        ((80, 70, 180, 170), 40, 50),
     ]
 
 
