@@ -18,12 +18,19 @@ MAX_SIDE = 2048
 def faces_in(parser: FaceParser, image: UInt8[np.ndarray, "y x 3"]) -> list[Box]:
     """Returns the detected faces, largest first, without those that the parser does not take for a face.
 
-    Detectors also fire on cushions and clouds; the parser gives a second opinion.
+    Detectors also fire on cushions and clouds; the parser gives a second opinion. Where it takes none for a face, faces
+    are looked for everywhere: a rough search may have stopped at a cushion.
     """
     size = parser.input_size
-    faces = find_faces(image)[:MAX_CANDIDATES]
-    maps = (parse_crop(parser, crop_square(image, crop_for_model(face), size)) for face in faces)
-    return [face for face, mask in zip(faces, maps, strict=True) if looks_like_a_face(mask)]
+
+    def confirmed(boxes: list[Box]) -> list[Box]:
+        boxes = boxes[:MAX_CANDIDATES]
+        maps = (parse_crop(parser, crop_square(image, crop_for_model(box), size)) for box in boxes)
+        return [box for box, mask in zip(boxes, maps, strict=True) if looks_like_a_face(mask)]
+
+    found = find_faces(image)
+    faces = confirmed(found)
+    return confirmed(find_faces(image, everywhere=True)) if found and not faces else faces
 
 
 def looks_like_a_face(mask: UInt8[np.ndarray, "y x"]) -> bool:
