@@ -129,8 +129,11 @@ class Answerer:
 
     @cached_property
     def _score_branches(self):
-        def run(params, *inputs):
-            return self.model.apply({"params": params}, *inputs, method=option_logits)
+        # Generation alone keeps its prefix in 8 bits.
+        model = FaceInsight(replace(self.config.model, kv_precision="bf16"))
+
+        def run(params, faces, alignment, prefix, asked):
+            return model.apply({"params": params}, faces, alignment, prefix, asked, method=option_logits)
 
         return jax.jit(run)
 
@@ -182,12 +185,11 @@ class Answerer:
         by_llm: bool = True,
         facts: Facts | None = None,
     ) -> OptionProbabilities:
-        """Answers closed questions by likelihood: one forward pass for all questions about each face.
+        """Answers closed questions by likelihood: all questions about each face together (`_option_logits`).
 
         Questions that `info["nearer"]` names, by their name or family, see the face brought nearer, as in the data set
-        that taught them; they take a pass of their own. Long and short questions go in separate passes too, so that
-        one listing twenty options does not pad forty others. `label_scores` are of the faces as they are, unless all
-        questions see them nearer.
+        that taught them; they take a pass of their own. `label_scores` are of the faces as they are, unless all questions
+        see them nearer.
         What `facts` state is answered as stated. Other answers follow: the head's scores hear of it where they hear
         each other (`knowledge.score_graph`), and the LLM reads it in the gates of its knowledge tokens.
         """
@@ -313,9 +315,10 @@ class Answerer:
     ) -> Iterator[tuple[list[int], Float[Array, "b q k"]]]:
         """Yields questions of `which` and the logits of their options, until all were asked.
 
-        The kernels of "flash" run a prefix and its questions as one sequence; elsewhere the prefix is run once for all.
+        On a CPU in branches: the prefix is run once for all. Elsewhere, as `plan` counts it, as one sequence: branches keep
+        copies of the keys and values of the prefix, and unrolled layers would be compiled once a branch.
         """
-        if self.config.model.attention == "flash":
+        if self.config.model.attention == "flash" or jax.default_backend() != "cpu":
             for group in self._by_length(questions, which):
                 rows = cast(
                     dict[str, np.ndarray], self.builder([questions[i] for i in group]).build([range(len(group))])

@@ -1,4 +1,4 @@
-"""A trained model's parameters as inference on an accelerator reads them: adapters merged, layers one by one."""
+"""A trained model's parameters as inference reads them: adapters merged, layers one by one where they are unrolled."""
 
 from collections.abc import Mapping
 from dataclasses import replace

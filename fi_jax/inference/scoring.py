@@ -1,4 +1,4 @@
-"""Logits of closed answers by the LLM: a face's prefix is run once, then what questions open with, then the rest of each.
+"""Logits of closed answers by the LLM: a prefix is run once, then each branch's opening, then the rest of each question.
 
 Equals one sequence a question, to rounding. Ours.
 """

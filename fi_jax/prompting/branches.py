@@ -1,6 +1,6 @@
 """Many questions as token lists -> branches: questions that open alike and are about as long, to be asked together.
 
-What they open with is run once; behind it, little is padding. Ours.
+What a branch opens with is run once; behind it, little is padding. Ours.
 """
 
 import os
