@@ -71,16 +71,18 @@ class PredictionFile:
 
     def write(self, predictions: Iterable[Sequence[FacePrediction]]) -> Iterator[Sequence[FacePrediction]]:
         """Appends each picture's predictions as they come, and passes them on; a full disk is a `UserError`."""
+        self._append()
+        for faces in predictions:
+            self._append({"image": faces[0].image, "rows": [face.to_row() for face in faces]})
+            yield faces
+
+    def _append(self, *entries: dict[str, Any]) -> None:
+        """Appends lines to the partial file, the header first where it is empty."""
         try:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             with self.partial.open("a", encoding="utf-8", errors="backslashreplace") as lines:
-                if not lines.tell():
-                    lines.write(json.dumps(self._header) + "\n")
-                for faces in predictions:
-                    entry = {"image": faces[0].image, "rows": [face.to_row() for face in faces]}
+                for entry in (*(() if lines.tell() else (self._header,)), *entries):
                     lines.write(json.dumps(entry) + "\n")
-                    lines.flush()
-                    yield faces
         except OSError as error:
             raise UserError(
                 f"cannot write '{self.partial}' ({error.strerror or error}); free space, and repeat the command: it goes "
