@@ -150,7 +150,7 @@ def read_mesh(text: str) -> dict[str, int]:
         require_choice("mesh axis", axis, AXES)
         if axis in mesh:
             raise UserError(f"--mesh '{text}' names {axis} twice")
-        if not equals or not size.isdigit() or int(size) < 1:
+        if not equals or not size.isdecimal() or int(size) < 1:
             raise UserError(f"--mesh '{part}': write axis=size with a positive whole number, as in data=8,fsdp=4")
         mesh[axis] = int(size)
     return {axis: mesh.get(axis, 1) for axis in AXES}

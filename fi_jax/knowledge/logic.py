@@ -350,7 +350,8 @@ def violations(
     annotations hold it. Where some are, they enter as the facts that they are and the others learn from them: an
     exclusion acts between a fact and a label, never between two labels that nobody knows, an at_most_one where a known
     member holds, and an implies whose conclusion is known teaches its premise. Of nothing known, nothing is said, nor
-    where the annotations break a rule themselves (1 % of CelebA's hair colours): it is broken whatever is said.
+    where what enters as facts breaks a rule (1 % of CelebA's hair colours, where the model was asked about some of them):
+    it is broken whatever is said. Where all that the annotations break is said too, the rule counts like any other.
 
     `categorical`: the labels of each exactly-one group are alternatives of one softmax, not independent: exactly-one
     then holds by itself and is masked, and the probability of any of several of them is their sum; members from two
