@@ -31,9 +31,10 @@ require --state-dir "${opt[state-dir]}" '.+' "a folder"
 # The folder of one job: `command`, `pid` (the supervisor; its process group is the job) and `log`.
 job_dir=${opt[state-dir]}/${opt[job]}
 
-# The number may belong to another program by now; and the supervisor may be gone, killed, while its processes train.
+# The number may belong to another program by now; the supervisor may be gone, killed, while its processes train; and
+# what has ended may stay as a zombie, where no init collects it.
 alive() {
-  [ -f "$1/pid" ] && pgrep -g "$(cat "$1/pid")" -f 'local\.sh| -m fi_jax ' >/dev/null
+  [ -f "$1/pid" ] && pgrep -r D,R,S,T -g "$(cat "$1/pid")" -f 'local\.sh| -m fi_jax ' >/dev/null
 }
 
 case $action in

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +219,8 @@ def test_pictures_are_found_in_folders_lists_tables_and_globs(folder, tmp_path):
     for text in (str(tmp_path / "mac"), str(tmp_path / "mac" / "*.PNG")):
         assert find_pictures([text]) == [tmp_path / "mac" / "0.PNG"]
     assert find_pictures([str(tmp_path / "mac" / "._*")]) == [tmp_path / "mac" / "._0.PNG"]
+    inside = (tmp_path / "mac").rename(tmp_path / ".mac")
+    assert find_pictures([str(inside / "*.PNG")]) == [inside / "0.PNG"]
     # A question may be longer than any name.
     assert not is_named_like_pictures("Is she smiling? " * 60) and is_named_like_pictures(str(folder))
     (folder / "list.txt").write_text("drawn/0.PNG\n\nportrait.png\n")
@@ -347,11 +348,14 @@ def test_a_chat_keeps_the_face_for_questions_that_follow(folder, capsys, monkeyp
 def test_what_takes_long_says_what_it_is(capsys, monkeypatch):
     from fi_jax.cli import ask
 
-    real = ask.threading.Timer
-    monkeypatch.setattr(ask.threading, "Timer", lambda seconds, work: real(seconds / 100, work))
-    with ask._step("loading the model"):
-        time.sleep(0.2)
+    real, timers = ask.threading.Timer, []
+    monkeypatch.setattr(ask.threading, "Timer", lambda *given: timers.append(real(*given)) or timers[-1])
     with ask._step("answering"):
         pass
-    time.sleep(0.1)
+    with ask._step("loading the model"):
+        # As after its two seconds, which need not pass here.
+        timers[1].function()
+    for timer in timers:
+        timer.join()
+        assert timer.interval == 2.0
     assert capsys.readouterr().err == "loading the model …\n"

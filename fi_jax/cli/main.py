@@ -63,7 +63,13 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(self.format(record), file=stream, flush=True)
+        try:
+            print(self.format(record), file=stream, flush=True)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # The terminal is gone. What is to be saved comes first (SIGHUP), and nobody reads on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _log_to_console() -> None:

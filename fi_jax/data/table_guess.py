@@ -87,7 +87,7 @@ def _add(guess: Guess, name: str, entry: dict) -> None:
         if other := asked.get(str(entry.get(key)).lower()):
             guess.doubts.append(f"'{name}' asks what '{other}' asks; ignored")
             entry = {"type": "ignore"}
-    if "question" in entry and is_built_in(name):
+    if "question" in entry and (is_built_in(name) or name in vocabulary("all").names):
         entry, name = {"column": name, **entry}, f"own_{name}"
     guess.labels[name] = entry
 

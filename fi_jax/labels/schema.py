@@ -26,6 +26,8 @@ _LABEL = ("type", "column", "same_as", "question", "also", "prompt", "yes", "no"
 _YES, _NO = ("1", "1.0", "yes", "y", "true", "t"), ("0", "0.0", "-1", "no", "n", "false", "f")
 # `same_as: age` of a column of years.
 _AGE = "age"
+# The questions that it answers.
+_YEARS = ("age_group", "age_years")
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def read_schema(text: str, where: str = "the schema") -> Schema:
         raise UserError(f"{where}: folders give one label, but labels names {len(columns)}")
     own = tuple(label for part in parts for label in part.labels)
     _once((label.name for label in own), f"{where}: label")
-    answered = [column.question.name if column.question else _AGE for column in columns]
+    answered = [name for column in columns for name in ((column.question.name,) if column.question else _YEARS)]
     _once(answered, f"{where}: two columns answer the question")
     wordings = [text for part in parts for text in part.wordings()]
     _once(map(str.lower, wordings), f"{where}: two labels have the question")

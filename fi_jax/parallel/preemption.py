@@ -23,7 +23,8 @@ class PreemptionFlag:
     """Turns SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C into a decision that all processes take at the same step.
 
     Use as a context manager around the loop; ask `reached(step)` once at every step, on every process, with the same
-    step numbers. A second signal of the same kind acts as it would have without us.
+    step numbers. A second Ctrl-C acts as it would have without us. Other signals may come twice for one reason: from a
+    launcher and to its whole group, from a shell and from the kernel.
     """
 
     def __init__(self, num_processes: int = 1):
@@ -68,7 +69,8 @@ class PreemptionFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, self._previous[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])
         if self.num_processes > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

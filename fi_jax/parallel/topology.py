@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+from jax.extend.core import jaxprs_in_params
 
 from fi_jax.errors import UserError
 from fi_jax.parallel.collectives import BETWEEN_SLICES, Collective
@@ -135,7 +135,7 @@ def count_flops(jaxpr: Any) -> float:
         elif name == "shard_map":
             # What it holds is one device's.
             repeat = params["mesh"].size
-        for inside in jax.core.jaxprs_in_params(params):
+        for inside in jaxprs_in_params(params):
             total += repeat * count_flops(inside)
     return total
 

@@ -39,7 +39,7 @@ def _named_by(text: str, column: str) -> list[Path]:
         files = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir() and not _is_hidden(file.relative_to(path))
+            if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir() and not _hidden(file.relative_to(path))
         )
         if not files:
             raise UserError(f"folder '{path}' holds no picture ({', '.join(PICTURE_SUFFIXES)})")
@@ -57,7 +57,7 @@ def _named_by(text: str, column: str) -> list[Path]:
         return named
     try:
         matches = Path().glob(text) if not path.is_absolute() else Path("/").glob(text.lstrip("/"))
-        files = sorted(match for match in matches if match.is_file() and (_is_hidden(path) or not _is_hidden(match)))
+        files = sorted(match for match in matches if match.is_file() and _hidden(match) <= _hidden(path))
     except ValueError as error:  # A pattern such as "a**".
         raise UserError(f"'{text}' is not a pattern of names ({error})") from None
     if not files:
@@ -65,9 +65,9 @@ def _named_by(text: str, column: str) -> list[Path]:
     return files
 
 
-def _is_hidden(path: Path) -> bool:
-    """As `._NAME`, which is no picture, beside every picture that came from a Mac."""
-    return any(part.startswith(".") and part != ".." for part in path.parts)
+def _hidden(path: Path) -> int:
+    """How many parts of a path are hidden, as `._NAME` is: no picture, beside every picture that came from a Mac."""
+    return sum(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def picture_rows(path: Path, column: str = "") -> list[tuple[Path, Row]]:

@@ -1,6 +1,8 @@
 """The command line itself: commands, help, exit statuses, one-line mistakes."""
 
 import ast
+import logging
+import os
 import subprocess
 import sys
 import time
@@ -42,6 +44,17 @@ def test_commands_import_nothing_heavy_at_the_top(file):
     names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
     heavy = {"jax", "flax", "torch", "transformers", "matplotlib", "grain", "orbax", "tyro", "numpy"}
     assert not {name.split(".")[0] for name in names} & heavy
+
+
+@pytest.mark.parametrize(("level", "name"), [(logging.INFO, "stdout"), (logging.WARNING, "stderr")])
+def test_a_terminal_that_is_gone_stops_nothing(level, name, monkeypatch):
+    """What was to be said at a step must not keep the step from being saved."""
+    leader, terminal = os.openpty()
+    os.close(leader)
+    with open(terminal, "w") as gone:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr(sys, name, gone)
+        for _ in range(2):
+            cli._Console().emit(logging.makeLogRecord({"msg": "step 1", "levelno": level}))
 
 
 def test_help_is_quick():

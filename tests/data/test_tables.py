@@ -37,6 +37,7 @@ VOCABULARY = vocabulary("celeba")
 YES_NO = {"type": "yes/no", "question": "Is it?", "prompt": "It."}
 ONE_OF = {"type": "one of", "question": "Which?"}
 SMILES = {"type": "yes/no", "same_as": "Smiling"}
+YEARS = {"type": "number", "same_as": "age"}
 HEADER = ["file", "subject", "badge", "mood", "sex", "Age", "height", "note"]
 
 
@@ -235,6 +236,7 @@ def test_folders_by_class(tmp_path, pictures, monkeypatch):
         ({"labels": {"x": YES_NO, "y": YES_NO}}, "two labels have the question 'is it?' twice"),
         ({"labels": {"x:a": YES_NO, "x": {**ONE_OF, "options": {"a": "A.", "b": "B."}}}}, "label 'x:a' twice"),
         ({"labels": {"x": SMILES, "y": SMILES}}, "two columns answer the question 'Smiling' twice"),
+        ({"labels": {"x": YEARS, "y": {"type": "one of", "same_as": "age_group"}}}, "the question 'age_group' twice"),
         ({"labels": {"gender": YES_NO}}, "say 'same_as: gender'"),
         ({"labels": {"x": {"type": "number", "question": "Q?", "bins": ["1000001", "1000002"]}}}, "6 digits at most"),
         ({"name": "faces"}, "that of a vocabulary"),
@@ -261,8 +263,11 @@ def test_a_name_that_stands_twice_in_a_schema_is_refused(pictures, tmp_path):
 def test_init_makes_a_schema_of_names_that_collide(tmp_path, capsys):
     write_csv(
         tmp_path / "faces.csv",
-        [[f"{i}.jpg", "mf"[i % 2], "MF"[i % 2], f"{i % 3}0s", "ab"[i % 2], "ab"[i % 2]] for i in range(40)],
-        header=["file", "sex", "gender", "age_group", "Eye colour", "eye_colour"],
+        [
+            [f"{i}.jpg", "mf"[i % 2], "MF"[i % 2], f"{i % 3}0s", "ab"[i % 2], "ab"[i % 2], "01"[i % 2]]
+            for i in range(40)
+        ],
+        header=["file", "sex", "gender", "age_group", "Eye colour", "eye_colour", "Female"],
     )
     assert main(["dataset", "init", str(tmp_path / "faces.csv")]) == 0
     said = capsys.readouterr().out
@@ -273,6 +278,7 @@ def test_init_makes_a_schema_of_names_that_collide(tmp_path, capsys):
         "sex": "sex",
         "own_age_group": "age_group",
         "Eye colour": "Eye colour",
+        "own_Female": "Female",
     }
 
 

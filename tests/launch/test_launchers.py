@@ -259,6 +259,9 @@ def test_a_job_whose_launcher_was_killed_is_still_one(tmp_path):
     assert "running" in launch("local.sh", *options, "--list")
     assert "is running" in launch("local.sh", *command, status=2)
     launch("local.sh", *options, "--delete", "j")
+    # A signal is sent before it has done its work.
+    while processes_of(leader) and time.monotonic() < deadline + 20:
+        time.sleep(0.1)
     assert not processes_of(leader) and not (tmp_path / "j").exists()
 
 
