@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from fi_jax.models import vit
 from fi_jax.models.pixels import to_pixels
 from fi_jax.models.vit import Vit, drop_branch, resize_position_embedding
 from fi_jax.weights.huggingface import load_vision
+
+# What is compared bit for bit is compiled as it is for people (conftest.py).
+FUSED = {"xla_cpu_use_fusion_emitters": True}
 
 
 def _tower(folder, kind="CLIPVision", **sizes):
@@ -199,7 +203,10 @@ def test_remat_changes_nothing():
     params = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), pixels)
 
     def gradient(remat):
-        return jax.jit(jax.grad(lambda p: (Vit(config, remat=remat).apply(p, pixels).tokens ** 2).sum()))(params)
+        def loss(params):
+            return (Vit(config, remat=remat).apply(params, pixels).tokens ** 2).sum()
+
+        return jax.jit(jax.grad(loss), compiler_options=FUSED)(params)
 
     plain = gradient("none")
     for remat in ("dots", "full"):
@@ -279,8 +286,12 @@ def test_drop_branch_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_acts_in_training_alone():
     config = VitConfig(16, 4, 12, 24, 3, 2, drop_path=0.5)
     params = jax.jit(Vit(config).init)(jax.random.key(0, impl="rbg"), _pixels(16))
-    plain = Vit(config).apply(params, _pixels(16)).pooled
-    undropped = Vit(replace(config, drop_path=0.0)).apply(params, _pixels(16), train=True).pooled
+
+    def pooled(config, train):
+        run = partial(Vit(config).apply, train=train)
+        return jax.jit(lambda params, pixels: run(params, pixels).pooled, compiler_options=FUSED)(params, _pixels(16))
+
+    plain, undropped = pooled(config, False), pooled(replace(config, drop_path=0.0), True)
     np.testing.assert_array_equal(plain, undropped)
     runs = [
         Vit(config).apply(params, _pixels(16), train=True, rngs={"dropout": jax.random.key(i)}).pooled for i in range(4)
