@@ -1,8 +1,8 @@
 """Own faces from start to end: draws a table with two labels that the bundled model does not know (`cover`, over nose and
 mouth, and `backdrop`, one of three colours), fine-tunes on it, predicts, evaluates and reports; says minutes, accuracy, and how far the
-built-in answers moved.
+built-in answers moved; with --data, whose folder holds the releases, also how right the built-in answers are, before and after.
 
-    python benchmarks/own_table.py FOLDER --count 200
+    python benchmarks/own_table.py FOLDER --count 200 --data data
 
 Everything lies in FOLDER: photos, labels.csv, mine.yaml, runs/mine, out, report and summary.json.
 """
@@ -23,6 +23,8 @@ from fi_jax.api import Model
 from fi_jax.data.synthetic.face import draw_face
 
 BACKDROPS = {"red": (196, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 200)}
+# Validation faces of each release that the built-in answers are judged by.
+RELEASES = {"expw": 160, "utkface": 160, "celeba": 64}
 SCHEMA = """\
 name: mine
 table: labels.csv
@@ -83,6 +85,15 @@ def moved(before: Model, after: Model, photos: list[Path], by: str) -> dict[str,
     }
 
 
+def old_answers(model: str | Path, data: Path, out: Path) -> dict[str, float]:
+    """How right a model's answers about validation faces of releases are, by head and LLM."""
+    values: dict[str, float] = {}
+    for name, faces in RELEASES.items():
+        judged = fi_jax.evaluate(model, {name: data / name}, out / name, split="val", limit=faces, batch_size=16)
+        values |= {" ".join(key): value for key, value in judged.values().items()}
+    return values
+
+
 def main() -> None:
     """Runs all of it and prints the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,6 +101,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="faces in the table (default: 200)")
     parser.add_argument("--steps", type=int, help="steps of the LLM's adapters (default: the config's)")
     parser.add_argument("--head-only", action="store_true", help="let the alignment head alone predict and be judged")
+    parser.add_argument("--data", type=Path, help="folder of the releases (default: old answers are not judged)")
     args = parser.parse_args()
     schema = draw_table(args.folder, args.count)
     begin = time.monotonic(), time.process_time()
@@ -110,6 +122,11 @@ def main() -> None:
         "built_in_answers": {by: moved(before, after, photos if by == "head" else photos[:10], by) for by in sources},
         "first_prediction": row,
     }
+    if args.data:
+        models: dict[str, str | Path] = {"before": "nano", "after": run.folder}
+        summary["old_answers"] = {
+            when: old_answers(model, args.data, args.folder / "old" / when) for when, model in models.items()
+        }
     (args.folder / "summary.json").write_text(json.dumps(summary, indent=1))
     report = [sys.executable, "-m", "fi_jax", "report", str(args.folder / "out"), str(run.folder)]
     subprocess.run([*report, "--out", str(args.folder / "report")], check=True)

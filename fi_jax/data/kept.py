@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def kept_arrays(path: Path, find: Callable[[], dict[str, np.ndarray]]) -> dict[s
 
     def write() -> None:
         with atomic_path(path) as temporary:
-            np.savez(temporary, **found)
+            np.savez(temporary, **cast(dict[str, Any], found))
 
     _keep(path, write)
     return found

@@ -30,17 +30,21 @@ log = logging.getLogger(__name__)
 _FACES, _LEARNING_RATE = 64, 1e-3
 
 
-def train_run(config: Experiment, folder: Path, hosts: Hosts, **resuming: bool) -> int:
+def train_run(
+    config: Experiment, folder: Path, hosts: Hosts, *, finish: bool = False, accept_changed_data: bool = False
+) -> int:
     """Trains one config into its folder, its head first where `train.head_steps` says so.
 
-    `resuming`, the exit status and the errors are those of `training.loop.train`.
+    The other arguments, the exit status and the errors are those of `training.loop.train`.
     """
+    go = partial(
+        train, config, folder, hosts, make_judge=make_judge, finish=finish, accept_changed_data=accept_changed_data
+    )
     if not config.train.head_steps:
-        return train(config, folder, hosts, make_judge=make_judge, **resuming)
+        return go()
     if hosts.count > 1:
         raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
-    fit_head = partial(fitted_head, config, folder)
-    return train(config, folder, hosts, make_judge=make_judge, fit_head=fit_head, **resuming)
+    return go(fit_head=partial(fitted_head, config, folder))
 
 
 def train_runs(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts) -> int:

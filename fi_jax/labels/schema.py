@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -287,7 +287,7 @@ def _rule(given: Any, known: set[str], where: str) -> Rule:
         if label not in known:
             raise UserError(f"{where}: '{label}' is no label of the schema{did_you_mean(label, known)}")
     make = implies if kinds == ["implies"] else excludes
-    return make(premise, others, _text({"source": "the schema"} | fields, "source", where))
+    return make(cast(str, premise), others, _text({"source": "the schema"} | fields, "source", where))
 
 
 def _fields(given: Any, known: tuple[str, ...] | None, where: str) -> dict[str, Any]:
