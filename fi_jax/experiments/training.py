@@ -37,14 +37,18 @@ def train_run(
 
     The other arguments, the exit status and the errors are those of `training.loop.train`.
     """
-    go = partial(
-        train, config, folder, hosts, make_judge=make_judge, finish=finish, accept_changed_data=accept_changed_data
-    )
-    if not config.train.head_steps:
-        return go()
-    if hosts.count > 1:
+    if config.train.head_steps and hosts.count > 1:
         raise UserError("train.head_steps fits the head on one host; fit it there first, then start from its folder")
-    return go(fit_head=partial(fitted_head, config, folder))
+    fit_head = partial(fitted_head, config, folder) if config.train.head_steps else None
+    return train(
+        config,
+        folder,
+        hosts,
+        make_judge=make_judge,
+        fit_head=fit_head,
+        finish=finish,
+        accept_changed_data=accept_changed_data,
+    )
 
 
 def train_runs(configs: Sequence[Experiment], folders: Sequence[Path], hosts: Hosts) -> int:

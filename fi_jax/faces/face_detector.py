@@ -2,7 +2,7 @@
 
 The detector is the LBP cascade that scikit-image bundles (Zhang et al. 2007 features, OpenCV's frontal-face
 training): frontal faces of any size, no download, tens of milliseconds a picture. A rough search says where to look
-closely, which takes a third of the time of looking everywhere. That is done where nothing was found so: beside a face that
+closely, which takes 0.4 of the time of looking everywhere. That is done where nothing was found so: beside a face that
 was found, one that the rough search misses is lost.
 """
 

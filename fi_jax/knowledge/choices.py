@@ -66,7 +66,7 @@ def score_cross_entropy(
         return jnp.sum(bernoulli * known), jnp.sum(known)
     alone = known * ~jnp.asarray(groups).any(0)
     told = jnp.asarray(groups) & (known[:, None] > 0)
-    yes = softmax_log_probs(jnp.where(groups, scores[:, None], _NONE)).yes
+    yes = jax.nn.log_softmax(jnp.where(groups, scores[:, None], _NONE), axis=-1)
     mass = jnp.where(told, labels[:, None], 0.0)
     has_rest = (told != groups).any(-1)
     rest = jnp.where(has_rest, jnp.maximum(1 - mass.sum(-1), 0.0), 0.0)
