@@ -166,6 +166,8 @@ class Checkpoints:
             if not any(word in text.lower() for word in _DISK):
                 raise
             self._failed = True
+            # Leaves are written side by side; what the others met, asyncio would log when Python ends.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             reason = next(word for word in _DISK if word in text.lower())
             raise UserError(
                 f"cannot write a checkpoint under '{self._folder}' ({reason}); the ones before it are whole. "
